@@ -1,0 +1,1 @@
+"""The robot side: control loop, tasks, operator, spool and link. Imports no learner code."""

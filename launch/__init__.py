@@ -1,0 +1,1 @@
+"""Launchers: compose the learner and actor processes. Imports no code of either."""

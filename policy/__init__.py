@@ -1,0 +1,1 @@
+"""What learner and actor share: specs, the diffusion policy, its weights and the wire codec."""

@@ -1,0 +1,200 @@
+"""Frozen config objects from TOML presets and key=value overrides; unknown keys are refused with the nearest name."""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from policy.errors import ConfigError, unknown_name
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Architecture of everything that crosses the wire as weights. Learner and actor must agree on all of it."""
+
+    denoising_steps: int = 20
+    """T, length of the reverse diffusion chain."""
+    schedule: Literal["cosine", "vp"] = "cosine"
+    """Noise schedule."""
+    denoiser_hidden: tuple[int, ...] = (256, 256, 256)
+    """Widths of the denoiser's hidden layers (mish)."""
+    time_embedding_dim: int = 32
+    """Size of the sinusoidal embedding of the denoising step."""
+    critic_hidden: tuple[int, ...] = (256, 256, 256)
+    """Widths of each critic's hidden layers."""
+    num_critics: int = 5
+    """N, critics in the ensemble."""
+    num_quantiles: int = 25
+    """M, quantiles per critic."""
+    drop_quantiles: int = 2
+    """k, highest quantiles of each critic left out of the conservative value (Eq 14) and of targets."""
+    critic_layer_norm: bool = False
+    """LayerNorm and tanh in the critic instead of mish (RLPD, HIL-SERL); needed for sparse rewards with demonstrations."""
+    behavior_candidates: int = 4
+    """K_b, unguided samples per decision; the critic picks one. 1 means that no critic is published."""
+
+    def __post_init__(self) -> None:
+        if self.denoising_steps < 2:
+            raise ConfigError(f"denoising_steps = {self.denoising_steps}: the chain needs at least 2 steps")
+        if not 0 <= self.drop_quantiles < self.num_quantiles:
+            raise ConfigError(
+                f"drop_quantiles = {self.drop_quantiles} must be at least 0 and below num_quantiles = {self.num_quantiles}"
+            )
+        if self.behavior_candidates < 1:
+            raise ConfigError(f"behavior_candidates = {self.behavior_candidates}: at least one sample is needed to act")
+        for name in ("denoiser_hidden", "critic_hidden"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give at least one positive width")
+
+    def to_json(self) -> str:
+        return to_json(self)
+
+
+def to_json(config: Any) -> str:
+    """Return the canonical JSON text of a config object."""
+    return json.dumps(dataclasses.asdict(config), sort_keys=True)
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in presets_dir().glob("*.toml"))
+
+
+def presets_dir() -> Path:
+    return Path(__file__).resolve().parent.parent / "launch" / "presets"
+
+
+def load_preset(name_or_path: str) -> dict[str, Any]:
+    """Read a preset by name (launch/presets/NAME.toml) or by path. Raises ConfigError naming the valid presets."""
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = presets_dir() / f"{name_or_path}.toml"
+        if not path.exists():
+            raise unknown_name("preset", name_or_path, preset_names())
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read preset {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"preset {path} is not valid TOML: {error}") from error
+
+
+def from_dict(cls: type[Config], raw: Mapping[str, Any], where: str = "") -> Config:
+    """Build the frozen dataclass `cls` from nested tables; missing keys take their defaults.
+
+    Raises ConfigError for an unknown key (with the nearest valid one) or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key not in names:
+            raise _unknown_key(f"{where}{key}", [f"{where}{name}" for name in names])
+        values[key] = _convert(hints[key], value, f"{where}{key}")
+    return cls(**values)
+
+
+def flatten(raw: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested tables into dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in raw.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def apply_overrides(raw: dict[str, Any], assignments: Sequence[str], valid: Sequence[str]) -> dict[str, Any]:
+    """Return a copy of nested tables `raw` with each "key=value" set.
+
+    A key is a dotted path in `valid`, or any unambiguous tail of one (`guidance.type`). Values are TOML, bare words
+    are strings. Raises ConfigError for a malformed, unknown (nearest name given) or ambiguous key.
+    """
+    result = json.loads(json.dumps(raw))
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator:
+            raise ConfigError(f"override {assignment!r} is not of the form key=value")
+        path = _match_key(key.strip(), valid)
+        table = result
+        *parents, leaf = path.split(".")
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[leaf] = _parse_value(text.strip())
+    return typing.cast(dict[str, Any], result)
+
+
+def valid_keys(cls: type, prefix: str = "") -> list[str]:
+    """Return the dotted path of every leaf field of a (nested) config dataclass."""
+    keys: list[str] = []
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            keys += valid_keys(typing.cast(type, hints[field.name]), f"{prefix}{field.name}.")
+        else:
+            keys.append(f"{prefix}{field.name}")
+    return keys
+
+
+def _match_key(key: str, valid: Sequence[str]) -> str:
+    if key in valid:
+        return key
+    matches = [path for path in valid if path.endswith(f".{key}")]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ConfigError(f"key {key!r} is ambiguous: it could be {' or '.join(matches)}. Give a longer path.")
+    raise _unknown_key(key, valid)
+
+
+def _unknown_key(key: str, valid: Sequence[str]) -> ConfigError:
+    tails = {path: path for path in valid}
+    for path in valid:  # a typo in a tail should still find its path
+        for start in range(path.count(".")):
+            tails.setdefault(path.split(".", start + 1)[-1], path)
+    nearest = difflib.get_close_matches(key, tails, n=1, cutoff=0.5)
+    hint = f"Did you mean {tails[nearest[0]]!r}?" if nearest else f"Valid keys: {', '.join(valid)}."
+    return ConfigError(f"unknown configuration key {key!r}. {hint}")
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} = {value!r}: expected a table")
+        return from_dict(typing.cast(type, hint), value, f"{where}.")
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise unknown_name(where, str(value), [str(choice) for choice in typing.get_args(hint)])
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} = {value!r}: expected a list")
+        return tuple(_convert(typing.get_args(hint)[0], item, where) for item in value)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        (inner,) = [choice for choice in typing.get_args(hint) if choice is not type(None)]
+        return _convert(inner, value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{where} = {value!r}: expected {hint.__name__}, got {type(value).__name__}")
+    return value

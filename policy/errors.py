@@ -1,0 +1,55 @@
+"""Errors that a person must act on, and the exit code each one ends a program with.
+
+Every message says what happened with values and units, the limit, the likely cause and what to do.
+"""
+
+EXIT_OK = 0
+EXIT_CONFIG = 2  # unknown key, bad value, unknown task or backend; the same code as a usage error
+EXIT_PORT_IN_USE = 69
+EXIT_CORRUPT_FILE = 74  # a checkpoint, weights or log file failed its check
+EXIT_MISMATCH = 76  # learner and actor disagree on protocol, specs or policy architecture
+
+
+class CgpoError(Exception):
+    """Base of all errors with a message written for the operator."""
+
+    exit_code = 1
+
+
+class ConfigError(CgpoError):
+    """A configuration value is unknown, out of range or contradicts another one."""
+
+    exit_code = EXIT_CONFIG
+
+
+class WireError(CgpoError):
+    """A message does not hold what its schema and the session's specs promise."""
+
+    exit_code = EXIT_MISMATCH
+
+
+class SpecMismatchError(CgpoError):
+    """Learner and actor were started with different specs or policy architectures."""
+
+    exit_code = EXIT_MISMATCH
+
+
+class WeightsError(CgpoError):
+    """Weights or a checkpoint are corrupt or belong to another architecture; nothing was loaded."""
+
+    exit_code = EXIT_CORRUPT_FILE
+
+
+class PortInUseError(CgpoError):
+    """Another process listens on the requested address."""
+
+    exit_code = EXIT_PORT_IN_USE
+
+
+def unknown_name(kind: str, name: str, valid: "list[str] | tuple[str, ...]") -> ConfigError:
+    """Return the error for a name that is not registered: nearest name first, then all valid ones."""
+    import difflib
+
+    nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return ConfigError(f"unknown {kind} {name!r}.{hint} Valid: {', '.join(sorted(valid))}.")

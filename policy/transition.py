@@ -1,0 +1,65 @@
+"""One control step as it is spooled, sent, logged and replayed."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy.spec import Observation
+
+
+class ActionSource(IntEnum):
+    """Who chose the executed action."""
+
+    POLICY = 1
+    HUMAN_DEMONSTRATION = 2  # the whole episode is a demonstration
+    HUMAN_INTERVENTION = 3  # the operator took over from the policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """What happened between two observations.
+
+    The next observation is the following step's `observation`; only an episode's last step carries it itself
+    (`final_observation`), so every frame crosses the wire once. A step that is neither last nor followed by the next
+    one (the actor died) has no next observation and is not trained on.
+    Actions are normalised to [-1, 1] by the ActionSpec, shape (A,).
+    """
+
+    episode: int  # 0, 1, ... within one actor incarnation
+    step: int  # 0, 1, ... within the episode
+    observation: Observation
+    policy_action: NDArray[np.float32]  # proposed by the policy, also while a human drives
+    executed_action: NDArray[np.float32]  # sent to the robot after intervention and safety gate
+    source: ActionSource
+    reward: float
+    terminated: bool  # the task ended: do not bootstrap
+    truncated: bool  # time limit or operator stop: bootstrap from the next observation
+    weights_version: int  # policy weights behind policy_action; 0 = untrained
+    weights_age_s: float  # since those weights were published by the learner (0 for version 0)
+    wall_time_s: float  # for people; ordering never uses it
+    monotonic_time_s: float  # actor's monotonic clock
+    reward_source: str = "task"
+    final_observation: Observation | None = None  # set exactly on the last step of an episode
+
+    @property
+    def is_last(self) -> bool:
+        return self.terminated or self.truncated
+
+    @property
+    def is_intervention(self) -> bool:
+        return self.source is ActionSource.HUMAN_INTERVENTION
+
+    @property
+    def is_human(self) -> bool:
+        return self.source is not ActionSource.POLICY
+
+
+@dataclass(frozen=True, order=True)
+class RecordId:
+    """Names one transition for ever: no restart of either side can reuse it."""
+
+    actor_id: str
+    incarnation: str  # new for every actor process, sorts by start time
+    sequence: int  # dense from 0 within one incarnation

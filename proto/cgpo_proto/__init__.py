@@ -1,0 +1,1 @@
+"""Generated messages of link.proto. Regenerate with launch/generate_proto.sh."""

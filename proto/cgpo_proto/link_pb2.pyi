@@ -1,0 +1,178 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ActionSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ACTION_SOURCE_UNSPECIFIED: _ClassVar[ActionSource]
+    ACTION_SOURCE_POLICY: _ClassVar[ActionSource]
+    ACTION_SOURCE_HUMAN_DEMONSTRATION: _ClassVar[ActionSource]
+    ACTION_SOURCE_HUMAN_INTERVENTION: _ClassVar[ActionSource]
+
+class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DTYPE_UNSPECIFIED: _ClassVar[DType]
+    DTYPE_FLOAT32: _ClassVar[DType]
+    DTYPE_UINT8: _ClassVar[DType]
+ACTION_SOURCE_UNSPECIFIED: ActionSource
+ACTION_SOURCE_POLICY: ActionSource
+ACTION_SOURCE_HUMAN_DEMONSTRATION: ActionSource
+ACTION_SOURCE_HUMAN_INTERVENTION: ActionSource
+DTYPE_UNSPECIFIED: DType
+DTYPE_FLOAT32: DType
+DTYPE_UINT8: DType
+
+class HelloRequest(_message.Message):
+    __slots__ = ("protocol_version", "actor_id", "incarnation", "specs_json", "policy_json", "spooled_incarnations")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SPECS_JSON_FIELD_NUMBER: _ClassVar[int]
+    POLICY_JSON_FIELD_NUMBER: _ClassVar[int]
+    SPOOLED_INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    actor_id: str
+    incarnation: str
+    specs_json: str
+    policy_json: str
+    spooled_incarnations: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, protocol_version: _Optional[int] = ..., actor_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., specs_json: _Optional[str] = ..., policy_json: _Optional[str] = ..., spooled_incarnations: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class HelloReply(_message.Message):
+    __slots__ = ("protocol_version", "weights_version", "resume")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    weights_version: int
+    resume: _containers.RepeatedCompositeFieldContainer[ResumePosition]
+    def __init__(self, protocol_version: _Optional[int] = ..., weights_version: _Optional[int] = ..., resume: _Optional[_Iterable[_Union[ResumePosition, _Mapping]]] = ...) -> None: ...
+
+class ResumePosition(_message.Message):
+    __slots__ = ("incarnation", "next_sequence")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    NEXT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    incarnation: str
+    next_sequence: int
+    def __init__(self, incarnation: _Optional[str] = ..., next_sequence: _Optional[int] = ...) -> None: ...
+
+class Record(_message.Message):
+    __slots__ = ("actor_id", "incarnation", "sequence", "transition")
+    ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TRANSITION_FIELD_NUMBER: _ClassVar[int]
+    actor_id: str
+    incarnation: str
+    sequence: int
+    transition: Transition
+    def __init__(self, actor_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., sequence: _Optional[int] = ..., transition: _Optional[_Union[Transition, _Mapping]] = ...) -> None: ...
+
+class Ack(_message.Message):
+    __slots__ = ("incarnation", "next_sequence")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    NEXT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    incarnation: str
+    next_sequence: int
+    def __init__(self, incarnation: _Optional[str] = ..., next_sequence: _Optional[int] = ...) -> None: ...
+
+class Transition(_message.Message):
+    __slots__ = ("episode", "step", "observation", "policy_action", "executed_action", "source", "reward", "terminated", "truncated", "weights_version", "weights_age_s", "wall_time_s", "monotonic_time_s", "reward_source", "final_observation")
+    EPISODE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    OBSERVATION_FIELD_NUMBER: _ClassVar[int]
+    POLICY_ACTION_FIELD_NUMBER: _ClassVar[int]
+    EXECUTED_ACTION_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    REWARD_FIELD_NUMBER: _ClassVar[int]
+    TERMINATED_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    WALL_TIME_S_FIELD_NUMBER: _ClassVar[int]
+    MONOTONIC_TIME_S_FIELD_NUMBER: _ClassVar[int]
+    REWARD_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    FINAL_OBSERVATION_FIELD_NUMBER: _ClassVar[int]
+    episode: int
+    step: int
+    observation: Observation
+    policy_action: _containers.RepeatedScalarFieldContainer[float]
+    executed_action: _containers.RepeatedScalarFieldContainer[float]
+    source: ActionSource
+    reward: float
+    terminated: bool
+    truncated: bool
+    weights_version: int
+    weights_age_s: float
+    wall_time_s: float
+    monotonic_time_s: float
+    reward_source: str
+    final_observation: Observation
+    def __init__(self, episode: _Optional[int] = ..., step: _Optional[int] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., policy_action: _Optional[_Iterable[float]] = ..., executed_action: _Optional[_Iterable[float]] = ..., source: _Optional[_Union[ActionSource, str]] = ..., reward: _Optional[float] = ..., terminated: _Optional[bool] = ..., truncated: _Optional[bool] = ..., weights_version: _Optional[int] = ..., weights_age_s: _Optional[float] = ..., wall_time_s: _Optional[float] = ..., monotonic_time_s: _Optional[float] = ..., reward_source: _Optional[str] = ..., final_observation: _Optional[_Union[Observation, _Mapping]] = ...) -> None: ...
+
+class Observation(_message.Message):
+    __slots__ = ("fields",)
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    fields: _containers.RepeatedCompositeFieldContainer[NamedTensor]
+    def __init__(self, fields: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...) -> None: ...
+
+class NamedTensor(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "data")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: DType
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class WatchWeightsRequest(_message.Message):
+    __slots__ = ("actor_id", "have_version")
+    ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    HAVE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    actor_id: str
+    have_version: int
+    def __init__(self, actor_id: _Optional[str] = ..., have_version: _Optional[int] = ...) -> None: ...
+
+class WeightsChunk(_message.Message):
+    __slots__ = ("version", "manifest", "offset", "data")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    manifest: WeightsManifest
+    offset: int
+    data: bytes
+    def __init__(self, version: _Optional[int] = ..., manifest: _Optional[_Union[WeightsManifest, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class WeightsManifest(_message.Message):
+    __slots__ = ("num_bytes", "sha256", "learner_step", "published_wall_s", "tensors")
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    LEARNER_STEP_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHED_WALL_S_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    num_bytes: int
+    sha256: str
+    learner_step: int
+    published_wall_s: float
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorInfo]
+    def __init__(self, num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., learner_step: _Optional[int] = ..., published_wall_s: _Optional[float] = ..., tensors: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ...) -> None: ...
+
+class TensorInfo(_message.Message):
+    __slots__ = ("name", "dtype", "shape")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...

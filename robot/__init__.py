@@ -1,0 +1,1 @@
+"""Robots, real and simulated, behind one Protocol; the safety gate. Imports none of the other rooms."""

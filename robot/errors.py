@@ -1,0 +1,24 @@
+"""Errors of robot drivers. Messages carry values, units, the limit, the likely cause and the remedy."""
+
+
+class RobotError(Exception):
+    """Base of everything a robot driver raises."""
+
+
+class RobotConfigError(RobotError):
+    """A robot, scene or limit was configured with a value that makes no sense."""
+
+
+class MissingDependencyError(RobotError):
+    """An optional package that a driver needs is not installed."""
+
+
+class StaleStateError(RobotError):
+    """The robot state is too old to act on."""
+
+    def __init__(self, age_s: float, limit_s: float) -> None:
+        self.age_s = age_s
+        super().__init__(
+            f"robot state is {age_s * 1e3:.0f} ms old (limit {limit_s * 1e3:.0f} ms). Is the robot's control process "
+            "running and the arm unlocked? The arm has been told to hold."
+        )

@@ -1,0 +1,78 @@
+"""What a robot is to the rest of the system. SI units; base frame O, end effector EE (libfranka notation)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobotState:
+    """One measurement of the arm and gripper."""
+
+    O_T_EE: Array  # (4, 4) pose of EE in O
+    O_twist_EE: Array  # (6,) linear then angular velocity of EE in O, m/s and rad/s
+    q: Array  # (7,) rad
+    dq: Array  # (7,) rad/s
+    tau_J: Array  # (7,) N m
+    O_F_ext_hat_K: Array  # (6,) external force then torque on EE in O, N and N m
+    gripper_width: float  # m, 0 closed
+    robot_time_s: float  # the robot's own clock
+    received_monotonic_s: float  # time.monotonic() at arrival
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobotCommand:
+    """One Cartesian step for one control period, relative to the *measured* pose (Deoxys OSC_POSE delta)."""
+
+    delta_position: Array  # (3,) m, in O
+    delta_rotation: Array  # (3,) rotation vector, rad, in O: R_goal = exp(delta_rotation) R_measured
+    gripper_width: float | None = None  # m; None keeps the last command
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenePlacement:
+    """Where an episode starts. A simulator puts arm and objects there; a robot moves its arm to O_T_EE."""
+
+    O_T_EE: Array  # (4, 4)
+    objects: Mapping[str, Array] = field(default_factory=dict)  # name -> (4, 4); frame stated by the scene
+
+
+class RobotBackend(Protocol):
+    """A Franka-like arm with a gripper. One thread calls it."""
+
+    def connect(self) -> None:
+        """Open the connection. Raises RobotError with the remedy when there is nothing to talk to."""
+
+    def reset(self, placement: ScenePlacement) -> RobotState:
+        """Bring arm (and, in a simulator, objects) to `placement` at rest and return the state there."""
+
+    def read_state(self) -> RobotState:
+        """Return the newest state; raises StaleStateError if it is older than the limit."""
+
+    def send_command(self, command: RobotCommand) -> None:
+        """Start executing a step that already passed the safety gate. Does not wait for its end."""
+
+    def advance(self, period_s: float) -> None:
+        """Let one control period pass: a simulator integrates it, a real robot returns at once."""
+
+    def stop(self) -> None:
+        """Hold the current pose. Safe to call twice, from any thread, and after a failure."""
+
+    def close(self) -> None:
+        """Release everything. Safe to call twice."""
+
+
+@runtime_checkable
+class SimulatedBackend(RobotBackend, Protocol):
+    """A backend that also knows where the objects are."""
+
+    def object_poses(self) -> dict[str, Array]:
+        """Return name -> O_T_object (4, 4) for each object of the scene."""
+
+    def render(self, width: int, height: int, camera: str = "overview") -> NDArray[np.uint8]:
+        """Return an RGB image (height, width, 3); raises RobotError where the backend cannot draw."""
