@@ -1,0 +1,6 @@
+"""Sizes of the objects that simulated scenes and tasks agree on. Metres."""
+
+PEG_RADIUS_M = 0.012
+HOLE_RADIUS_M = 0.013  # 1 mm radial clearance
+HOLE_DEPTH_M = 0.03
+PEG_LENGTH_M = 0.07  # from the EE frame's origin between the finger tips to the peg's tip, nominal in-hand pose
