@@ -1,5 +1,8 @@
 """Errors of robot drivers. Messages carry values, units, the limit, the likely cause and the remedy."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class RobotError(Exception):
     """Base of everything a robot driver raises."""
@@ -22,3 +25,11 @@ class StaleStateError(RobotError):
             f"robot state is {age_s * 1e3:.0f} ms old (limit {limit_s * 1e3:.0f} ms). Is the robot's control process "
             "running and the arm unlocked? The arm has been told to hold."
         )
+
+
+def unknown_name(kind: str, name: str, valid: Iterable[str]) -> RobotConfigError:
+    """Return the error for a name that does not exist: the nearest one first, then all valid ones."""
+    names = sorted(valid)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return RobotConfigError(f"unknown {kind} {name!r}.{hint} Valid: {', '.join(names)}.")
