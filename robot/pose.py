@@ -29,7 +29,8 @@ def rotation_from_rotvec(rotvec: ArrayLike) -> Array:
     else:
         first, second = math.sin(angle) / angle, (1.0 - math.cos(angle)) / angle_squared
     skew = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    return np.eye(3) + first * skew + second * (skew @ skew)
+    rotation: Array = np.eye(3) + first * skew + second * (skew @ skew)
+    return rotation
 
 
 def rotvec_from_rotation(rotation: Array) -> Array:

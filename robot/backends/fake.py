@@ -1,0 +1,153 @@
+"""A robot made of two formulas: no physics engine, microseconds per step, bit-identical runs.
+
+EE follows each step as the twin's ideal operational-space controller would, a critically damped spring towards the
+goal, integrated exactly. Contact knows one thing, peg and plate: see `_push_out_of_plate`. Joints and forces stay zero.
+"""
+
+import math
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robot.errors import RobotError
+from robot.geometry import HOLE_DEPTH_M, HOLE_RADIUS_M, PEG_RADIUS_M
+from robot.interface import Array, RobotCommand, RobotState, ScenePlacement
+from robot.pose import apply_delta, inverse, make_pose, pose_difference, rotation_from_rotvec
+from robot.scenes import check_placement, check_scene
+
+# Deoxys OSC_POSE defaults; with unit inertia and kd = 2 sqrt(kp) each axis is critically damped at sqrt(kp).
+_TRANSLATION_RATE = math.sqrt(150.0)  # 1/s
+_ROTATION_RATE = math.sqrt(250.0)  # 1/s
+_CLEARANCE_M = HOLE_RADIUS_M - PEG_RADIUS_M
+
+
+class FakeBackend:
+    """A kinematic arm. Satisfies SimulatedBackend, except that it cannot draw."""
+
+    def __init__(self, scene: str) -> None:
+        check_scene(scene)
+        self._scene = scene
+        self._time_s = 0.0
+        self._placement: ScenePlacement | None = None
+        self._O_T_EE = self._O_T_EE_goal = np.eye(4)
+        self._twist = np.zeros(6)
+        self._gripper_width = 2.0 * PEG_RADIUS_M
+
+    def connect(self) -> None:
+        """Nothing to open."""
+
+    def reset(self, placement: ScenePlacement) -> RobotState:
+        """Jump to `placement` at rest. Raises RobotConfigError if it does not fit the scene."""
+        check_placement(self._scene, placement)
+        self._placement = placement
+        self._O_T_EE = self._O_T_EE_goal = placement.O_T_EE.astype(np.float64)
+        self._twist = np.zeros(6)
+        self._gripper_width = 2.0 * PEG_RADIUS_M
+        return self.read_state()
+
+    def read_state(self) -> RobotState:
+        """Return the state now; q, dq, tau_J and the external wrench are zeros."""
+        self._require_reset()
+        return RobotState(
+            O_T_EE=self._O_T_EE.copy(),
+            O_twist_EE=self._twist.copy(),
+            q=np.zeros(7),
+            dq=np.zeros(7),
+            tau_J=np.zeros(7),
+            O_F_ext_hat_K=np.zeros(6),
+            gripper_width=self._gripper_width,
+            robot_time_s=self._time_s,
+            received_monotonic_s=time.monotonic(),
+        )
+
+    def send_command(self, command: RobotCommand) -> None:
+        """Set the goal to the present pose plus the step. The gripper is where it is told to be at once."""
+        self._require_reset()
+        self._O_T_EE_goal = apply_delta(self._O_T_EE, command.delta_position, command.delta_rotation)
+        if command.gripper_width is not None and self._scene != "peg_in_hole":  # there it holds the peg
+            self._gripper_width = command.gripper_width
+
+    def advance(self, period_s: float) -> None:
+        """Move towards the goal for period_s, then undo what the plate forbids."""
+        placement = self._require_reset()
+        error_position, error_rotation = pose_difference(self._O_T_EE, self._O_T_EE_goal)
+        position_left, linear = _approach(error_position, self._twist[:3], _TRANSLATION_RATE, period_s)
+        rotation_left, angular = _approach(error_rotation, self._twist[3:], _ROTATION_RATE, period_s)
+        O_T_EE = make_pose(
+            rotation_from_rotvec(-rotation_left) @ self._O_T_EE_goal[:3, :3],
+            self._O_T_EE_goal[:3, 3] - position_left,
+        )
+        if self._scene == "peg_in_hole":
+            push = _push_out_of_plate(self._O_T_EE, O_T_EE, placement)
+            O_T_EE[:3, 3] += push
+            linear = _stopped_by(push, linear)
+        self._O_T_EE = O_T_EE
+        self._twist = np.concatenate([linear, angular])
+        self._time_s += period_s
+
+    def stop(self) -> None:
+        """Hold the present pose."""
+        self._O_T_EE_goal = self._O_T_EE
+        self._twist = np.zeros(6)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def object_poses(self) -> dict[str, Array]:
+        """Return name -> O_T_object (4, 4) for each object of the scene."""
+        objects = self._require_reset().objects
+        if self._scene == "peg_in_hole":
+            return {"hole": objects["hole"].copy(), "peg": self._O_T_EE @ objects["peg"]}
+        return {name: pose.copy() for name, pose in objects.items()}
+
+    def render(self, width: int, height: int, camera: str = "overview") -> NDArray[np.uint8]:
+        """Raise RobotError: there is nothing to draw."""
+        raise RobotError("the fake backend cannot draw; use the backend 'twin' for images and videos")
+
+    def _require_reset(self) -> ScenePlacement:
+        if self._placement is None:
+            raise RobotError("the fake robot has no pose yet; call reset(placement) first")
+        return self._placement
+
+
+def _approach(error: Array, velocity: Array, rate: float, duration_s: float) -> tuple[Array, Array]:
+    """Solve e'' + 2 rate e' + rate^2 e = 0 from e(0) = error, e'(0) = -velocity; return (e, velocity) at duration_s."""
+    slope = rate * error - velocity
+    decay = math.exp(-rate * duration_s)
+    left = (error + slope * duration_s) * decay
+    return left, rate * left - slope * decay
+
+
+def _stopped_by(push: Array, velocity: Array) -> Array:
+    """Return `velocity` without the part that runs against `push` (both (3,), in O)."""
+    length = math.hypot(*push.tolist())
+    if length == 0.0:
+        return velocity
+    direction = push / length
+    return velocity - min(float(velocity @ direction), 0.0) * direction
+
+
+def _push_out_of_plate(O_T_EE_before: Array, O_T_EE: Array, placement: ScenePlacement) -> Array:
+    """Return the shift of EE (3,) m, in O, that brings the peg's tip back to where it may be.
+
+    The plate is an endless plane at the rim. The tip may go below it only where its axis is within the clearance of
+    the hole's axis; once below it stays there sideways, and above the bottom. Tilt and the peg's shaft do not count.
+    """
+    hole_T_O = inverse(placement.objects["hole"])
+    EE_p_tip = placement.objects["peg"][:, 3]
+    tip_before = (hole_T_O @ O_T_EE_before @ EE_p_tip)[:3]
+    tip = (hole_T_O @ O_T_EE @ EE_p_tip)[:3]
+    if tip[2] >= 0.0:
+        return np.zeros(3)
+    allowed = tip.copy()
+    lateral = math.hypot(tip[0], tip[1])
+    was_inside = tip_before[2] < 0.0
+    if lateral <= _CLEARANCE_M or was_inside:
+        allowed[2] = max(tip[2], -HOLE_DEPTH_M)
+        if lateral > _CLEARANCE_M:
+            allowed[:2] *= _CLEARANCE_M / lateral
+    else:
+        allowed[2] = 0.0
+    shift: Array = placement.objects["hole"][:3, :3] @ (allowed - tip)
+    return shift
