@@ -11,9 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import tomli_w
+
 from policy.errors import ConfigError, unknown_name
 
 Config = TypeVar("Config")
+Tables = Mapping[str, Mapping[str, Any]]
+
+PRESET_TABLES = ("policy", "learner", "actor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +42,8 @@ class PolicyConfig:
     drop_quantiles: int = 2
     """k, highest quantiles of each critic left out of the conservative value (Eq 14) and of targets."""
     critic_layer_norm: bool = False
-    """LayerNorm and tanh in the critic instead of mish (RLPD, HIL-SERL); needed for sparse rewards with demonstrations."""
+    """LayerNorm and tanh in the critic instead of mish (RLPD, HIL-SERL); needed for sparse rewards with
+    demonstrations."""
     behavior_candidates: int = 4
     """K_b, unguided samples per decision; the critic picks one. 1 means that no critic is published."""
 
@@ -46,7 +52,8 @@ class PolicyConfig:
             raise ConfigError(f"denoising_steps = {self.denoising_steps}: the chain needs at least 2 steps")
         if not 0 <= self.drop_quantiles < self.num_quantiles:
             raise ConfigError(
-                f"drop_quantiles = {self.drop_quantiles} must be at least 0 and below num_quantiles = {self.num_quantiles}"
+                f"drop_quantiles = {self.drop_quantiles} must be at least 0 and below "
+                f"num_quantiles = {self.num_quantiles}"
             )
         if self.behavior_candidates < 1:
             raise ConfigError(f"behavior_candidates = {self.behavior_candidates}: at least one sample is needed to act")
@@ -72,7 +79,7 @@ def presets_dir() -> Path:
 
 
 def load_preset(name_or_path: str) -> dict[str, Any]:
-    """Read a preset by name (launch/presets/NAME.toml) or by path. Raises ConfigError naming the valid presets."""
+    """Read the tables of a preset by name (launch/presets/NAME.toml) or path. Raises ConfigError with the valid names."""
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = presets_dir() / f"{name_or_path}.toml"
@@ -101,15 +108,24 @@ def from_dict(cls: type[Config], raw: Mapping[str, Any], where: str = "") -> Con
     return cls(**values)
 
 
-def flatten(raw: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested tables into dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in raw.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def to_toml(programs: Mapping[str, Any]) -> str:
+    """Return the text of a preset that holds every value of the programs' configurations ({"learner": config, ...}).
+
+    A field that is None is left out, as TOML has no null; so None must be the default of a field that may be None.
+    """
+    tables: dict[str, Any] = {}
+    for section, config in programs.items():
+        table = _plain(config)
+        tables["policy"] = table.pop("policy")
+        tables[section] = table
+    return tomli_w.dumps(tables)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {name: _plain(item) for name, item in fields.items() if item is not None}
+    return str(value) if isinstance(value, Path) else value
 
 
 def apply_overrides(raw: dict[str, Any], assignments: Sequence[str], valid: Sequence[str]) -> dict[str, Any]:
@@ -175,6 +191,8 @@ def _parse_value(text: str) -> Any:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
+        if isinstance(value, typing.cast(type, hint)):
+            return value
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} = {value!r}: expected a table")
         return from_dict(typing.cast(type, hint), value, f"{where}.")

@@ -1,0 +1,100 @@
+"""Command lines of the programs: a preset, every configuration field as a flag on top, and errors as exit codes."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Generic, TypeVar, cast
+
+import tyro
+
+from policy import config as config_module
+from policy import errors
+from policy.errors import CgpoError, ConfigError
+
+Config = TypeVar("Config")
+
+EXIT_CODES_HELP = f"""Exit codes:
+  {errors.EXIT_OK:3}  finished, or stopped by Ctrl-C
+    1  failed; the message says why (--debug adds the traceback)
+  {errors.EXIT_CONFIG:3}  unknown option, bad value, unknown task or backend
+  {errors.EXIT_PORT_IN_USE:3}  another process listens on the port
+  {errors.EXIT_CORRUPT_FILE:3}  a checkpoint, weights or log file is corrupt
+  {errors.EXIT_MISMATCH:3}  learner and actor disagree on protocol, specs or policy architecture"""
+
+
+@dataclass(frozen=True)
+class _CommandLine(Generic[Config]):
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    preset: str = ""
+    """Name of a file in launch/presets (without .toml), or the path of one. Flags override its values."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def parse_config(
+    cls: type[Config],
+    section: str,
+    argv: Sequence[str],
+    description: str,
+    *,
+    example: str = "",
+    default_preset: str = "",
+) -> Config:
+    """Build a program's configuration: defaults of `cls`, then the preset's tables, then flags.
+
+    `section` is the program's own table in a preset ("learner"); the table "policy" becomes the field `policy`.
+    Exits with code 2 on an unknown flag and with 0 on --help. Raises ConfigError for a preset or combination of values
+    that makes no sense.
+    """
+    name = _find_preset(argv) or default_preset
+    default = config_from_preset(cls, section, config_module.load_preset(name) if name else {})
+    examples = f"\n\nExample:\n  {example}" if example else ""
+    line = tyro.cli(
+        _CommandLine[cls],  # type: ignore[valid-type]
+        prog=f"python -m {section}",
+        description=f"{description}{examples}\n\n{EXIT_CODES_HELP}",
+        args=list(argv),
+        default=_CommandLine(config=default, preset=name),
+    )
+    return cast(Config, line.config)
+
+
+def config_from_preset(cls: type[Config], section: str, preset: config_module.Tables) -> Config:
+    """Build `cls` from the tables of a preset. Raises ConfigError naming the nearest valid table or key."""
+    for table in preset:
+        if table not in config_module.PRESET_TABLES:
+            raise errors.unknown_name("preset table", table, config_module.PRESET_TABLES)
+    own = preset.get(section, {})
+    if "policy" in own:
+        raise ConfigError(f"[{section}.policy] in a preset: write the table [policy], learner and actor share it")
+    policy = config_module.from_dict(config_module.PolicyConfig, preset.get("policy", {}), "policy.")
+    return config_module.from_dict(cls, {**own, "policy": policy}, f"{section}.")
+
+
+def run_main(main: Callable[[], int | None]) -> int:
+    """Run a program and return its exit code; an error with a message for the operator is shown as that message only.
+
+    Also sets up logging to stderr. Use as `sys.exit(run_main(main))`.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    try:
+        return main() or errors.EXIT_OK
+    except CgpoError as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+
+
+def _find_preset(argv: Sequence[str]) -> str:
+    """Return the value of the last --preset; tyro needs it before it can show the preset's values as defaults."""
+    name = ""
+    for index, argument in enumerate(argv):
+        if argument.startswith("--preset="):
+            name = argument.removeprefix("--preset=")
+        elif argument == "--preset":
+            if index + 1 == len(argv):
+                raise ConfigError(f"--preset needs a name. Valid: {', '.join(config_module.preset_names())}.")
+            name = argv[index + 1]
+    return name
