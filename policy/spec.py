@@ -60,7 +60,7 @@ class ObservationSpec:
         parts: list[NDArray[np.float32]] = []
         for field in self.fields:
             value = np.asarray(observation[field.name], dtype=np.float32)
-            low, high = np.float32(field.low), np.float32(field.high)
+            low, high = np.asarray(field.low, np.float32), np.asarray(field.high, np.float32)
             parts.append(np.clip((2 * value - low - high) / (high - low), -1.5, 1.5))
             if field.fine_scale:
                 parts.append(np.tanh(value / np.float32(field.fine_scale)))

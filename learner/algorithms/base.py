@@ -1,0 +1,50 @@
+"""What the trainer needs of an algorithm, and what every algorithm here shares."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from learner.replay import Batch
+from policy.config import PolicyConfig
+
+Module = TypeVar("Module", bound=nn.Module)
+SampleBatch = Callable[[], Batch]
+Metrics = dict[str, Tensor | float]
+
+
+class Algorithm(Protocol):
+    """Turns replay batches into better policy weights. Owns its networks, optimisers and noise."""
+
+    def update_step(self, sample_batch: SampleBatch) -> Metrics:
+        """Do one learner step, drawing as many batches as it needs. Returns scalars to log."""
+
+    def policy_tensors(self) -> dict[str, Tensor]:
+        """Return what DiffusionPolicy loads: tensors named denoiser.* and, if published, critic.*."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that a bit-exact resume needs, by unique name."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore `state()`; raises WeightsError when a tensor is missing or has another shape."""
+
+
+def publishes_critic(config: PolicyConfig) -> bool:
+    return config.behavior_candidates > 1
+
+
+def named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return detached copies of tensors with `prefix.` before each name."""
+    return {f"{prefix}.{name}": tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+def update_ema(target: nn.Module, online: nn.Module, rate: float) -> None:
+    """Move every target parameter towards its online twin: target <- (1 - rate) target + rate online."""
+    torch._foreach_lerp_(list(target.parameters()), [parameter.detach() for parameter in online.parameters()], rate)
+
+
+def frozen_copy(module: Module) -> Module:
+    """Return a copy whose parameters take no gradient: a target network."""
+    return copy.deepcopy(module).requires_grad_(False)

@@ -1,0 +1,68 @@
+"""Behaviour cloning: the same diffusion policy regressed onto human actions, nothing else. The floor to beat."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from learner.algorithms.base import Metrics, SampleBatch, frozen_copy, named, publishes_critic, update_ema
+from learner.algorithms.state import Stateful, collect_state, restore_state
+from learner.config import LearnerConfig
+from learner.losses import denoising_error
+from policy.critic_network import CriticEnsemble
+from policy.diffusion_policy import make_critic, make_denoiser
+from policy.noise_schedule import make_noise_schedule
+from policy.spec import Specs
+
+
+class BehaviourCloning:
+    """L = E ||eps - eps_theta||^2 on human rows; the EMA of the denoiser acts (Diffusion Policy, arXiv:2303.04137)."""
+
+    def __init__(self, config: LearnerConfig, specs: Specs) -> None:
+        device = torch.device(config.device)
+        torch.manual_seed(config.seed)
+        self._config, self._policy = config.bc, config.policy
+        self._schedule = make_noise_schedule(self._policy.schedule, self._policy.denoising_steps).to(device)
+        self._denoiser = make_denoiser(specs, self._policy).to(device)
+        self._averaged_denoiser = frozen_copy(self._denoiser)
+        self._optimiser = torch.optim.Adam(self._denoiser.parameters(), self._config.learning_rate)
+        self._noise = torch.Generator(device).manual_seed(config.seed)
+        self._critic = _indifferent_critic(specs, config) if publishes_critic(self._policy) else None
+
+    def update_step(self, sample_batch: SampleBatch) -> Metrics:
+        batch = sample_batch()
+        error = denoising_error(self._denoiser, self._schedule, batch.action, batch.feature, self._noise)
+        loss = (error * batch.is_human).sum() / batch.is_human.sum().clamp(min=1)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+        update_ema(self._averaged_denoiser, self._denoiser, self._config.target_update_rate)
+        return {"actor_loss": loss.detach()}
+
+    def policy_tensors(self) -> dict[str, Tensor]:
+        tensors = named("denoiser", self._averaged_denoiser.state_dict())
+        if self._critic is not None:
+            tensors |= named("critic", self._critic.state_dict())
+        return tensors
+
+    def state(self) -> dict[str, Tensor]:
+        return collect_state(self._parts())
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        restore_state(self._parts(), state)
+
+    def _parts(self) -> dict[str, Stateful]:
+        return {
+            "denoiser": self._denoiser,
+            "averaged_denoiser": self._averaged_denoiser,
+            "optimiser": self._optimiser,
+            "noise": self._noise,
+        }
+
+
+def _indifferent_critic(specs: Specs, config: LearnerConfig) -> CriticEnsemble:
+    """A critic that values everything 0, so that best-of-K picks the first sample: cloning has no values to offer."""
+    critic = make_critic(specs, config.policy)
+    for parameter in critic.parameters():
+        torch.nn.init.zeros_(parameter)
+    return critic.requires_grad_(False)

@@ -1,0 +1,260 @@
+"""CGPO, critic-guided diffusion policy optimisation (arXiv:2605.30056), in reading order.
+
+One learner step: critic updates towards truncated double-selected targets; then, with the new critic, one better action
+per state is synthesised by a guided chain and the denoiser is regressed onto it, weighted by its advantage; then both
+target networks follow. Letters: B batch, K candidates, A action, N critics, M quantiles, T denoising steps.
+
+Ours, not the paper's, each a switch: BC warm-up, human actions as competing targets, LayerNorm critic, reward scale.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from learner.algorithms.base import Metrics, SampleBatch, frozen_copy, named, publishes_critic, update_ema
+from learner.algorithms.state import Stateful, collect_state, restore_state
+from learner.config import LearnerConfig
+from learner.guidance import make_guide
+from learner.losses import (
+    advantage_weight,
+    annealed_entropy_weight,
+    combine_denoising_errors,
+    denoising_error,
+    quantile_huber_loss,
+    scalar_critic_loss,
+    target_atoms,
+)
+from learner.replay import Batch
+from policy.critic_network import CriticEnsemble, conservative_value
+from policy.diffusion_policy import make_critic, make_denoiser
+from policy.noise_schedule import make_noise_schedule
+from policy.sampler import NoisePredictor, best_of, draw_noise, sample
+from policy.spec import Specs
+
+
+class Cgpo:
+    """See the module docstring; configuration in learner.config.CgpoConfig."""
+
+    def __init__(self, config: LearnerConfig, specs: Specs) -> None:
+        self._config, self._policy = config.cgpo, config.policy
+        device = torch.device(config.device)
+        torch.manual_seed(config.seed)
+        self._schedule = make_noise_schedule(self._policy.schedule, self._policy.denoising_steps).to(device)
+        self._action_dim = specs.action.dim
+        self._denoiser = make_denoiser(specs, self._policy).to(device)
+        self._critic = make_critic(specs, self._policy).to(device)
+        self._value = make_value_network(specs.observation.feature_dim, self._config.value_hidden).to(device)
+        self._target_denoiser = frozen_copy(self._denoiser)
+        self._target_critic = frozen_copy(self._critic)
+        eps = self._config.adam_eps
+        self._denoiser_optimiser = Adam(self._denoiser.parameters(), self._config.actor_learning_rate, eps=eps)
+        self._critic_optimiser = Adam(self._critic.parameters(), self._config.critic.learning_rate, eps=eps)
+        self._value_optimiser = Adam(self._value.parameters(), self._config.value_learning_rate, eps=eps)
+        # One generator per purpose: switching guidance off does not shift the critic's noise.
+        self._critic_noise, self._actor_noise, self._loss_noise = (
+            torch.Generator(device).manual_seed(config.seed * 1000 + purpose) for purpose in range(3)
+        )
+        self._guide = make_guide(self._config.guidance, self._value_of)
+        self._actor_updates = torch.zeros((), dtype=torch.int64)
+
+    def update_step(self, sample_batch: SampleBatch) -> Metrics:
+        for _ in range(self._config.cta_ratio - 1):
+            self._update_critic(sample_batch())
+            update_ema(self._target_critic, self._critic, self._config.target_update_rate)
+        batch = sample_batch()
+        metrics = self._update_critic(batch)
+        if int(self._actor_updates) < self._config.bc_warmup_steps:
+            metrics |= self._imitate(batch)
+        else:
+            metrics |= self._update_actor(batch)
+        self._actor_updates += 1
+        update_ema(self._target_critic, self._critic, self._config.target_update_rate)
+        update_ema(self._target_denoiser, self._denoiser, self._config.target_update_rate)
+        return metrics
+
+    # --- critic ---------------------------------------------------------------------------------------------------
+
+    def _update_critic(self, batch: Batch) -> Metrics:
+        targets = self._critic_targets(batch)
+        quantiles = self._critic(batch.feature, batch.action)
+        if self._config.critic.type == "twin_scalar":
+            loss = scalar_critic_loss(quantiles, targets)
+        else:
+            loss = quantile_huber_loss(quantiles, targets, self._config.critic.huber_kappa)
+        self._step(self._critic_optimiser, loss)
+        return {"critic_loss": loss.detach(), "q_data_mean": self._conservative(quantiles.detach()).mean()}
+
+    @torch.no_grad()
+    def _critic_targets(self, batch: Batch) -> Tensor:
+        """Return target atoms (B, L): r + gamma (1 - terminated) Z_target(s', a'), highest atoms dropped.
+
+        a' is the best of K_t target-policy samples by the online critic (DDQN). CGPO section 4.3, Algorithm 1.
+        """
+        config = self._config.critic
+        selector = self._critic if config.ddqn else self._target_critic
+        next_action = self._best_of_samples(
+            self._target_denoiser, selector, batch.next_feature, config.target_candidates, self._critic_noise
+        )
+        quantiles = self._target_critic(batch.next_feature, next_action)
+        if config.target_type == "scalar" or config.type == "twin_scalar":
+            atoms = self._conservative(quantiles)[:, None]
+        else:
+            atoms = target_atoms(quantiles, self._policy.drop_quantiles, config.target_truncation)
+        discount = self._config.discount * (1 - batch.is_terminal)
+        return batch.reward[:, None] + discount[:, None] * atoms
+
+    # --- actor ----------------------------------------------------------------------------------------------------
+
+    def _update_actor(self, batch: Batch) -> Metrics:
+        """Regress the denoiser onto one synthesised action per state, weighted by its advantage (CGPO Eq 15-19)."""
+        feature = batch.feature
+        policy_action = self._samples(self._denoiser, feature, self._actor_noise)
+        policy_value = self._value_of(feature, policy_action)
+        target_action, metrics = self._target_actions(batch, policy_action)
+        target_value = self._value_of(feature, target_action)
+        base_value = self._base_value(feature, policy_action, policy_value)
+        weight = advantage_weight(target_value, base_value)
+        metrics |= {
+            "q_mean": policy_value.mean(),
+            "target_advantage_mean": (target_value - policy_value).mean(),
+            "weight_mean": weight.mean(),
+            "weight_max": weight.max(),
+            "weight_positive_fraction": (weight > 0).float().mean(),
+            "policy_action_std": policy_action.std(dim=0).mean(),
+        }
+        if self._config.weight_norm == "mean":
+            weight = weight / (weight.mean() + 1e-6)
+        loss = self._actor_loss(feature, target_action, weight)
+        self._step(self._denoiser_optimiser, loss)
+        return metrics | {"actor_loss": loss.detach()}
+
+    def _target_actions(self, batch: Batch, policy_action: Tensor) -> tuple[Tensor, Metrics]:
+        """Return a^g (B, A): guided sample, or the human's action where it is allowed to compete and wins."""
+        guidance = self._config.guidance
+        if guidance.type == "none":
+            target = self._best_of_samples(
+                self._denoiser, self._critic, batch.feature, guidance.best_of, self._actor_noise
+            )
+        else:
+            noise = draw_noise(self._schedule, len(batch.feature), self._action_dim, self._actor_noise)
+            target = sample(self._denoiser, self._schedule, batch.feature, noise, self._guide)
+        metrics: Metrics = {"target_move": (target - policy_action).norm(dim=-1).mean()}
+        if self._config.human_targets:
+            human_value = self._value_of(batch.feature, batch.action)
+            human_wins = batch.is_human & (human_value > self._value_of(batch.feature, target))
+            target = torch.where(human_wins[:, None], batch.action, target)
+            metrics["human_target_fraction"] = human_wins.float().mean()
+        return target, metrics
+
+    def _base_value(self, feature: Tensor, policy_action: Tensor, policy_value: Tensor) -> Tensor:
+        """Return the weight's baseline (B,), training the value network where it is learned (CGPO Eq 16-17)."""
+        if self._config.vbase == "zero":
+            return torch.zeros_like(policy_value)
+        if self._config.vbase == "sampled":
+            count = self._config.vbase_samples
+            repeated = feature.repeat_interleave(count, dim=0)
+            actions = self._samples(self._denoiser, repeated, self._actor_noise)
+            return self._value_of(repeated, actions).view(-1, count).mean(dim=1)
+        if self._config.vbase_critic == "target":
+            with torch.no_grad():
+                policy_value = self._conservative(self._target_critic(feature, policy_action))
+        predicted = self._value(feature).squeeze(-1)
+        self._step(self._value_optimiser, (predicted - policy_value).square().mean())
+        with torch.no_grad():
+            base_value: Tensor = self._value(feature).squeeze(-1)
+        return base_value
+
+    def _actor_loss(self, feature: Tensor, target_action: Tensor, weight: Tensor) -> Tensor:
+        count = self._config.entropy_samples
+        uniform = (
+            2 * torch.rand((len(feature), count, self._action_dim), generator=self._loss_noise, device=feature.device)
+            - 1
+        )
+        actions = torch.cat([target_action[:, None], uniform], dim=1).flatten(0, 1)  # (B (1 + N_e), A)
+        repeated = feature.repeat_interleave(1 + count, dim=0)
+        error = denoising_error(self._denoiser, self._schedule, actions, repeated, self._loss_noise).view(-1, 1 + count)
+        entropy_weight = annealed_entropy_weight(
+            self._config.entropy_weight, int(self._actor_updates), self._config.entropy_anneal_steps
+        )
+        return combine_denoising_errors(
+            error[:, 0], error[:, 1:], weight, entropy_weight, self._config.entropy_reduction
+        )
+
+    def _imitate(self, batch: Batch) -> Metrics:
+        """BC warm-up: plain denoising regression on human rows, none if the batch holds none."""
+        error = denoising_error(self._denoiser, self._schedule, batch.action, batch.feature, self._loss_noise)
+        loss = (error * batch.is_human).sum() / batch.is_human.sum().clamp(min=1)
+        self._step(self._denoiser_optimiser, loss)
+        return {"actor_loss": loss.detach()}
+
+    # --- shared ---------------------------------------------------------------------------------------------------
+
+    def _samples(self, denoiser: NoisePredictor, feature: Tensor, generator: torch.Generator) -> Tensor:
+        noise = draw_noise(self._schedule, len(feature), self._action_dim, generator)
+        return sample(denoiser, self._schedule, feature, noise)
+
+    @torch.no_grad()
+    def _best_of_samples(
+        self, denoiser: NoisePredictor, critic: CriticEnsemble, feature: Tensor, count: int, generator: torch.Generator
+    ) -> Tensor:
+        repeated = feature.repeat_interleave(count, dim=0)  # row-major: candidates of one state are neighbours
+        actions = self._samples(denoiser, repeated, generator)
+        if count == 1:
+            return actions
+        values = self._conservative(critic(repeated, actions))
+        return best_of(actions.view(len(feature), count, -1), values.view(len(feature), count))
+
+    def _value_of(self, feature: Tensor, action: Tensor) -> Tensor:
+        """Conservative value (B,) of the online critic; differentiable in the action only where grad is enabled."""
+        if action.requires_grad:
+            return self._conservative(self._critic(feature, action))
+        with torch.no_grad():
+            return self._conservative(self._critic(feature, action))
+
+    def _conservative(self, quantiles: Tensor) -> Tensor:
+        return conservative_value(quantiles, self._policy.drop_quantiles)
+
+    def _step(self, optimiser: Adam, loss: Tensor) -> None:
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self._config.grad_clip:
+            nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], self._config.grad_clip)
+        optimiser.step()
+
+    def policy_tensors(self) -> dict[str, Tensor]:
+        tensors = named("denoiser", self._denoiser.state_dict())
+        if publishes_critic(self._policy):
+            tensors |= named("critic", self._critic.state_dict())
+        return tensors
+
+    def state(self) -> dict[str, Tensor]:
+        return collect_state(self._parts()) | {"actor_updates": self._actor_updates.clone()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        restore_state(self._parts(), state)
+        self._actor_updates.copy_(state["actor_updates"])
+
+    def _parts(self) -> dict[str, Stateful]:
+        return {
+            "denoiser": self._denoiser,
+            "critic": self._critic,
+            "value": self._value,
+            "target_denoiser": self._target_denoiser,
+            "target_critic": self._target_critic,
+            "denoiser_optimiser": self._denoiser_optimiser,
+            "critic_optimiser": self._critic_optimiser,
+            "value_optimiser": self._value_optimiser,
+            "critic_noise": self._critic_noise,
+            "actor_noise": self._actor_noise,
+            "loss_noise": self._loss_noise,
+        }
+
+
+def make_value_network(feature_dim: int, hidden: tuple[int, ...]) -> nn.Sequential:
+    """V_phi: (B, F) -> (B, 1), a small mish MLP."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip((feature_dim, *hidden[:-1]), hidden, strict=True):
+        layers += [nn.Linear(fan_in, fan_out), nn.Mish()]
+    return nn.Sequential(*layers, nn.Linear(hidden[-1], 1))

@@ -1,0 +1,198 @@
+"""Everything that can be set on the learner. Defaults are the paper's; presets depart from them with a reason."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from policy.config import PolicyConfig
+from policy.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig:
+    """How the training target of a state is synthesised (CGPO section 4.2, ablations of Figs 5a, 7, 8a)."""
+
+    type: Literal["dsg", "naive", "none"] = "dsg"
+    """dsg: spherical guidance. naive: add the scaled critic gradient. none: the target is an unguided sample."""
+    rate: float = 0.95
+    """rho of Eq 12: 0 keeps the sampled direction, 1 follows the critic alone."""
+    steps: int = 10
+    """G: the last G steps of the chain are guided."""
+    clip_grad: Literal["projected", "hard", "ste", "none"] = "projected"
+    """Gradient where the predicted clean action is outside [-1, 1]: projected drops it where it points outward, hard
+    always, ste never; none also evaluates the critic at the unclipped action (the paper's letter)."""
+    through_denoiser: bool = True
+    """Differentiate the critic with respect to the noisy action through the denoiser (Eq 10), or only at x0_hat."""
+    naive_scale: float = 1.0
+    """eta of naive guidance; a step adds eta sigma^2 times the gradient."""
+    naive_normalised: bool = False
+    """Naive guidance with a gradient of unit length times the shell radius, free of the reward's scale."""
+    best_of: int = 1
+    """With type none: the target is the best of this many unguided samples (64 is QVPO's choice)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 1:
+            raise ConfigError(f"guidance.rate = {self.rate} is outside [0, 1]")
+        if self.steps < 0 or self.best_of < 1:
+            raise ConfigError(
+                f"guidance.steps = {self.steps} must not be negative, best_of = {self.best_of} at least 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticConfig:
+    """Critic targets and loss (CGPO section 4.3, ablations of Figs 5b, 5c, 8b, 8c)."""
+
+    learning_rate: float = 3e-4
+    """Adam step size."""
+    ddqn: bool = True
+    """The online critic chooses the next action and the target critic rates it; false: the target critic does both."""
+    target_candidates: int = 4
+    """K_t: target-policy samples among which the next action is chosen."""
+    target_truncation: Literal["pooled", "per_net", "none"] = "pooled"
+    """Which target quantiles are dropped: the highest N k of all (TQC), the highest k of each critic, or none."""
+    target_type: Literal["quantile", "scalar"] = "quantile"
+    """scalar: the literal reading in which a target is one conservative value; quantiles then collapse."""
+    type: Literal["quantile", "twin_scalar"] = "quantile"
+    """twin_scalar: two scalar critics, mean squared error, minimum as value (needs num_critics 2, num_quantiles 1)."""
+    huber_kappa: float = 1.0
+    """Threshold of the quantile Huber loss, in units of scaled reward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CgpoConfig:
+    """Critic-guided diffusion policy optimisation, arXiv:2605.30056."""
+
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    actor_learning_rate: float = 3e-4
+    """Adam step size of the denoiser."""
+    value_learning_rate: float = 3e-4
+    """Adam step size of the base value network."""
+    value_hidden: tuple[int, ...] = (256, 256)
+    """Hidden layers of the base value network."""
+    adam_eps: float = 1e-5
+    """QVPO's code."""
+    grad_clip: float = 0.0
+    """Largest gradient norm of actor and critic; 0 leaves gradients alone, as the paper does."""
+    discount: float = 0.99
+    """gamma."""
+    target_update_rate: float = 0.005
+    """EMA rate of both target networks."""
+    cta_ratio: int = 1
+    """Critic updates per learner step; the last of them is followed by an actor update (HIL-SERL: 2)."""
+    vbase: Literal["learned", "zero", "sampled"] = "learned"
+    """Baseline of the target's weight: a value network, 0, or the mean over vbase_samples unguided samples."""
+    vbase_samples: int = 16
+    """Unguided samples of vbase = sampled."""
+    vbase_critic: Literal["online", "target"] = "online"
+    """Which critic the value network regresses on; online keeps the advantage a difference inside one function."""
+    weight_norm: Literal["none", "mean"] = "none"
+    """mean: divide weights by their batch mean, which removes drift of the value scale from Adam's memory."""
+    entropy_weight: float = 0.02
+    """lambda_ent of Eq 19."""
+    entropy_samples: int = 10
+    """N_e: uniform actions per state."""
+    entropy_reduction: Literal["concat", "mean"] = "concat"
+    """concat: mean over target and uniform rows together (QVPO's code: uniform mass N_e lambda relative to the target);
+    mean: the literal Eq 19 (uniform mass lambda), required for acting without a published critic."""
+    entropy_anneal_steps: int = 1_000_000
+    """lambda falls linearly to a tenth over this many actor updates; 0 keeps it constant."""
+    bc_warmup_steps: int = 0
+    """Ours: actor updates that only imitate human rows before the first guided update."""
+    human_targets: bool = False
+    """Ours: on human rows the human's action is the target when the critic values it above the guided one."""
+
+    def __post_init__(self) -> None:
+        if self.cta_ratio < 1:
+            raise ConfigError(f"cgpo.cta_ratio = {self.cta_ratio}: at least one critic update per learner step")
+        if not 0 < self.discount < 1:
+            raise ConfigError(f"cgpo.discount = {self.discount} is outside (0, 1)")
+        if self.entropy_reduction == "concat" and self.entropy_samples < 1:
+            raise ConfigError("cgpo.entropy_samples must be at least 1; set entropy_weight = 0 to switch the term off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BcConfig:
+    """Behaviour cloning of the human rows with the same diffusion policy."""
+
+    learning_rate: float = 3e-4
+    """Adam step size of the denoiser."""
+    target_update_rate: float = 0.005
+    """EMA rate of the published denoiser."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """What is kept and how batches are drawn."""
+
+    capacity: int = 1_000_000
+    """Rows of the online buffer, and of the demonstration buffer."""
+    batch_size: int = 256
+    """Transitions per update."""
+    demonstration_fraction: float = 0.0
+    """Share of each batch drawn from human transitions (RLPD: 0.5); an empty buffer leaves its share to the other."""
+    training_starts: int = 10_000
+    """Transitions before the first update."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this. Sparse 0/1 rewards need about 10: returns must be large against huber_kappa."""
+    timeout_is_terminal: bool = False
+    """Do not bootstrap at time limits either: QVPO's and HIL-SERL's behaviour, for comparison only."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.demonstration_fraction <= 1:
+            raise ConfigError(f"replay.demonstration_fraction = {self.demonstration_fraction} is outside [0, 1]")
+        if self.batch_size < 1 or self.capacity < 2:
+            raise ConfigError(f"replay: batch_size = {self.batch_size}, capacity = {self.capacity} are too small")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """One learner: ingest process and trainer process under one command."""
+
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    cgpo: CgpoConfig = field(default_factory=CgpoConfig)
+    bc: BcConfig = field(default_factory=BcConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    algorithm: str = "cgpo"
+    """Name in learner.algorithms."""
+    run_dir: Path = Path("runs/learner")
+    """Episode log, weights, checkpoints and metrics. Started again on the same folder, the learner resumes."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 50051
+    """Port to listen on; 0 lets the system choose (see RUN_DIR/ingest.json)."""
+    insecure_lab_network: bool = False
+    """Listen beyond this machine although the link is neither encrypted nor authenticated."""
+    seed: int = 0
+    """Seed of networks, noise and sampling."""
+    device: str = "auto"
+    """torch device of the trainer; auto is cuda where there is one."""
+    torch_threads: int = 1
+    """CPU threads of the trainer."""
+    steps_per_update: int = 50
+    """Learner steps between two published weights."""
+    learner_steps_per_transition: float = 0.0
+    """The trainer waits rather than exceed this ratio of learner steps to transitions; 0 lets it run freely."""
+    max_learner_steps: int = 0
+    """Stop training (and keep serving) after this many learner steps; 0 has no limit."""
+    checkpoint_period_s: float = 60.0
+    """Time between checkpoints; one more is written at the end."""
+    metrics_every: int = 50
+    """Learner steps averaged into one line of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        policy, cgpo = self.policy, self.cgpo
+        if policy.behavior_candidates == 1 and cgpo.entropy_reduction == "concat" and self.algorithm == "cgpo":
+            raise ConfigError(
+                "policy.behavior_candidates = 1 publishes no critic, and with cgpo.entropy_reduction = 'concat' about "
+                "one raw sample in eight is a uniform random action. Set entropy_reduction = 'mean', or "
+                "behavior_candidates = 4."
+            )
+        is_scalar = (policy.num_critics, policy.num_quantiles) == (2, 1)
+        if self.algorithm == "cgpo" and (cgpo.critic.type == "twin_scalar") != is_scalar:
+            raise ConfigError(
+                f"cgpo.critic.type = {cgpo.critic.type!r} with policy.num_critics = {policy.num_critics} and "
+                f"num_quantiles = {policy.num_quantiles}: twin_scalar goes with 2 critics of 1 quantile (and "
+                "drop_quantiles 0), nothing else does."
+            )
