@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from policy.spec import ActionSpec, Observation, ObservationSpec
 from robot.interface import Array, RobotCommand, RobotState, ScenePlacement
+from robot.safety import SafetyConfig
 
 ObjectPoses = dict[str, Array]
 
@@ -37,6 +38,7 @@ class Task(Protocol):
     control_rate_hz: float
     observation_spec: ObservationSpec
     action_spec: ActionSpec
+    safety: SafetyConfig  # what the gate lets through in this task
 
     def sample_placement(self, rng: np.random.Generator) -> ScenePlacement:
         """Draw where an episode starts."""
@@ -44,8 +46,8 @@ class Task(Protocol):
     def observe(self, state: RobotState, objects: ObjectPoses) -> Observation:
         """Build the observation; float32, in the spec's units."""
 
-    def command(self, action: NDArray[np.float32]) -> RobotCommand:
-        """Turn an action (A,) in [-1, 1] into a robot step."""
+    def command(self, action: NDArray[np.float32], state: RobotState) -> RobotCommand:
+        """Turn an action (A,) in [-1, 1] into a robot step from the measured `state`."""
 
     def action_of(self, command: RobotCommand) -> NDArray[np.float32]:
         """Inverse of `command`, used to record what the safety gate let through."""

@@ -1,0 +1,106 @@
+"""Peg in hole: put a cylindrical peg, already in the gripper, into a hole with 1 mm radial clearance."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actor.tasks.base import ObjectPoses, Outcome
+from actor.tasks.cartesian import CartesianDelta, rotation_error
+from actor.tasks.peg_operator import PegOperator
+from policy.spec import Field, Observation, ObservationSpec
+from robot.geometry import HOLE_RADIUS_M, PEG_LENGTH_M
+from robot.interface import Array, RobotCommand, RobotState, ScenePlacement
+from robot.pose import O_R_DOWN, inverse, make_pose, rotation_from_rotvec
+
+HOLE_CENTRE_M = np.array([0.5, 0.0, 0.06])  # middle of the range of the rim's centre
+HOLE_RANGE_M = 0.04  # x and y
+HOLE_YAW_RANGE_RAD = 0.5
+START_RANGE_M = 0.05  # x and y, around the middle of the hole's range
+START_HEIGHT_M = (0.06, 0.12)  # of the peg's nominal tip above the rim
+IN_HAND_RANGE_M = (0.004, 0.004, 0.003)
+IN_HAND_TILT_RAD = 0.05  # only with rotation
+START_TILT_RAD = 0.1  # only with rotation
+SUCCESS_DEPTH_M = 0.02
+
+
+class PegInHole:
+    """Reward 1 and the end once the tip is 2 cm below the rim; 100 steps at 10 Hz.
+
+    The hand's start, the hole and where the peg sits in the hand are drawn for each episode. The hole's position in the
+    observation stands in for a camera.
+    """
+
+    name = "peg_in_hole"
+    scene = "peg_in_hole"
+    max_episode_steps = 100
+    control_rate_hz = 10.0
+
+    def __init__(self, rotation: bool = False) -> None:
+        """With rotation the action turns the hand too, and both hand and peg start tilted."""
+        self._rotation = rotation
+        self._cartesian = CartesianDelta(rotation=rotation)
+        self.action_spec = self._cartesian.spec
+        hand_centre = HOLE_CENTRE_M + [0.0, 0.0, PEG_LENGTH_M]
+        low, high = hand_centre - [0.13, 0.13, 0.04], hand_centre + [0.13, 0.13, 0.16]
+        self.safety = self._cartesian.safety(low, high)
+        fields = [
+            Field(name="O_p_EE", unit="m", low=tuple(low.tolist()), high=tuple(high.tolist())),
+            Field(name="O_v_EE", unit="m/s", low=(-0.2,) * 3, high=(0.2,) * 3),
+            # Axes of O, not of the hole: a round hole has no yaw, and actions are in O.
+            Field(name="hole_to_peg", unit="m", low=(-0.15, -0.15, -0.05), high=(0.15, 0.15, 0.15), fine_scale=0.005),
+        ]
+        if rotation:
+            fields.append(Field(name="rotation_error", unit="rad", low=(-0.3,) * 3, high=(0.3,) * 3, fine_scale=0.03))
+        self.observation_spec = ObservationSpec(tuple(fields))
+
+    def sample_placement(self, rng: np.random.Generator) -> ScenePlacement:
+        """Draw the hole's O_T_hole, the hand's O_T_EE and the peg's EE_T_peg."""
+        hole = HOLE_CENTRE_M + [*rng.uniform(-HOLE_RANGE_M, HOLE_RANGE_M, 2), 0.0]
+        yaw = rng.uniform(-HOLE_YAW_RANGE_RAD, HOLE_YAW_RANGE_RAD)
+        tip_height = rng.uniform(*START_HEIGHT_M)
+        start = HOLE_CENTRE_M + [*rng.uniform(-START_RANGE_M, START_RANGE_M, 2), PEG_LENGTH_M + tip_height]
+        in_hand = np.array([0.0, 0.0, PEG_LENGTH_M]) + rng.uniform(-1, 1, 3) * IN_HAND_RANGE_M
+        hand_tilt, peg_tilt = rng.uniform(-1, 1, (2, 3)) * [[START_TILT_RAD], [IN_HAND_TILT_RAD]] * self._rotation
+        return ScenePlacement(
+            O_T_EE=make_pose(rotation_from_rotvec(hand_tilt) @ O_R_DOWN, start),
+            objects={
+                "hole": make_pose(rotation_from_rotvec([0.0, 0.0, yaw]), hole),
+                "peg": make_pose(rotation_from_rotvec(peg_tilt), in_hand),
+            },
+        )
+
+    def observe(self, state: RobotState, objects: ObjectPoses) -> Observation:
+        observation = {
+            "O_p_EE": np.float32(state.O_T_EE[:3, 3]),
+            "O_v_EE": np.float32(state.O_twist_EE[:3]),
+            "hole_to_peg": np.float32(objects["peg"][:3, 3] - objects["hole"][:3, 3]),
+        }
+        if self._rotation:
+            observation["rotation_error"] = np.float32(rotation_error(objects["peg"]))
+        return observation
+
+    def command(self, action: NDArray[np.float32], state: RobotState) -> RobotCommand:
+        return self._cartesian.command(action, state)
+
+    def action_of(self, command: RobotCommand) -> NDArray[np.float32]:
+        return self._cartesian.action_of(command)
+
+    def outcome(self, state: RobotState, objects: ObjectPoses) -> Outcome:
+        del state  # the peg's tip decides
+        hole_p_peg: Array = (inverse(objects["hole"]) @ objects["peg"])[:3, 3]
+        is_inside = math.hypot(hole_p_peg[0], hole_p_peg[1]) < HOLE_RADIUS_M
+        is_success = bool(is_inside and hole_p_peg[2] <= -SUCCESS_DEPTH_M)
+        return Outcome(reward=float(is_success), terminated=is_success, is_success=is_success)
+
+    def make_operator(self, rng: np.random.Generator) -> PegOperator:
+        return PegOperator(self.action_spec, rng)
+
+
+class PegInHoleRotation(PegInHole):
+    """Peg in hole with tilted start, tilted grasp and a six-dimensional action."""
+
+    name = "peg_in_hole_rotation"
+
+    def __init__(self) -> None:
+        super().__init__(rotation=True)
