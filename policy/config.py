@@ -79,7 +79,7 @@ def presets_dir() -> Path:
 
 
 def load_preset(name_or_path: str) -> dict[str, Any]:
-    """Read the tables of a preset by name (launch/presets/NAME.toml) or path. Raises ConfigError with the valid names."""
+    """Read the tables of a preset by name (launch/presets/NAME.toml) or path. Raises ConfigError with the valid ones."""
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = presets_dir() / f"{name_or_path}.toml"
