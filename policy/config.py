@@ -67,7 +67,7 @@ class PolicyConfig:
 
 def to_json(config: Any) -> str:
     """Return the canonical JSON text of a config object."""
-    return json.dumps(dataclasses.asdict(config), sort_keys=True)
+    return json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)  # str: paths
 
 
 def preset_names() -> list[str]:

@@ -1,9 +1,13 @@
-"""Algorithms by name. A new one is a file here and a line in ALGORITHMS."""
+"""Algorithms by name. A new one is a file in this folder and a line in ALGORITHMS."""
 
-from learner.algorithms.base import Algorithm
-from learner.config import LearnerConfig
+from typing import TYPE_CHECKING
+
 from policy.registry import resolve
 from policy.spec import Specs
+
+if TYPE_CHECKING:  # torch takes seconds to import and the supervisor only needs the names
+    from learner.algorithms.base import Algorithm
+    from learner.config import LearnerConfig
 
 ALGORITHMS = {
     "cgpo": "learner.algorithms.cgpo:Cgpo",
@@ -11,7 +15,7 @@ ALGORITHMS = {
 }
 
 
-def make_algorithm(config: LearnerConfig, specs: Specs) -> Algorithm:
+def make_algorithm(config: "LearnerConfig", specs: Specs) -> "Algorithm":
     """Build the algorithm that the configuration names; raises ConfigError with the valid names."""
     algorithm: Algorithm = resolve("algorithm", ALGORITHMS, config.algorithm)(config, specs)
     return algorithm

@@ -1,0 +1,129 @@
+"""python -m learner: start ingest and trainer, keep both alive, stop both together.
+
+Two processes, because a crash, an out-of-memory or a slow import of the trainer must never stop intake.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from learner.algorithms import ALGORITHMS
+from learner.config import LearnerConfig
+from policy.cli import parse_config, run_main
+from policy.config import to_json
+from policy.errors import EXIT_CONFIG, EXIT_CORRUPT_FILE, EXIT_MISMATCH, EXIT_PORT_IN_USE, unknown_name
+
+logger = logging.getLogger("learner")
+
+_FATAL = {EXIT_CONFIG, EXIT_PORT_IN_USE, EXIT_CORRUPT_FILE, EXIT_MISMATCH}  # a restart would end the same way
+_MAX_RESTARTS = 5
+_RESTART_WINDOW_S = 600.0
+_STOP_GRACE_S = 30.0
+
+
+@dataclass
+class Child:
+    """A supervised process: restarted when it dies, unless its exit code says that a person must act."""
+
+    name: str
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    restarts_s: list[float] = field(default_factory=list)
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command)
+
+    def check(self) -> int | None:
+        """Restart the process if it died; return an exit code when it must not be restarted."""
+        assert self.process is not None
+        code = self.process.poll()
+        if code is None:
+            return None
+        if code in _FATAL:
+            return code
+        now_s = time.monotonic()
+        self.restarts_s = [moment for moment in self.restarts_s if now_s - moment < _RESTART_WINDOW_S]
+        if len(self.restarts_s) >= _MAX_RESTARTS:
+            logger.error("%s died %d times within %.0f s, giving up", self.name, _MAX_RESTARTS + 1, _RESTART_WINDOW_S)
+            return code if code > 0 else 1
+        logger.warning("%s ended with code %d, starting it again", self.name, code)
+        self.restarts_s.append(now_s)
+        self.start()
+        return None
+
+    def stop(self) -> None:
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(_STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            logger.error("%s did not stop within %.0f s, killing it", self.name, _STOP_GRACE_S)
+            self.process.kill()
+            self.process.wait()
+
+
+def main() -> int:
+    config = parse_config(
+        LearnerConfig,
+        "learner",
+        sys.argv[1:],
+        "The learner: takes transitions from actors, trains, publishes policy weights.",
+        example="python -m learner --preset sim_quick --port 50051 --run-dir runs/learner",
+        default_preset="paper_robot",
+    )
+    if config.algorithm not in ALGORITHMS:
+        raise unknown_name("algorithm", config.algorithm, list(ALGORITHMS))
+    return supervise(config)
+
+
+def supervise(config: LearnerConfig) -> int:
+    """Run both processes until SIGTERM or SIGINT, or until one of them must not be restarted."""
+    stop = threading.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda *_: stop.set())
+    config_path = write_config(config)
+    ingest = Child("ingest", ingest_command(config, config_path))
+    trainer = Child("trainer", [sys.executable, "-m", "learner.trainer", str(config_path)])
+    children = [ingest, trainer]
+    try:
+        for child in children:
+            child.start()
+        while not stop.wait(0.1):
+            for child in children:
+                code = child.check()
+                if code is not None:
+                    return code
+    finally:
+        for child in (trainer, ingest):  # ingest last: it takes data until the end
+            if child.process is not None:
+                child.stop()
+    return 0
+
+
+def write_config(config: LearnerConfig) -> Path:
+    """Save the resolved configuration with the run; both processes read it from there."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    path = config.run_dir / "config.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(to_json(config))
+    os.replace(temporary, path)
+    (config.run_dir / "policy.json").write_text(json.dumps(json.loads(config.policy.to_json()), indent=1))
+    return path
+
+
+def ingest_command(config: LearnerConfig, config_path: Path) -> list[str]:
+    command = [sys.executable, "-m", "learner.ingest", "--run-dir", str(config.run_dir), "--host", config.host]
+    command += ["--port", str(config.port), "--policy-json", str(config_path.with_name("policy.json"))]
+    return [*command, "--insecure-lab-network"] if config.insecure_lab_network else command
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
