@@ -35,21 +35,21 @@ def rotation_from_rotvec(rotvec: ArrayLike) -> Array:
 
 def rotvec_from_rotation(rotation: Array) -> Array:
     """Return the rotation vector (3,), rad, of a rotation matrix (3, 3); its angle is in [0, pi]."""
-    sine_axis = 0.5 * np.array(
-        [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
-    )
-    sine = math.sqrt(float(sine_axis @ sine_axis))
-    cosine = 0.5 * (float(np.trace(rotation)) - 1.0)
+    # Plain floats: this runs 500 times a simulated second, where they are several times quicker than numpy.
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation.tolist()
+    x, y, z = 0.5 * (zy - yz), 0.5 * (xz - zx), 0.5 * (yx - xy)  # axis times sin(angle)
+    sine, cosine = math.sqrt(x * x + y * y + z * z), 0.5 * (xx + yy + zz - 1.0)
     angle = math.atan2(sine, cosine)
     if sine > 1e-6:
-        return sine_axis * (angle / sine)
+        scale = angle / sine
+        return np.array((x * scale, y * scale, z * scale))
     if cosine > 0.0:
-        return sine_axis
+        return np.array((x, y, z))
     # Near pi the antisymmetric part vanishes: take the axis from R = 2 a a^T - I, with the sign it still shows.
     outer = 0.5 * (rotation + np.eye(3))
     column = outer[:, int(np.argmax(np.diag(outer)))]
     axis = column / math.sqrt(float(column @ column))
-    return axis * angle * (-1.0 if float(axis @ sine_axis) < 0.0 else 1.0)
+    return axis * angle * (-1.0 if float(axis @ (x, y, z)) < 0.0 else 1.0)
 
 
 def make_pose(rotation: ArrayLike, position: ArrayLike) -> Array:

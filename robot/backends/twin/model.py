@@ -1,0 +1,196 @@
+"""Build the MuJoCo model: Panda and Robotiq 2F-85 from the gym-hil wheel, a table, and the objects of one scene.
+
+Nothing of gym-hil is copied or imported; only its model files are read. Of them this keeps the arm's chain, inertias
+and visual meshes. The gripper's linkage is frozen around a peg (see docs/twin.md), and contact is left to the few
+shapes that can matter: peg, plate, table and finger tips.
+"""
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from robot.errors import MissingDependencyError
+from robot.geometry import HOLE_DEPTH_M, HOLE_RADIUS_M, PEG_RADIUS_M
+from robot.pose import rotation_from_rotvec
+
+PHYSICS_STEP_S = 0.002
+
+EE_SITE = "pinch"  # between the finger pads; with q7 = pi/4 its axes are libfranka's EE axes
+TARGET_BODY, HOLE_BODY, PEG_BODY = "target", "hole", "peg"
+
+# Linkage angles of the 2F-85 with its pads 24 mm apart, found by closing the wheel's gripper model in simulation.
+# With these the linkage's loops are closed and the pads touch the peg: see tests/unit/test_twin_model.py.
+_LINKAGE_RAD = {"driver": 0.5746, "coupler": 0.0014, "spring_link": 0.5761, "follower": -0.5546}
+
+# A regular polygon whose sides touch the hole's circle from outside: the peg finds 1 mm everywhere, and at the corners
+# HOLE_RADIUS_M (1 / cos(pi / 16) - 1) = 0.25 mm more.
+_HOLE_SIDES = 16
+_CHAMFER_M = 0.001
+_PLATE_RADIUS_M = 0.05
+_PEDESTAL_M = 0.03  # the plate's foot below the bottom of the hole; the table hides what is too long
+_PEG_SHAFT_M = 0.085  # from the tip up to behind the finger pads
+
+# Contact: dry metal on metal, and soft enough for 2 ms steps (time constant at least two of them).
+_FRICTION = (0.3, 0.0, 0.0)
+_SOLREF = (0.006, 1.0)
+_SOLIMP = (0.95, 0.99, 0.0005, 0.5, 2.0)
+_PEG_BIT, _FINGER_BIT = 1, 2
+
+_PEG_COLOUR = (0.93, 0.55, 0.16, 1.0)
+_PLATE_COLOUR = (0.33, 0.45, 0.60, 1.0)
+_TARGET_COLOUR = (0.20, 0.75, 0.35, 0.9)
+
+
+def build_model(scene: str) -> Any:
+    """Return the mujoco.MjModel of `scene`, seven joints and seven torque motors; poses of objects are set at reset.
+
+    Raises MissingDependencyError if the wheel that holds the model files is not installed.
+    """
+    spec = mujoco.MjSpec.from_file(str(_find_panda_file()))
+    _keep_arm_only(spec)
+    _freeze_linkage(spec)
+    _add_surroundings(spec)
+    if scene == "peg_in_hole":
+        _add_plate(spec)
+        _add_peg(spec)
+    else:
+        _add_target(spec)
+    spec.option.timestep = PHYSICS_STEP_S
+    spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
+    return spec.compile()
+
+
+def _find_panda_file() -> Path:
+    found = importlib.util.find_spec("gym_hil")  # finds the package without running its code
+    if found is None or found.origin is None:
+        raise MissingDependencyError(
+            "the twin takes the robot's model files from the Python package 'gym-hil', which is not installed. "
+            "Install it from the project's folder: pip install -e '.[sim]' -c constraints.txt"
+        )
+    return Path(found.origin).parent / "assets" / "panda.xml"
+
+
+def _keep_arm_only(spec: Any) -> None:
+    """Delete the wheel's contact meshes, sensors, cameras, and everything that moves the fingers."""
+    visual_group = 2
+    unwanted = [geom for geom in spec.geoms if geom.group != visual_group]
+    unwanted += [*spec.sensors, *spec.cameras, *spec.equalities, *spec.tendons, *spec.excludes]
+    unwanted += [actuator for actuator in spec.actuators if actuator.name == "fingers_actuator"]
+    for element in unwanted:
+        spec.delete(element)
+
+
+def _freeze_linkage(spec: Any) -> None:
+    """Replace each joint of the gripper by the angle it has around the peg."""
+    for side in ("left", "right"):
+        for link, angle in _LINKAGE_RAD.items():
+            joint = spec.joint(f"{side}_{link}_joint")
+            body = joint.parent
+            turn = rotation_from_rotvec(np.asarray(joint.axis) * angle)
+            before = _rotation_from_quat(body.quat)
+            body.pos = body.pos + before @ (joint.pos - turn @ joint.pos)
+            body.quat = _quat_from_rotation(before @ turn)
+            spec.delete(joint)
+
+
+def _add_surroundings(spec: Any) -> None:
+    """Add table, lights and the contact shape of the finger tips."""
+    world = spec.worldbody
+    spec.add_texture(
+        name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX, builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+        rgb1=(0.86, 0.89, 0.93), rgb2=(0.55, 0.61, 0.69), width=64, height=384,
+    )  # fmt: skip
+    world.add_geom(
+        name="table", type=mujoco.mjtGeom.mjGEOM_PLANE, size=(2.0, 2.0, 0.1), rgba=(0.80, 0.77, 0.72, 1.0),
+        contype=0, conaffinity=_PEG_BIT | _FINGER_BIT, friction=_FRICTION, solref=_SOLREF, solimp=_SOLIMP,
+    )  # fmt: skip
+    for position, brightness in (((0.2, -1.2, 1.6), 0.55), ((1.2, 1.0, 1.4), 0.30)):
+        aim = np.array([0.3, 0.0, 0.3]) - position
+        world.add_light(
+            type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, pos=position, dir=aim / np.linalg.norm(aim),
+            diffuse=(brightness,) * 3, specular=(0.2,) * 3, castshadow=False,
+        )  # fmt: skip
+    spec.visual.headlight.ambient = (0.38, 0.38, 0.38)
+    spec.visual.headlight.diffuse = (0.25, 0.25, 0.25)
+    spec.visual.headlight.specular = (0.05, 0.05, 0.05)
+    spec.visual.quality.offsamples = 0  # multisampling costs five times the frame on a CPU
+    gripper = spec.site(EE_SITE).parent
+    gripper.add_geom(
+        name="finger_tips", type=mujoco.mjtGeom.mjGEOM_BOX, pos=np.asarray(spec.site(EE_SITE).pos),
+        size=(0.011, 0.022, 0.017), group=3, mass=0.0, contype=_FINGER_BIT, conaffinity=0, friction=_FRICTION,
+        solref=_SOLREF, solimp=_SOLIMP,
+    )  # fmt: skip
+
+
+def _add_plate(spec: Any) -> None:
+    """Add the plate with the round hole: convex sectors around it, each with its share of wall, chamfer and rim."""
+    body = spec.worldbody.add_body(name=HOLE_BODY)
+    for index in range(_HOLE_SIDES):
+        spec.add_mesh(name=f"sector{index}", uservert=_sector_corners(index).ravel())
+        body.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname=f"sector{index}", **_PLATE_LOOK, **_PLATE_CONTACT)
+    foot_m = _PEDESTAL_M / 2
+    body.add_geom(
+        name="hole_bottom", type=mujoco.mjtGeom.mjGEOM_CYLINDER, pos=(0.0, 0.0, -HOLE_DEPTH_M - foot_m),
+        size=(_PLATE_RADIUS_M, foot_m, 0.0), **_PLATE_LOOK, **_PLATE_CONTACT,
+    )  # fmt: skip
+
+
+def _sector_corners(index: int) -> Any:
+    """Return the corners (10, 3), m, of one convex sector of the plate in the hole's frame."""
+    half_angle = math.pi / _HOLE_SIDES
+    profile = (  # distance from the axis to the side's middle, and height
+        (HOLE_RADIUS_M, -HOLE_DEPTH_M),
+        (HOLE_RADIUS_M, -_CHAMFER_M),
+        (HOLE_RADIUS_M + _CHAMFER_M, 0.0),
+        (_PLATE_RADIUS_M, 0.0),
+        (_PLATE_RADIUS_M, -HOLE_DEPTH_M),
+    )
+    corners = [
+        (apothem, sign * apothem * math.tan(half_angle), height) for apothem, height in profile for sign in (-1, 1)
+    ]
+    turn = rotation_from_rotvec((0.0, 0.0, 2 * half_angle * index))
+    return np.array(corners) @ turn.T
+
+
+def _add_peg(spec: Any) -> None:
+    """Add the peg to the gripper. Its body's frame is the peg frame, set at reset."""
+    peg = spec.site(EE_SITE).parent.add_body(name=PEG_BODY)
+    peg.add_geom(
+        name="peg", type=mujoco.mjtGeom.mjGEOM_CYLINDER, pos=(0.0, 0.0, -_PEG_SHAFT_M / 2),
+        size=(PEG_RADIUS_M, _PEG_SHAFT_M / 2, 0.0), mass=0.1, rgba=_PEG_COLOUR, contype=_PEG_BIT, conaffinity=0,
+        friction=_FRICTION, solref=_SOLREF, solimp=_SOLIMP,
+    )  # fmt: skip
+
+
+def _add_target(spec: Any) -> None:
+    body = spec.worldbody.add_body(name=TARGET_BODY)
+    body.add_geom(
+        type=mujoco.mjtGeom.mjGEOM_SPHERE, size=(0.01, 0.0, 0.0), rgba=_TARGET_COLOUR, contype=0, conaffinity=0
+    )
+
+
+def _rotation_from_quat(quat_wxyz: Any) -> Any:
+    matrix = np.empty(9)
+    mujoco.mju_quat2Mat(matrix, np.asarray(quat_wxyz) / np.linalg.norm(quat_wxyz))
+    return matrix.reshape(3, 3)
+
+
+def _quat_from_rotation(rotation: Any) -> Any:
+    quat_wxyz = np.empty(4)
+    mujoco.mju_mat2Quat(quat_wxyz, np.ascontiguousarray(rotation).ravel())
+    return quat_wxyz
+
+
+_PLATE_LOOK = {"rgba": _PLATE_COLOUR}
+_PLATE_CONTACT = {
+    "contype": 0,
+    "conaffinity": _PEG_BIT,
+    "friction": _FRICTION,
+    "solref": _SOLREF,
+    "solimp": _SOLIMP,
+}

@@ -1,0 +1,116 @@
+"""Off-screen drawing of the twin, without multisampling and shadows: on a CPU they cost most of the frame."""
+
+import atexit
+import importlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from robot.errors import RobotConfigError, RobotError, unknown_name
+from robot.interface import Array
+
+# The libraries that MuJoCo can draw with. egl needs no display; the user's MUJOCO_GL goes first.
+_GL_LIBRARIES = {"egl": "mujoco.egl", "osmesa": "mujoco.osmesa", "glfw": "mujoco.glfw"}
+_DEBIAN_PACKAGES = {
+    "egl": "libegl1 libegl-mesa0 libgl1-mesa-dri",
+    "osmesa": "libosmesa6",
+    "glfw": "libgl1 libx11-6",
+}
+_MAX_IMAGE_PIXELS = 2048  # per side
+
+
+@dataclass(frozen=True)
+class _View:
+    """A camera that looks at a point from `distance_m` away; angles in degrees, as MuJoCo has them."""
+
+    distance_m: float
+    azimuth_deg: float
+    elevation_deg: float
+    lookat_m: tuple[float, float, float] | None = None  # None: at the hole or the target
+
+
+CAMERAS = {
+    "overview": _View(1.75, 140.0, -18.0, lookat_m=(0.27, 0.0, 0.36)),
+    "close": _View(0.36, 150.0, -28.0),
+}
+
+
+class Renderer:
+    """Draws one model. Belongs to the thread that made it; `close` frees the context."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._gl_context = _make_gl_context()
+        self._mjr_context: Any = None
+        self._size = (0, 0)
+        self._scene = mujoco.MjvScene(model, maxgeom=500)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._scene.flags[flag] = False
+        self._options = mujoco.MjvOption()
+        self._camera = mujoco.MjvCamera()
+        self._perturbation = mujoco.MjvPerturb()
+        atexit.register(self.close)  # before the GL library's own exit hook, after which freeing fails
+
+    def render(self, data: Any, width: int, height: int, camera: str, focus: Array) -> NDArray[np.uint8]:
+        """Return an RGB image (height, width, 3). focus (3,): what the camera "close" looks at, in O."""
+        if camera not in CAMERAS:
+            raise unknown_name("camera", camera, CAMERAS)
+        if not (0 < width <= _MAX_IMAGE_PIXELS and 0 < height <= _MAX_IMAGE_PIXELS):
+            raise RobotConfigError(f"image size {width} x {height} px is not within 1 to {_MAX_IMAGE_PIXELS} px")
+        self._gl_context.make_current()
+        self._prepare_buffer(width, height)
+        view = CAMERAS[camera]
+        self._camera.lookat[:] = focus if view.lookat_m is None else view.lookat_m
+        self._camera.distance = view.distance_m
+        self._camera.azimuth, self._camera.elevation = view.azimuth_deg, view.elevation_deg
+        mujoco.mjv_updateScene(
+            self._model, data, self._options, self._perturbation, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+        )
+        viewport = mujoco.MjrRect(0, 0, width, height)
+        mujoco.mjr_render(viewport, self._scene, self._mjr_context)
+        image = np.empty((height, width, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(image, None, viewport, self._mjr_context)
+        return np.ascontiguousarray(image[::-1])  # OpenGL's first row is the lowest
+
+    def close(self) -> None:
+        """Free the drawing context. Safe to call twice."""
+        atexit.unregister(self.close)
+        if self._mjr_context is not None:
+            self._mjr_context.free()
+            self._mjr_context = None
+        if self._gl_context is not None:
+            self._gl_context.free()
+            self._gl_context = None
+
+    def _prepare_buffer(self, width: int, height: int) -> None:
+        """Make the off-screen buffer large enough."""
+        if width <= self._size[0] and height <= self._size[1]:
+            return
+        self._size = (max(width, self._size[0]), max(height, self._size[1]))
+        if self._mjr_context is None:
+            self._model.vis.global_.offwidth, self._model.vis.global_.offheight = self._size
+            self._mjr_context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100)
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._mjr_context)
+        else:
+            mujoco.mjr_resizeOffscreen(*self._size, self._mjr_context)
+
+
+def _make_gl_context() -> Any:
+    library = os.environ.get("MUJOCO_GL", "").lower() or "egl"
+    if library not in _GL_LIBRARIES:
+        raise RobotConfigError(
+            f"the environment variable MUJOCO_GL is {library!r}, with which nothing can be drawn. "
+            f"Valid: {', '.join(sorted(_GL_LIBRARIES))}; unset it to use egl"
+        )
+    try:
+        return importlib.import_module(_GL_LIBRARIES[library]).GLContext(_MAX_IMAGE_PIXELS, _MAX_IMAGE_PIXELS)
+    # A missing system library shows in PyOpenGL as any of these, depending on which one it is.
+    except (ImportError, AttributeError, RuntimeError, OSError) as error:
+        raise RobotError(
+            f"cannot draw off screen with {library}: {error}. On Debian or Ubuntu: "
+            f"sudo apt-get install -y {_DEBIAN_PACKAGES[library]}. Everything but images and videos works without"
+        ) from error
