@@ -14,13 +14,15 @@ from robot.interface import Array, RobotCommand, RobotState, ScenePlacement
 from robot.pose import O_R_DOWN, inverse, make_pose, rotation_from_rotvec
 
 HOLE_CENTRE_M = np.array([0.5, 0.0, 0.06])  # middle of the range of the rim's centre
-HOLE_RANGE_M = 0.04  # x and y
+HOLE_RANGE_M = np.array([0.04, 0.04, 0.0])
 HOLE_YAW_RANGE_RAD = 0.5
-START_RANGE_M = 0.05  # x and y, around the middle of the hole's range
-START_HEIGHT_M = (0.06, 0.12)  # of the peg's nominal tip above the rim
-IN_HAND_RANGE_M = (0.004, 0.004, 0.003)
-IN_HAND_TILT_RAD = 0.05  # only with rotation
-START_TILT_RAD = 0.1  # only with rotation
+START_CENTRE_M = HOLE_CENTRE_M + np.array([0.0, 0.0, PEG_LENGTH_M + 0.09])  # of EE: the tip 9 cm above the rim
+START_RANGE_M = np.array([0.05, 0.05, 0.03])
+WORKSPACE_RANGE_M = np.array([0.13, 0.13, 0.12])  # of EE around START_CENTRE_M; its floor is the hole's bottom
+PEG_IN_HAND_M = np.array([0.0, 0.0, PEG_LENGTH_M])  # of the tip in EE
+PEG_IN_HAND_RANGE_M = np.array([0.004, 0.004, 0.003])
+START_TILT_RAD = 0.1  # of the hand, only with rotation
+PEG_TILT_RAD = 0.05  # in the hand, only with rotation
 SUCCESS_DEPTH_M = 0.02
 
 
@@ -41,8 +43,7 @@ class PegInHole:
         self._rotation = rotation
         self._cartesian = CartesianDelta(rotation=rotation)
         self.action_spec = self._cartesian.spec
-        hand_centre = HOLE_CENTRE_M + [0.0, 0.0, PEG_LENGTH_M]
-        low, high = hand_centre - [0.13, 0.13, 0.04], hand_centre + [0.13, 0.13, 0.16]
+        low, high = START_CENTRE_M - WORKSPACE_RANGE_M, START_CENTRE_M + WORKSPACE_RANGE_M
         self.safety = self._cartesian.safety(low, high)
         fields = [
             Field(name="O_p_EE", unit="m", low=tuple(low.tolist()), high=tuple(high.tolist())),
@@ -56,28 +57,28 @@ class PegInHole:
 
     def sample_placement(self, rng: np.random.Generator) -> ScenePlacement:
         """Draw the hole's O_T_hole, the hand's O_T_EE and the peg's EE_T_peg."""
-        hole = HOLE_CENTRE_M + [*rng.uniform(-HOLE_RANGE_M, HOLE_RANGE_M, 2), 0.0]
+        hole = HOLE_CENTRE_M + rng.uniform(-1, 1, 3) * HOLE_RANGE_M
         yaw = rng.uniform(-HOLE_YAW_RANGE_RAD, HOLE_YAW_RANGE_RAD)
-        tip_height = rng.uniform(*START_HEIGHT_M)
-        start = HOLE_CENTRE_M + [*rng.uniform(-START_RANGE_M, START_RANGE_M, 2), PEG_LENGTH_M + tip_height]
-        in_hand = np.array([0.0, 0.0, PEG_LENGTH_M]) + rng.uniform(-1, 1, 3) * IN_HAND_RANGE_M
-        hand_tilt, peg_tilt = rng.uniform(-1, 1, (2, 3)) * [[START_TILT_RAD], [IN_HAND_TILT_RAD]] * self._rotation
+        start = START_CENTRE_M + rng.uniform(-1, 1, 3) * START_RANGE_M
+        tip = PEG_IN_HAND_M + rng.uniform(-1, 1, 3) * PEG_IN_HAND_RANGE_M
+        hand_tilt = rng.uniform(-1, 1, 3) * START_TILT_RAD * self._rotation
+        peg_tilt = rng.uniform(-1, 1, 3) * PEG_TILT_RAD * self._rotation
         return ScenePlacement(
             O_T_EE=make_pose(rotation_from_rotvec(hand_tilt) @ O_R_DOWN, start),
             objects={
                 "hole": make_pose(rotation_from_rotvec([0.0, 0.0, yaw]), hole),
-                "peg": make_pose(rotation_from_rotvec(peg_tilt), in_hand),
+                "peg": make_pose(rotation_from_rotvec(peg_tilt), tip),
             },
         )
 
     def observe(self, state: RobotState, objects: ObjectPoses) -> Observation:
         observation = {
-            "O_p_EE": np.float32(state.O_T_EE[:3, 3]),
-            "O_v_EE": np.float32(state.O_twist_EE[:3]),
-            "hole_to_peg": np.float32(objects["peg"][:3, 3] - objects["hole"][:3, 3]),
+            "O_p_EE": state.O_T_EE[:3, 3].astype(np.float32),
+            "O_v_EE": state.O_twist_EE[:3].astype(np.float32),
+            "hole_to_peg": (objects["peg"][:3, 3] - objects["hole"][:3, 3]).astype(np.float32),
         }
         if self._rotation:
-            observation["rotation_error"] = np.float32(rotation_error(objects["peg"]))
+            observation["rotation_error"] = rotation_error(objects["peg"]).astype(np.float32)
         return observation
 
     def command(self, action: NDArray[np.float32], state: RobotState) -> RobotCommand:

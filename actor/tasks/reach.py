@@ -47,9 +47,9 @@ class Reach:
 
     def observe(self, state: RobotState, objects: ObjectPoses) -> Observation:
         return {
-            "O_p_EE": np.float32(state.O_T_EE[:3, 3]),
-            "O_v_EE": np.float32(state.O_twist_EE[:3]),
-            "EE_to_target": np.float32(_EE_to_target(state, objects)),
+            "O_p_EE": state.O_T_EE[:3, 3].astype(np.float32),
+            "O_v_EE": state.O_twist_EE[:3].astype(np.float32),
+            "EE_to_target": _EE_to_target(state, objects).astype(np.float32),
         }
 
     def command(self, action: NDArray[np.float32], state: RobotState) -> RobotCommand:

@@ -1,0 +1,76 @@
+"""Everything that can be set on the actor."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from actor.intervention import InterventionConfig
+from policy.config import PolicyConfig
+from policy.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorConfig:
+    """One actor: a robot, a task and a learner to send every step to."""
+
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    intervention: InterventionConfig = field(default_factory=InterventionConfig)
+    task: str = "peg_in_hole"
+    """Name in actor.tasks."""
+    backend: str = "twin"
+    """Name in robot.backends: twin (MuJoCo) or fake (kinematic)."""
+    learner: str = "127.0.0.1:50051"
+    """Address HOST:PORT of the learner. It need not be up: steps are spooled and sent when it is."""
+    actor_id: str = "actor-0"
+    """Name of this robot in the learner's log; each actor of one learner needs its own."""
+    run_dir: Path = Path("runs/actor")
+    """Spool, cached weights, episode lines, evaluations, videos and summary. Started again here, the actor resumes."""
+    seed: int = 0
+    """Seed of placements, scripted operator and policy noise. Evaluation placements are the same for every seed."""
+    demonstrations: int = 20
+    """Demonstration episodes before training, those recorded earlier in run_dir included."""
+    pace: float = 1.0
+    """Multiple of real time: 1 on a robot; a simulation may run at 0, as fast as it can."""
+    max_env_steps: int = 0
+    """Training ends after this many training steps of this run_dir; 0 has no limit."""
+    max_minutes: float = 0.0
+    """Wall time of the whole process, the final evaluation included; 0 has no limit."""
+    max_steps_per_version: int = 0
+    """Simulation only: on average no more training steps than this per published version of the weights; 0 never
+    waits. Keeps a fast simulation from outrunning its learner."""
+    max_version_wait_s: float = 30.0
+    """Longest such wait before the next episode starts all the same."""
+    eval_episodes: int = 50
+    """Unassisted episodes at the end; 0 skips them."""
+    eval_every_steps: int = 0
+    """Training steps between interim evaluations; 0 has none."""
+    interim_eval_episodes: int = 10
+    """Episodes of each interim evaluation."""
+    eval_candidates: int = 0
+    """Samples among which the critic chooses in evaluations; 0 takes policy.behavior_candidates."""
+    videos: int = 2
+    """Episodes of the final evaluation that are filmed."""
+    drain_timeout_s: float = 10.0
+    """At the end, time for the learner to acknowledge what is still in the spool; the rest stays there."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "demonstrations",
+            "pace",
+            "max_env_steps",
+            "max_minutes",
+            "max_steps_per_version",
+            "max_version_wait_s",
+            "eval_episodes",
+            "eval_every_steps",
+            "interim_eval_episodes",
+            "eval_candidates",
+            "videos",
+            "drain_timeout_s",
+        ):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"actor.{name} = {getattr(self, name)} must not be negative")
+        if self.eval_candidates > 1 and self.policy.behavior_candidates == 1:
+            raise ConfigError(
+                f"actor.eval_candidates = {self.eval_candidates} needs a published critic to choose with: set "
+                "policy.behavior_candidates above 1, or eval_candidates to 0"
+            )

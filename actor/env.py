@@ -1,0 +1,176 @@
+"""RobotEnv: a task on a robot, real or simulated, as a gymnasium environment.
+
+Importing this module registers cgpo/PegInHole-v0, cgpo/PegInHoleRotation-v0 and cgpo/Reach-v0 on the twin, and the
+same with "Fake" before the version on the kinematic fake.
+"""
+
+import logging
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from actor.rate import RateKeeper
+from actor.tasks import TASKS, make_task
+from actor.tasks.base import ObjectPoses, Task
+from policy.errors import ConfigError
+from policy.spec import Observation
+from robot.backends import make_backend
+from robot.errors import MissingDependencyError, RobotConfigError
+from robot.interface import RobotBackend, RobotCommand, RobotState, SimulatedBackend
+from robot.safety import SafetyGate
+
+_log = logging.getLogger(__name__)
+
+HOLD_AFTER_LATE_PERIODS = 3
+_HOLD = RobotCommand(delta_position=np.zeros(3), delta_rotation=np.zeros(3))
+
+RENDER_WIDTH, RENDER_HEIGHT = 512, 384  # multiples of 16, which video codecs want
+
+EnvObservation = dict[str, Any]  # field name -> float32 vector; Any is what gymnasium's Dict space declares
+
+
+class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
+    """One task on one backend. Actions are in [-1, 1]; observations in the units of the task's spec.
+
+    Every action passes the safety gate. info["executed_action"] is what was really sent, normalised;
+    info["clip_reasons"] says why it differs from the action; info["is_success"] is the task's own verdict.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - gymnasium's own shape
+
+    def __init__(
+        self, task: Task, backend: RobotBackend, rate: RateKeeper | None = None, render_mode: str | None = None
+    ) -> None:
+        """The backend must be connected, and stays the caller's to close. Without `rate` nothing paces the steps."""
+        self.task = task
+        self.render_mode = render_mode
+        self.rate = rate or RateKeeper(1.0 / task.control_rate_hz, pace=0.0)
+        self._backend = backend
+        self._simulator = backend if isinstance(backend, SimulatedBackend) else None
+        self._gate = SafetyGate(task.safety)
+        self._period_s = 1.0 / task.control_rate_hz
+        self._state: RobotState | None = None
+        self._objects: ObjectPoses = {}
+        self._step = 0
+        self.action_space = spaces.Box(-1.0, 1.0, (task.action_spec.dim,), np.float32)
+        # The spec's bounds scale the network's input; a measurement may pass them, so they bound no space.
+        self.observation_space = spaces.Dict(
+            {
+                field.name: spaces.Box(-np.inf, np.inf, (field.size,), np.float32)
+                for field in task.observation_spec.fields
+            }
+        )
+
+    @property
+    def state(self) -> RobotState:
+        """The latest measurement. Raises ConfigError before the first reset."""
+        if self._state is None:
+            raise ConfigError("the environment has no state yet; call reset() first")
+        return self._state
+
+    @property
+    def objects(self) -> ObjectPoses:
+        """O_T_object of each object at the latest measurement."""
+        return self._objects
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[EnvObservation, dict[str, Any]]:
+        """Draw a placement, move there, observe. Equal seeds give equal episodes in a simulator."""
+        super().reset(seed=seed, options=options)
+        self._backend.reset(self.task.sample_placement(self.np_random))
+        self._step = 0
+        self.rate.start()
+        return self._measure(), {}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[EnvObservation, float, bool, bool, dict[str, Any]]:
+        """Send one action, let the control period pass, observe.
+
+        Waiting for the period's end happens here, before measuring: waiting elsewhere would age the observation.
+        Raises WireError for an action of the wrong shape, or a measurement that is not finite.
+        """
+        command, reasons = self._checked(action)
+        self._backend.send_command(command)
+        self._backend.advance(self._period_s)
+        self.rate.wait()
+        observation = self._measure()
+        self._step += 1
+        outcome = self.task.outcome(self.state, self.objects)
+        truncated = not outcome.terminated and self._step >= self.task.max_episode_steps
+        info = {
+            "executed_action": self.task.action_of(command),
+            "clip_reasons": reasons,
+            "is_success": outcome.is_success,
+        }
+        return observation, outcome.reward, outcome.terminated, truncated, info
+
+    def render(self) -> NDArray[np.uint8]:
+        """Return an RGB image (384, 512, 3). Raises RobotError where the backend cannot draw."""
+        if self._simulator is None:
+            raise ConfigError("this backend is no simulator and cannot draw")
+        return self._simulator.render(RENDER_WIDTH, RENDER_HEIGHT)
+
+    def _checked(self, action: NDArray[np.float32]) -> tuple[RobotCommand, tuple[str, ...]]:
+        command = self.task.command(action, self.state)
+        if self.rate.late_in_a_row >= HOLD_AFTER_LATE_PERIODS:
+            if self.rate.late_in_a_row == HOLD_AFTER_LATE_PERIODS:
+                _log.warning(
+                    "%d control periods in a row took more than 1.5 times %.0f ms: the arm holds until one is in time. "
+                    "Is the computer busy, or the policy too slow for this rate?",
+                    HOLD_AFTER_LATE_PERIODS,
+                    self._period_s * 1e3,
+                )
+            return _HOLD, ("overrun: control periods too long; the arm holds",)
+        result = self._gate.apply(self.state, command, self._period_s)
+        return result.command, result.reasons
+
+    def _measure(self) -> EnvObservation:
+        self._state = self._backend.read_state()
+        if self._simulator is not None:
+            self._objects = self._simulator.object_poses()
+        observation: Observation = self.task.observe(self._state, self._objects)
+        self.task.observation_spec.check(observation)
+        return dict(observation)
+
+
+class _OwningEnv(RobotEnv):
+    """A RobotEnv that made its own backend, for gymnasium.make."""
+
+    def __init__(self, task_name: str, backend_name: str, render_mode: str | None = None) -> None:
+        task = make_task(task_name)
+        super().__init__(task, connect_backend(backend_name, task), render_mode=render_mode)
+
+    def close(self) -> None:
+        self._backend.close()
+
+
+def connect_backend(name: str, task: Task) -> RobotBackend:
+    """Return the connected backend `name` for a task's scene.
+
+    Raises ConfigError for an unknown name, listing the valid ones, and for a backend whose packages are missing.
+    """
+    try:
+        backend = make_backend(name, task.scene)
+    except (RobotConfigError, MissingDependencyError) as error:
+        raise ConfigError(str(error)) from error
+    backend.connect()
+    return backend
+
+
+def _register() -> None:
+    for task_name in TASKS:
+        camel_case = "".join(word.capitalize() for word in task_name.split("_"))
+        for backend_name, suffix in (("twin", ""), ("fake", "Fake")):
+            env_id = f"cgpo/{camel_case}{suffix}-v0"
+            if env_id not in gymnasium.registry:
+                gymnasium.register(
+                    env_id,
+                    entry_point="actor.env:_OwningEnv",
+                    kwargs={"task_name": task_name, "backend_name": backend_name},
+                )
+
+
+_register()

@@ -1,0 +1,106 @@
+"""The policy that acts, and the weights it acts with. They change between episodes only."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from policy.config import PolicyConfig
+from policy.diffusion_policy import DiffusionPolicy
+from policy.errors import WeightsError
+from policy.spec import Observation, Specs
+
+_log = logging.getLogger(__name__)
+
+
+class PublishedWeights(Protocol):
+    """One version of the learner's policy (actor.link.PolicyWeights)."""
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def published_wall_s(self) -> float: ...
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]: ...
+
+
+class WeightsSource(Protocol):
+    """Where weights come from (actor.link.Link)."""
+
+    def latest_weights(self) -> PublishedWeights | None:
+        """Return the newest weights that arrived, or None. Never blocks."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What the policy would do, and which weights say so."""
+
+    action: NDArray[np.float32]  # (A,) in [-1, 1]
+    weights_version: int  # 0: untrained
+    weights_age_s: float  # since the learner published them; 0 for version 0
+
+
+class PolicyRunner:
+    """Runs the newest usable weights; weights that do not fit are refused and the last good ones stay."""
+
+    def __init__(
+        self,
+        specs: Specs,
+        config: PolicyConfig,
+        seed: int,
+        source: WeightsSource,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._specs = specs
+        self._config = config
+        self._source = source
+        self._clock = clock  # wall clock: the publication time comes from another machine
+        self._policy = DiffusionPolicy(specs, config, seed)
+        self._weights: PublishedWeights | None = None
+        self._refused_version: int | None = None
+
+    @property
+    def weights_version(self) -> int:
+        """Version in use; 0 before any weights came."""
+        return self._weights.version if self._weights else 0
+
+    def swap_if_newer(self) -> bool:
+        """Take over the newest weights, whole or not at all; return whether they changed. Call between episodes."""
+        newest = self._source.latest_weights()
+        if newest is None or newest.version in (self.weights_version, self._refused_version):
+            return False
+        try:
+            self._policy.load_weights(newest.tensors)
+        except WeightsError as error:
+            self._refused_version = newest.version
+            _log.error("weights version %d refused, version %d stays: %s", newest.version, self.weights_version, error)
+            return False
+        self._weights = newest
+        return True
+
+    def propose(self, observation: Observation, candidates: int | None = None) -> Proposal:
+        """Sample an action; `candidates` as in DiffusionPolicy.select_action."""
+        action = self._policy.select_action(observation, candidates)
+        age_s = max(0.0, self._clock() - self._weights.published_wall_s) if self._weights else 0.0
+        return Proposal(action, self.weights_version, age_s)
+
+    def frozen_copy(self, seed: int) -> "PolicyRunner":
+        """Return a runner with the present weights that never swaps and draws its own noise, for an evaluation."""
+        copy = PolicyRunner(self._specs, self._config, seed, _Frozen(self._weights), self._clock)
+        copy.swap_if_newer()
+        return copy
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    weights: PublishedWeights | None
+
+    def latest_weights(self) -> PublishedWeights | None:
+        return self.weights
