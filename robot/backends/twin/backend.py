@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from robot.backends.twin.inverse_kinematics import solve_joints
 from robot.backends.twin.model import EE_SITE, HOLE_BODY, PEG_BODY, PHYSICS_STEP_S, TARGET_BODY, build_model
 from robot.backends.twin.osc import OperationalSpaceController, OscConfig
-from robot.backends.twin.render import Renderer
-from robot.errors import RobotConfigError, RobotError
+from robot.backends.twin.render import OVERVIEW, Renderer, View
+from robot.errors import RobotConfigError, RobotError, unknown_name
 from robot.geometry import PEG_RADIUS_M
 from robot.interface import Array, RobotCommand, RobotState, ScenePlacement
 from robot.pose import apply_delta, make_pose
@@ -122,11 +122,19 @@ class TwinBackend:
         RobotError, naming the packages to install, where the machine cannot draw off screen.
         """
         simulation = self._placed()
-        assert self._placement is not None
+        views = {"overview": OVERVIEW, "close": self._close_view()}
+        if camera not in views:
+            raise unknown_name("camera", camera, views)
         if self._renderer is None:
             self._renderer = Renderer(simulation.model)
-        focus = self._placement.objects["hole" if self._scene == "peg_in_hole" else "target"][:3, 3]
-        return self._renderer.render(simulation.data, width, height, camera, focus)
+        return self._renderer.render(simulation.data, width, height, views[camera])
+
+    def _close_view(self) -> View:
+        """Return a view of the hole with room for the peg above it, or of the target with room for the arm."""
+        assert self._placement is not None
+        name, height_m, distance_m = ("hole", 0.03, 0.32) if self._scene == "peg_in_hole" else ("target", 0.0, 0.70)
+        x, y, z = self._placement.objects[name][:3, 3].tolist()
+        return View(lookat_m=(x, y, z + height_m), distance_m=distance_m, azimuth_deg=150.0, elevation_deg=-32.0)
 
     def _connected(self) -> "_Simulation":
         if self._simulation is None:
@@ -168,6 +176,7 @@ class _Simulation:
         solve_joints(self.model, self.data, self._site_id, placement.O_T_EE, Q_HOME)
         self.start_wrench_average()
         self._refresh()
+        self.data.ctrl[:] = self.data.qfrc_bias  # the torque that holds the arm, as the state should say
 
     def _place_objects(self, placement: ScenePlacement) -> None:
         model = self.model

@@ -34,15 +34,19 @@ _PLATE_RADIUS_M = 0.05
 _PEDESTAL_M = 0.03  # the plate's foot below the bottom of the hole; the table hides what is too long
 _PEG_SHAFT_M = 0.085  # from the tip up to behind the finger pads
 
-# Contact: dry metal on metal, and soft enough for 2 ms steps (time constant at least two of them).
-_FRICTION = (0.3, 0.0, 0.0)
-_SOLREF = (0.006, 1.0)
+# Contact: a metal peg on smooth plastic. A time constant of 10 ms, five physics steps, is stiff enough to stay within
+# 0.5 mm of penetration under all the controller can push, and soft enough that the peg slides without chattering.
+_FRICTION = (0.2, 0.0, 0.0)
+_SOLREF = (0.01, 1.0)
 _SOLIMP = (0.95, 0.99, 0.0005, 0.5, 2.0)
 _PEG_BIT, _FINGER_BIT = 1, 2
 
 _PEG_COLOUR = (0.93, 0.55, 0.16, 1.0)
-_PLATE_COLOUR = (0.33, 0.45, 0.60, 1.0)
-_TARGET_COLOUR = (0.20, 0.75, 0.35, 0.9)
+_PLATE_COLOUR = (0.36, 0.50, 0.66, 1.0)
+_HOLE_COLOUR = (0.08, 0.10, 0.13, 1.0)
+_TARGET_COLOUR = (0.15, 0.75, 0.35, 0.9)
+_TABLE_COLOUR = (0.80, 0.75, 0.68, 1.0)
+_FLOOR_COLOUR = (0.62, 0.65, 0.69, 1.0)
 
 
 def build_model(scene: str) -> Any:
@@ -99,32 +103,43 @@ def _freeze_linkage(spec: Any) -> None:
 
 
 def _add_surroundings(spec: Any) -> None:
-    """Add table, lights and the contact shape of the finger tips."""
+    """Add table, floor, light and the contact shape of the finger tips."""
     world = spec.worldbody
-    spec.add_texture(
-        name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX, builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
-        rgb1=(0.86, 0.89, 0.93), rgb2=(0.55, 0.61, 0.69), width=64, height=384,
-    )  # fmt: skip
     world.add_geom(
-        name="table", type=mujoco.mjtGeom.mjGEOM_PLANE, size=(2.0, 2.0, 0.1), rgba=(0.80, 0.77, 0.72, 1.0),
-        contype=0, conaffinity=_PEG_BIT | _FINGER_BIT, friction=_FRICTION, solref=_SOLREF, solimp=_SOLIMP,
+        name="table", type=mujoco.mjtGeom.mjGEOM_PLANE, size=(2.0, 2.0, 0.1), group=3, contype=0,
+        conaffinity=_PEG_BIT | _FINGER_BIT, friction=_FRICTION, solref=_SOLREF, solimp=_SOLIMP,
     )  # fmt: skip
-    for position, brightness in (((0.2, -1.2, 1.6), 0.55), ((1.2, 1.0, 1.4), 0.30)):
-        aim = np.array([0.3, 0.0, 0.3]) - position
-        world.add_light(
-            type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, pos=position, dir=aim / np.linalg.norm(aim),
-            diffuse=(brightness,) * 3, specular=(0.2,) * 3, castshadow=False,
-        )  # fmt: skip
-    spec.visual.headlight.ambient = (0.38, 0.38, 0.38)
-    spec.visual.headlight.diffuse = (0.25, 0.25, 0.25)
-    spec.visual.headlight.specular = (0.05, 0.05, 0.05)
-    spec.visual.quality.offsamples = 0  # multisampling costs five times the frame on a CPU
+    look = {"contype": 0, "conaffinity": 0}
+    world.add_geom(
+        type=mujoco.mjtGeom.mjGEOM_BOX, pos=(0.28, 0.0, -0.02), size=(0.48, 0.45, 0.02), rgba=_TABLE_COLOUR, **look
+    )
+    world.add_geom(
+        type=mujoco.mjtGeom.mjGEOM_PLANE, pos=(0.0, 0.0, -0.75), size=(8.0, 8.0, 0.1), rgba=_FLOOR_COLOUR, **look
+    )
     gripper = spec.site(EE_SITE).parent
     gripper.add_geom(
         name="finger_tips", type=mujoco.mjtGeom.mjGEOM_BOX, pos=np.asarray(spec.site(EE_SITE).pos),
         size=(0.011, 0.022, 0.017), group=3, mass=0.0, contype=_FINGER_BIT, conaffinity=0, friction=_FRICTION,
         solref=_SOLREF, solimp=_SOLIMP,
     )  # fmt: skip
+    _add_light(spec)
+
+
+def _add_light(spec: Any) -> None:
+    spec.add_texture(
+        name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX, builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+        rgb1=(0.90, 0.92, 0.95), rgb2=(0.60, 0.65, 0.72), width=64, height=384,
+    )  # fmt: skip
+    for position, brightness in (((1.0, 1.6, 2.2), 0.48), ((1.4, -1.8, 1.0), 0.26)):
+        aim = np.array([0.3, 0.0, 0.3]) - position
+        spec.worldbody.add_light(
+            type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, pos=position, dir=aim / np.linalg.norm(aim),
+            diffuse=(brightness,) * 3, specular=(0.15,) * 3, castshadow=False,
+        )  # fmt: skip
+    spec.visual.headlight.ambient = (0.42, 0.42, 0.42)
+    spec.visual.headlight.diffuse = (0.12, 0.12, 0.12)
+    spec.visual.headlight.specular = (0.0, 0.0, 0.0)
+    spec.visual.quality.offsamples = 0  # multisampling costs five times the frame on a CPU
 
 
 def _add_plate(spec: Any) -> None:
@@ -133,10 +148,19 @@ def _add_plate(spec: Any) -> None:
     for index in range(_HOLE_SIDES):
         spec.add_mesh(name=f"sector{index}", uservert=_sector_corners(index).ravel())
         body.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname=f"sector{index}", **_PLATE_LOOK, **_PLATE_CONTACT)
-    foot_m = _PEDESTAL_M / 2
+    foot = {"pos": (0.0, 0.0, -HOLE_DEPTH_M - _PEDESTAL_M / 2), "rgba": _PLATE_COLOUR}
+    # Drawn as a cylinder but a box to the peg: contact between two cylinders face to face finds false depths.
     body.add_geom(
-        name="hole_bottom", type=mujoco.mjtGeom.mjGEOM_CYLINDER, pos=(0.0, 0.0, -HOLE_DEPTH_M - foot_m),
-        size=(_PLATE_RADIUS_M, foot_m, 0.0), **_PLATE_LOOK, **_PLATE_CONTACT,
+        type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=(_PLATE_RADIUS_M, _PEDESTAL_M / 2, 0.0), contype=0, conaffinity=0,
+        **foot,
+    )  # fmt: skip
+    body.add_geom(
+        type=mujoco.mjtGeom.mjGEOM_CYLINDER, pos=(0.0, 0.0, -HOLE_DEPTH_M), size=(HOLE_RADIUS_M, 0.0005, 0.0),
+        rgba=_HOLE_COLOUR, contype=0, conaffinity=0,
+    )  # fmt: skip
+    body.add_geom(
+        name="hole_bottom", type=mujoco.mjtGeom.mjGEOM_BOX, group=3, **foot, **_PLATE_CONTACT,
+        size=(1.5 * HOLE_RADIUS_M, 1.5 * HOLE_RADIUS_M, _PEDESTAL_M / 2),
     )  # fmt: skip
 
 

@@ -10,8 +10,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from robot.errors import RobotConfigError, RobotError, unknown_name
-from robot.interface import Array
+from robot.errors import RobotConfigError, RobotError
 
 # The libraries that MuJoCo can draw with. egl needs no display; the user's MUJOCO_GL goes first.
 _GL_LIBRARIES = {"egl": "mujoco.egl", "osmesa": "mujoco.osmesa", "glfw": "mujoco.glfw"}
@@ -24,19 +23,16 @@ _MAX_IMAGE_PIXELS = 2048  # per side
 
 
 @dataclass(frozen=True)
-class _View:
-    """A camera that looks at a point from `distance_m` away; angles in degrees, as MuJoCo has them."""
+class View:
+    """A camera that looks at a point in O from a distance; angles as MuJoCo has them."""
 
+    lookat_m: tuple[float, float, float]
     distance_m: float
     azimuth_deg: float
     elevation_deg: float
-    lookat_m: tuple[float, float, float] | None = None  # None: at the hole or the target
 
 
-CAMERAS = {
-    "overview": _View(1.75, 140.0, -18.0, lookat_m=(0.27, 0.0, 0.36)),
-    "close": _View(0.36, 150.0, -28.0),
-}
+OVERVIEW = View(lookat_m=(0.27, 0.0, 0.30), distance_m=1.5, azimuth_deg=140.0, elevation_deg=-20.0)
 
 
 class Renderer:
@@ -55,16 +51,13 @@ class Renderer:
         self._perturbation = mujoco.MjvPerturb()
         atexit.register(self.close)  # before the GL library's own exit hook, after which freeing fails
 
-    def render(self, data: Any, width: int, height: int, camera: str, focus: Array) -> NDArray[np.uint8]:
-        """Return an RGB image (height, width, 3). focus (3,): what the camera "close" looks at, in O."""
-        if camera not in CAMERAS:
-            raise unknown_name("camera", camera, CAMERAS)
+    def render(self, data: Any, width: int, height: int, view: View) -> NDArray[np.uint8]:
+        """Return an RGB image (height, width, 3). Raises RobotConfigError for an impossible size."""
         if not (0 < width <= _MAX_IMAGE_PIXELS and 0 < height <= _MAX_IMAGE_PIXELS):
             raise RobotConfigError(f"image size {width} x {height} px is not within 1 to {_MAX_IMAGE_PIXELS} px")
         self._gl_context.make_current()
         self._prepare_buffer(width, height)
-        view = CAMERAS[camera]
-        self._camera.lookat[:] = focus if view.lookat_m is None else view.lookat_m
+        self._camera.lookat[:] = view.lookat_m
         self._camera.distance = view.distance_m
         self._camera.azimuth, self._camera.elevation = view.azimuth_deg, view.elevation_deg
         mujoco.mjv_updateScene(
