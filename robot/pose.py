@@ -45,8 +45,9 @@ def rotvec_from_rotation(rotation: Array) -> Array:
         return np.array((x * scale, y * scale, z * scale))
     if cosine > 0.0:
         return np.array((x, y, z))
-    # Near pi the antisymmetric part vanishes: take the axis from R = 2 a a^T - I, with the sign it still shows.
-    outer = 0.5 * (rotation + np.eye(3))
+    # Near pi the antisymmetric part vanishes: take the axis from the symmetric one, 2 a a^T - I, with the sign that
+    # is still visible.
+    outer = 0.25 * (rotation + rotation.T) + 0.5 * np.eye(3)
     column = outer[:, int(np.argmax(np.diag(outer)))]
     axis = column / math.sqrt(float(column @ column))
     return axis * angle * (-1.0 if float(axis @ (x, y, z)) < 0.0 else 1.0)
