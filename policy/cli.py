@@ -14,13 +14,14 @@ from policy.errors import CgpoError, ConfigError
 
 Config = TypeVar("Config")
 
-EXIT_CODES_HELP = f"""Exit codes:
-  {errors.EXIT_OK:3}  finished, or stopped by Ctrl-C
+_EXIT_CODES = f"""Exit codes:
+  {errors.EXIT_OK:3}  finished; learner and actor: also after Ctrl-C
     1  failed; the message says why (--debug adds the traceback)
   {errors.EXIT_CONFIG:3}  unknown option, bad value, unknown task or backend
   {errors.EXIT_PORT_IN_USE:3}  another process listens on the port
   {errors.EXIT_CORRUPT_FILE:3}  a checkpoint, weights or log file is corrupt
-  {errors.EXIT_MISMATCH:3}  learner and actor disagree on protocol, specs or policy architecture"""
+  {errors.EXIT_MISMATCH:3}  learner and actor disagree on protocol, specs or policy architecture
+  {errors.EXIT_INTERRUPTED:3}  launch/sim.sh was stopped by Ctrl-C; its report holds what there was by then"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def parse_config(
     argv: Sequence[str],
     description: str,
     *,
-    example: str = "",
+    example: str,
     default_preset: str = "",
 ) -> Config:
     """Build a program's configuration: defaults of `cls`, then the preset's tables, then flags.
@@ -49,15 +50,19 @@ def parse_config(
     """
     name = _find_preset(argv) or default_preset
     default = config_from_preset(cls, section, config_module.load_preset(name) if name else {})
-    examples = f"\n\nExample:\n  {example}" if example else ""
     line = tyro.cli(
         _CommandLine[cls],  # type: ignore[valid-type]
         prog=f"python -m {section}",
-        description=f"{description}{examples}\n\n{EXIT_CODES_HELP}",
+        description=help_text(description, example),
         args=list(argv),
         default=_CommandLine(config=default, preset=name),
     )
     return cast(Config, line.config)
+
+
+def help_text(description: str, example: str) -> str:
+    """Return what --help shows above the options."""
+    return f"{description}\n\nExample:\n  {example}\n\n{_EXIT_CODES}"
 
 
 def config_from_preset(cls: type[Config], section: str, preset: config_module.Tables) -> Config:

@@ -1,5 +1,6 @@
 """Frozen config objects from TOML presets and key=value overrides; unknown keys are refused with the nearest name."""
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -79,7 +80,7 @@ def presets_dir() -> Path:
 
 
 def load_preset(name_or_path: str) -> dict[str, Any]:
-    """Read the tables of a preset by name (launch/presets/NAME.toml) or path. Raises ConfigError with the valid ones."""
+    """Read the tables of a preset by name (launch/presets/NAME.toml) or path; a ConfigError lists the valid ones."""
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = presets_dir() / f"{name_or_path}.toml"
@@ -134,7 +135,7 @@ def apply_overrides(raw: dict[str, Any], assignments: Sequence[str], valid: Sequ
     A key is a dotted path in `valid`, or any unambiguous tail of one (`guidance.type`). Values are TOML, bare words
     are strings. Raises ConfigError for a malformed, unknown (nearest name given) or ambiguous key.
     """
-    result = json.loads(json.dumps(raw))
+    result = copy.deepcopy(raw)
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator:
@@ -145,7 +146,7 @@ def apply_overrides(raw: dict[str, Any], assignments: Sequence[str], valid: Sequ
         for parent in parents:
             table = table.setdefault(parent, {})
         table[leaf] = _parse_value(text.strip())
-    return typing.cast(dict[str, Any], result)
+    return result
 
 
 def valid_keys(cls: type, prefix: str = "") -> list[str]:

@@ -8,6 +8,7 @@ EXIT_CONFIG = 2  # unknown key, bad value, unknown task or backend; the same cod
 EXIT_PORT_IN_USE = 69
 EXIT_CORRUPT_FILE = 74  # a checkpoint, weights or log file failed its check
 EXIT_MISMATCH = 76  # learner and actor disagree on protocol, specs or policy architecture
+EXIT_INTERRUPTED = 130  # a run with an end of its own was stopped by Ctrl-C; for a service that is a normal end
 
 
 class CgpoError(Exception):

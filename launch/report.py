@@ -1,0 +1,239 @@
+"""What a finished run leaves for people: summary.json, report.md, learning_curve.png and the videos in one place."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from launch.curve import draw_learning_curve
+from launch.progress import Progress, intervention_share
+
+# Every key that summary.json promises; a value that is not known stays null.
+_EMPTY: dict[str, Any] = {
+    "task": None,
+    "preset": None,
+    "algorithm": None,
+    "seed": None,
+    "wall_s": None,
+    "env_steps": None,
+    "episodes": None,
+    "updates": None,
+    "updates_per_s": None,
+    "control": {"period_ms": {"p50": None, "p99": None, "max": None}, "overruns": None},
+    "link": {"sent": None, "acked": None, "lost": None, "duplicated": None, "bytes_per_transition": None},
+    "weights": {"version": None, "staleness_s": {"p50": None, "p95": None}},
+    "intervention": {"steps": None, "fraction": None},
+    "eval": {
+        "episodes": None,
+        "successes": None,
+        "success_rate": None,
+        "wilson_low": None,
+        "wilson_high": None,
+        "mean_return": None,
+        "mean_length": None,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What only the launcher knows about a run."""
+
+    title: str
+    task: str
+    preset: str
+    algorithm: str
+    seed: int
+    command: str
+    wall_s: float
+    interrupted: bool
+    failure: str  # why the run ended early; empty when it did not
+
+
+def write_report(directory: Path, facts: RunFacts) -> dict[str, Any]:
+    """Write summary.json, report.md and learning_curve.png, link the videos; returns the summary."""
+    progress = Progress(directory)
+    progress.update()
+    summary = summarise(directory, facts, progress)
+    (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    videos = _link_videos(directory)
+    draw_learning_curve(progress, facts.title, directory / "learning_curve.png")
+    (directory / "report.md").write_text(render_report(summary, facts, progress, videos))
+    return summary
+
+
+def summarise(directory: Path, facts: RunFacts, progress: Progress) -> dict[str, Any]:
+    """Merge what launcher, actor and learner know. Counters of an actor that died come from its episode lines."""
+    summary: dict[str, Any] = json.loads(json.dumps(_EMPTY))
+    for name in ("task", "preset", "algorithm", "seed"):
+        summary[name] = getattr(facts, name)
+    summary["wall_s"] = round(facts.wall_s, 1)
+    learner = _read_json(directory / "learner" / "learner_summary.json")
+    actor = _read_json(directory / "actor" / "actor_summary.json") or _from_episodes(progress)
+    _fill(summary, actor)
+    _fill(summary, {name: learner[name] for name in ("updates", "updates_per_s") if name in learner})
+    _fill(summary["link"], _link_statistics(directory))
+    summary["demonstrations"] = len(progress.demonstrations)
+    summary["interrupted"] = facts.interrupted
+    summary["unknown"] = _null_keys(summary)
+    return summary
+
+
+def render_report(summary: Mapping[str, Any], facts: RunFacts, progress: Progress, videos: Sequence[str]) -> str:
+    """Return report.md: the verdict first, then figures, how to repeat the run, and what it left."""
+    lines = [f"# {verdict(summary)}", ""]
+    if facts.failure:
+        lines += [f"**The run ended early: {facts.failure}.** The end of its log says why.", ""]
+    lines += ["![learning curve](learning_curve.png)", "", "## Figures", "", "| | |", "| --- | --- |"]
+    lines += [f"| {name} | {value} |" for name, value in _figures(summary)]
+    lines += _interim_evaluations(progress)
+    if summary["unknown"]:
+        why = "the run was stopped before they were measured" if facts.interrupted else "no process wrote them"
+        lines += ["", "## Not known", "", f"{', '.join(f'`{key}`' for key in summary['unknown'])}: {why}."]
+    lines += ["", "## How to repeat it", "", "```", facts.command, "```", ""]
+    lines += [f"- {fact}" for fact in _environment()]
+    lines += [
+        "",
+        "## What is here",
+        "",
+        "- `summary.json`: the figures above, for programs",
+        "- `config.toml`: every configuration value of this run; `--preset` takes it",
+        "- `actor/`, `learner/`: episodes, metrics, episode log, weights, checkpoints",
+        "- `actor.log`, `learner.log`: what both programs said",
+    ]
+    lines += [f"- `videos/{name}`" for name in videos] or ["- no videos; `actor.log` says why"]
+    return "\n".join(lines) + "\n"
+
+
+def _interim_evaluations(progress: Progress) -> list[str]:
+    rows = [row for row in progress.evaluations if row["kind"] == "interim"]
+    if not rows:
+        return []
+    head = [
+        "",
+        "## Evaluations during training",
+        "",
+        "| environment steps | weights | success |",
+        "| --- | --- | --- |",
+    ]
+    return head + [
+        f"| {row['env_steps']:,} | {row['weights_version']} | {row['successes']} of {row['episodes']} |" for row in rows
+    ]
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """Say in one line what the run showed."""
+    evaluation = summary["eval"]
+    what = f"{summary['task']}, {summary['algorithm']}, seed {summary['seed']}"
+    if not evaluation["episodes"]:
+        reason = "the run was interrupted" if summary["interrupted"] else "the run ended early"
+        return f"{what}: no final evaluation, {reason} after {summary['env_steps'] or 0:,} environment steps"
+    return (
+        f"{what}: {evaluation['successes']} of {evaluation['episodes']} unassisted evaluation episodes succeeded, "
+        f"{_percent(evaluation['success_rate'])} (95 % interval {_percent(evaluation['wilson_low'])} to "
+        f"{_percent(evaluation['wilson_high'])})"
+    )
+
+
+def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    control, link, weights = summary["control"], summary["link"], summary["weights"]
+    evaluation, human = summary["eval"], summary["intervention"]
+    period, staleness = control["period_ms"], weights["staleness_s"]
+    return [
+        ("wall time", f"{_form(summary['wall_s'] / 60, '.1f')} min"),
+        ("environment steps", _form(summary["env_steps"], ",d")),
+        ("episodes", f"{_form(summary['episodes'], ',d')}, {summary['demonstrations']} of them demonstrations"),
+        ("updates", f"{_form(summary['updates'], ',d')} at {_form(summary['updates_per_s'], '.1f')} per second"),
+        ("human steps after the demonstrations", f"{_form(human['steps'], ',d')} ({_percent(human['fraction'])})"),
+        ("evaluation: mean return", _form(evaluation["mean_return"], ".2f")),
+        ("evaluation: mean length", f"{_form(evaluation['mean_length'], '.1f')} steps"),
+        (
+            "control period p50 / p99 / max",
+            f"{_form(period['p50'], '.1f')} / {_form(period['p99'], '.1f')} / {_form(period['max'], '.1f')} ms, "
+            f"{_form(control['overruns'], ',d')} overruns",
+        ),
+        (
+            "transitions sent / acknowledged / lost / duplicated",
+            " / ".join(_form(link[name], ",d") for name in ("sent", "acked", "lost", "duplicated")),
+        ),
+        ("bytes per transition", _form(link["bytes_per_transition"], ",.0f")),
+        ("last weights version", _form(weights["version"], ",d")),
+        ("age of weights in use p50 / p95", f"{_form(staleness['p50'], '.1f')} / {_form(staleness['p95'], '.1f')} s"),
+    ]
+
+
+def _form(value: float | None, form: str) -> str:
+    return "?" if value is None else format(int(value) if form.endswith("d") else value, form)
+
+
+def _percent(share: float | None) -> str:
+    return "?" if share is None else f"{100 * share:.0f} %"
+
+
+def _environment() -> list[str]:
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "mujoco", "numpy", "grpcio"))
+    root = Path(__file__).resolve().parent.parent
+    git = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    commit = git.stdout.strip() or "unknown"
+    return [
+        f"commit {commit}",
+        f"Python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} CPU cores",
+        versions,
+    ]
+
+
+def _link_videos(directory: Path) -> list[str]:
+    recorded = directory / "actor" / "videos"
+    videos = directory / "videos"
+    if recorded.is_dir() and not videos.exists():
+        videos.symlink_to(Path("actor") / "videos")
+    return sorted(path.name for path in videos.glob("*.mp4"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the object in `path`, empty when the file is missing or was cut off by a crash."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return content
+
+
+def _from_episodes(progress: Progress) -> dict[str, Any]:
+    episodes = progress.episodes
+    if not episodes:
+        return {"env_steps": 0, "episodes": 0}
+    return {
+        "env_steps": episodes[-1]["env_steps"],
+        "episodes": len(episodes),
+        "weights": {"version": episodes[-1]["weights_version"]},
+        "intervention": {
+            "steps": sum(row["intervention_steps"] for row in episodes),
+            "fraction": intervention_share(episodes),
+        },
+    }
+
+
+def _fill(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for name, value in source.items():
+        if isinstance(value, Mapping) and isinstance(target.get(name), dict):
+            _fill(target[name], value)
+        elif value is not None or name not in target:
+            target[name] = value
+
+
+def _null_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            keys += _null_keys(value, f"{prefix}{name}.")
+        elif value is None:
+            keys.append(f"{prefix}{name}")
+    return keys

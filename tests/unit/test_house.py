@@ -1,0 +1,168 @@
+"""Rules of the whole repository: no code run from data, pinned dependencies, light imports, sound scripts."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actor.config import ActorConfig
+from learner.config import LearnerConfig
+from policy.cli import config_from_preset
+from policy.config import load_preset, preset_names
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("actor", "benchmarks", "launch", "learner", "policy", "proto", "robot", "tests")
+PYTHON_FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"])
+MARKDOWN_FILES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
+
+CODE_RUNNING_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+# On the package index deoxys and pyzed are unrelated packages that shadow the robot's and the camera's, deoxys-control
+# is anybody's to claim, and diskcache unpickles its files.
+DENIED_PACKAGES = {"deoxys", "deoxys-control", "pyzed", "diskcache"}
+
+
+def code_from_data(source: str) -> Iterator[str]:
+    """Yield each construct in `source` that would run code found in a file or message."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            imported = {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported = {(node.module or "").partition(".")[0]}
+        elif isinstance(node, ast.Call):
+            yield from _code_running_call(node)
+            continue
+        else:
+            continue
+        for name in sorted(imported & CODE_RUNNING_MODULES):
+            yield f"line {node.lineno}: imports {name}"
+
+
+def _code_running_call(call: ast.Call) -> Iterator[str]:
+    name = ast.unparse(call.func)
+    arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    if name in ("eval", "exec", "builtins.eval", "builtins.exec"):
+        yield f"line {call.lineno}: calls {name}"
+    if name == "torch.load" and arguments.get("weights_only") != "True":
+        yield f"line {call.lineno}: torch.load without weights_only=True"
+    if name in ("np.load", "numpy.load") and arguments.get("allow_pickle", "False") != "False":
+        yield f"line {call.lineno}: {name} with allow_pickle"
+    if name in ("yaml.load", "yaml.unsafe_load", "yaml.full_load") and "Safe" not in arguments.get("Loader", ""):
+        yield f"line {call.lineno}: {name}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import os, dill",
+        "import joblib.numpy_pickle",
+        "def f():\n    eval('1')",
+        "exec(text)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(text)",
+    ],
+)
+def test_code_from_data_is_recognised(source: str) -> None:
+    assert list(code_from_data(source))
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["torch.load(path, weights_only=True)", "np.load(path)", "model.eval()", "yaml.load(t, Loader=SafeLoader)"],
+)
+def test_harmless_lookalikes_are_allowed(source: str) -> None:
+    assert not list(code_from_data(source))
+
+
+def test_no_file_runs_code_found_in_data() -> None:
+    assert len(PYTHON_FILES) > 30
+    found = [f"{path.relative_to(ROOT)}: {what}" for path in PYTHON_FILES for what in code_from_data(path.read_text())]
+    assert found == []
+
+
+def _constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    assert all(len(pin) == 2 for pin in pins), "every line is an exact pin"
+    return {_normalised(name): version for name, version in pins}
+
+
+def _requirements() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    return {_normalised(re.split(r"[\[<>=!~; ]", line)[0]) for line in lines}
+
+
+def _normalised(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def test_every_dependency_has_an_exact_version() -> None:
+    assert _requirements() - set(_constraints()) == set()
+
+
+def test_denied_packages_are_no_dependency() -> None:
+    assert DENIED_PACKAGES & (_requirements() | set(_constraints())) == set()
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_fits_both_programs(name: str) -> None:
+    preset = load_preset(name)
+    learner = config_from_preset(LearnerConfig, "learner", preset)
+    actor = config_from_preset(ActorConfig, "actor", preset)
+    assert learner.policy == actor.policy
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_shell_scripts_parse_and_fail_on_errors(script: Path) -> None:
+    checked = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    is_sourced = script.name == "env.sh"
+    is_strict = "\nset -euo pipefail\n" in script.read_text() or "\nexec " in script.read_text()
+    assert is_sourced or is_strict
+
+
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        ("learner.ingest", "torch actor robot ray mujoco"),  # takes data within a second of its start
+        ("learner.__main__", "torch actor robot ray mujoco"),
+        ("learner.*", "actor robot ray mujoco"),
+        ("actor.*", "learner ray mujoco"),
+        ("robot.*", "torch grpc cgpo_proto policy learner actor ray mujoco"),
+        ("policy.*", "actor learner robot grpc ray mujoco"),
+        ("launch.*", "torch grpc ray mujoco"),
+    ],
+)
+def test_importing_stays_light(modules: str, unwanted: str) -> None:
+    """A fresh interpreter, because what another test imported would hide a new import. The twin alone has MuJoCo."""
+    program = f"""
+import importlib, pkgutil, sys
+package, _, rest = {modules!r}.partition(".")
+names = [{modules!r}]
+if rest == "*":
+    path = importlib.import_module(package).__path__
+    names = [module.name for module in pkgutil.walk_packages(path, package + ".")]
+for name in names:
+    if not name.startswith("robot.backends.twin."):
+        importlib.import_module(name)
+sys.exit(" ".join(sorted(set({unwanted!r}.split()) & set(sys.modules))))
+"""
+    finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.stderr.strip() == ""
+
+
+@pytest.mark.parametrize("path", MARKDOWN_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_documents_link_to_files_that_exist(path: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text())
+    local = [target for target in targets if not re.match(r"[a-z]+:", target)]
+    assert [target for target in local if not (path.parent / target).exists()] == []
