@@ -54,7 +54,7 @@ def build_model(scene: str) -> Any:
 
     Raises MissingDependencyError if the wheel that holds the model files is not installed.
     """
-    spec = mujoco.MjSpec.from_file(str(_find_panda_file()))
+    spec = mujoco.MjSpec.from_file(str(find_panda_file()))
     _keep_arm_only(spec)
     _freeze_linkage(spec)
     _add_surroundings(spec)
@@ -69,7 +69,8 @@ def build_model(scene: str) -> Any:
     return spec.compile()
 
 
-def _find_panda_file() -> Path:
+def find_panda_file() -> Path:
+    """Return the path of the wheel's arm and gripper; MissingDependencyError without the wheel."""
     found = importlib.util.find_spec("gym_hil")  # finds the package without running its code
     if found is None or found.origin is None:
         raise MissingDependencyError(
