@@ -206,6 +206,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _link_statistics(directory: Path) -> dict[str, Any]:
+    return {}  # TODO
+
+
 def _from_episodes(progress: Progress) -> dict[str, Any]:
     episodes = progress.episodes
     if not episodes:

@@ -1,0 +1,293 @@
+"""launch/sim.sh with stand-ins for learner and actor: supervision, Ctrl-C, failures, and what a run leaves behind.
+
+The stand-ins are programs named learner and actor in the current folder; `python -m` finds them first.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch import sim
+from launch.processes import wait_for
+from launch.progress import JsonLines
+from policy.config import load_preset
+from policy.errors import EXIT_INTERRUPTED, EXIT_PORT_IN_USE, ConfigError
+
+HANG_LIMIT_S = 30.0
+
+COMMON = """
+import json, os, pathlib, signal, sys, time, tomllib
+tables = tomllib.loads(pathlib.Path(sys.argv[2]).read_text())
+folder = pathlib.Path(tables[NAME]["run_dir"])
+folder.mkdir(parents=True)
+stopped = []
+signal.signal(signal.SIGINT, lambda *_: stopped.append(1))
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+def write(name, content): (folder / name).write_text(json.dumps(content))
+def note(what):
+    with open("order.txt", "a") as file: file.write(what + "\\n")
+"""
+
+LEARNER = (
+    'NAME = "learner"'
+    + COMMON
+    + """
+write("ingest.json", {"address": f"127.0.0.1:{tables['learner']['port']}", "pid": os.getpid()})
+with (folder / "metrics.jsonl").open("w") as file:
+    for step in range(50, 500, 50):
+        row = {"updates": step, "env_steps": step, "q_mean": 0.01 * step, "target_advantage_mean": 1.0, "wall_s": step}
+        file.write(json.dumps(row) + "\\n")
+while not stopped: time.sleep(0.01)
+note("learner")
+write("learner_summary.json", {"algorithm": "cgpo", "updates": 450, "updates_per_s": 9.5})
+"""
+)
+
+EPISODE = {
+    "kind": "training",
+    "is_success": True,
+    "length": 40,
+    "episode_return": 1.0,
+    "duration_s": 0.5,
+    "interventions": 0,
+    "intervention_steps": 0,
+    "clipped_steps": 0,
+    "weights_version": 3,
+    "stopped": False,
+}
+EVALUATION = {
+    "kind": "final",
+    "requested_episodes": 50,
+    "episodes": 50,
+    "successes": 46,
+    "success_rate": 0.92,
+    "wilson_low": 0.812,
+    "wilson_high": 0.968,
+    "mean_return": 0.92,
+    "mean_length": 33.5,
+}
+
+ACTOR_EPISODES = (
+    'NAME = "actor"'
+    + COMMON
+    + f"""
+episode, evaluation = {EPISODE!r}, {EVALUATION!r}
+with (folder / "episodes.jsonl").open("w") as file:
+    for number in range(12):
+        kind = "demonstration" if number < 2 else "training"
+        human = 20 if number == 5 else 0
+        file.write(json.dumps({{**episode, "episode": number, "kind": kind, "intervention_steps": human}}) + "\\n")
+        print(f"ep {{number:03d}} SUCCESS")
+"""
+)
+
+ACTOR_SUMMARY = """
+interrupted = bool(stopped)
+with (folder / "evaluations.jsonl").open("w") as file:
+    file.write(json.dumps({**evaluation, "kind": "interim", "env_steps": 200, "weights_version": 2}) + "\\n")
+    if not interrupted:
+        file.write(json.dumps({**evaluation, "env_steps": 400, "weights_version": 3}) + "\\n")
+summary = {
+    "env_steps": 480, "episodes": 12, "interrupted": interrupted,
+    "control": {"period_ms": {"p50": 100.0, "p99": 101.0, "max": 104.0}, "overruns": 0},
+    "link": {"sent": 480, "acked": 480, "offered": 480, "bytes_per_transition": 300.0},
+    "weights": {"version": 3, "staleness_s": {"p50": 1.0, "p95": 2.0}},
+    "intervention": {"steps": 20, "fraction": 0.05},
+    "eval": None if interrupted else {key: evaluation[key] for key in (
+        "episodes", "successes", "success_rate", "wilson_low", "wilson_high", "mean_return", "mean_length")},
+}
+write("actor_summary.json", summary)
+(folder / "videos").mkdir()
+(folder / "videos" / "final_00_success.mp4").write_bytes(b"film")
+note("actor")
+"""
+
+WAIT_FOR_STOP = "\nwhile not stopped: time.sleep(0.01)\n"
+
+SUMMARY_KEYS = {
+    "task": None,
+    "preset": None,
+    "algorithm": None,
+    "seed": None,
+    "wall_s": None,
+    "env_steps": None,
+    "episodes": None,
+    "updates": None,
+    "updates_per_s": None,
+    "control": {"period_ms": {"p50", "p99", "max"}, "overruns": None},
+    "link": {"sent", "acked", "lost", "duplicated", "bytes_per_transition"},
+    "weights": {"version": None, "staleness_s": {"p50", "p95"}},
+    "intervention": {"steps", "fraction"},
+    "eval": {"episodes", "successes", "success_rate", "wilson_low", "wilson_high", "mean_return", "mean_length"},
+}
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def run_sim(monkeypatch: pytest.MonkeyPatch, learner: str, actor: str, *arguments: str) -> int:
+    Path("learner.py").write_text(learner)
+    Path("actor.py").write_text(actor)
+    monkeypatch.setattr(sys, "argv", ["sim", "--out", "run", *arguments])
+    return sim.main()
+
+
+def read_summary() -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads(Path("run/summary.json").read_text())
+    return summary
+
+
+def assert_has_keys(summary: Any, keys: Any) -> None:
+    assert set(keys) <= set(summary)
+    for key in keys:
+        if isinstance(keys, dict) and keys[key]:
+            assert_has_keys(summary[key], keys[key])
+
+
+def press_ctrl_c(when: Path, count: int = 1) -> None:
+    """Send SIGINT to this process once `when` exists, `count` times."""
+
+    def press() -> None:
+        wait_for(when.exists, HANG_LIMIT_S)
+        for _ in range(count):
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+
+
+def test_a_finished_run_leaves_its_summary_report_curve_videos_and_configuration(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run_sim(monkeypatch, LEARNER, ACTOR_EPISODES + ACTOR_SUMMARY, "--seed", "4", "--set", "guidance.type=none")
+    assert code == 0
+    assert Path("order.txt").read_text().split() == ["actor", "learner"]  # the learner saw the actor's last steps
+    shown = capsys.readouterr().out
+    assert "ep 000 SUCCESS\n" in shown
+    assert "46 of 50" in shown
+
+    summary = read_summary()
+    assert_has_keys(summary, SUMMARY_KEYS)
+    assert (summary["task"], summary["preset"], summary["algorithm"], summary["seed"]) == (
+        "peg_in_hole",
+        "sim_quick",
+        "cgpo",
+        4,
+    )
+    assert (summary["updates"], summary["env_steps"], summary["demonstrations"]) == (450, 480, 2)
+    assert summary["eval"]["successes"] == 46
+    assert summary["unknown"] == ["link.lost", "link.duplicated"]  # this learner kept no log
+
+    report = Path("run/report.md").read_text()
+    assert (
+        "46 of 50 unassisted evaluation episodes succeeded, 92 % (95 % interval 81 % to 97 %)" in report.split("\n")[0]
+    )
+    assert "`link.lost`" in report
+    assert "--set guidance.type=none" in report
+    assert "| 280 | 2 | 46 of 50 |" in report  # 200 training steps after 80 of demonstration
+    assert Path("run/videos/final_00_success.mp4").read_bytes() == b"film"
+    assert Path("run/learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    tables = load_preset("run/config.toml")
+    assert tables["learner"]["cgpo"]["guidance"]["type"] == "none"
+    assert tables["learner"]["seed"] == tables["actor"]["seed"] == 4
+    assert tables["actor"]["learner"] == f"127.0.0.1:{tables['learner']['port']}"
+
+
+def test_a_folder_that_holds_a_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("run").mkdir()
+    Path("run/config.toml").write_text("")
+    with pytest.raises(ConfigError, match=r"run already holds a run.*--out"):
+        run_sim(monkeypatch, LEARNER, ACTOR_EPISODES)
+
+
+def test_ctrl_c_lets_both_finish_and_still_writes_a_valid_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    press_ctrl_c(Path("run/actor/episodes.jsonl"))
+    code = run_sim(monkeypatch, LEARNER, ACTOR_EPISODES + WAIT_FOR_STOP + ACTOR_SUMMARY)
+    assert code == EXIT_INTERRUPTED
+    assert Path("order.txt").read_text().split() == ["actor", "learner"]
+    summary = read_summary()
+    assert_has_keys(summary, SUMMARY_KEYS)
+    assert summary["interrupted"] is True
+    assert summary["eval"]["success_rate"] is None
+    assert summary["env_steps"] == 480
+    report = Path("run/report.md").read_text()
+    assert "no final evaluation, the run was interrupted after 480 environment steps" in report
+    assert "`eval.success_rate`" in report
+
+
+def test_a_second_ctrl_c_ends_an_actor_that_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    press_ctrl_c(Path("run/actor/episodes.jsonl"), count=2)
+    deaf = ACTOR_EPISODES + "\nwhile True: time.sleep(0.01)\n"
+    assert run_sim(monkeypatch, LEARNER, deaf) == EXIT_INTERRUPTED
+    summary = read_summary()  # from the episode lines, as the actor wrote none
+    assert (summary["env_steps"], summary["episodes"]) == (480, 12)
+    assert summary["intervention"] == {"steps": 20, "fraction": 0.05}
+    assert summary["control"]["overruns"] is None
+
+
+def test_an_actor_that_dies_ends_the_run_with_its_code_and_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    dying = ACTOR_EPISODES + '\nsys.stderr.write("error: the arm is unplugged\\n")\nsys.exit(7)\n'
+    with pytest.raises(
+        sim.ChildFailedError, match=r"actor ended with exit code 7(.*\n)+error: the arm is unplugged"
+    ) as error:
+        run_sim(monkeypatch, LEARNER, dying)
+    assert error.value.exit_code == 7
+    assert read_summary()["updates"] == 450  # the learner was ended in good order
+    assert "the actor ended with exit code 7" in Path("run/report.md").read_text()
+
+
+def test_a_learner_that_cannot_start_ends_the_run_before_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(sim.ChildFailedError, match="learner ended with exit code 69") as error:
+        run_sim(monkeypatch, f"import sys; sys.exit({EXIT_PORT_IN_USE})", ACTOR_EPISODES + ACTOR_SUMMARY)
+    assert error.value.exit_code == EXIT_PORT_IN_USE
+    assert not Path("order.txt").exists()
+    assert read_summary()["episodes"] == 0
+
+
+def test_a_learner_that_dies_stops_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    dying = LEARNER.replace("while not stopped:", "while not pathlib.Path('run/actor/episodes.jsonl').exists():")
+    with pytest.raises(sim.ChildFailedError, match="learner ended with exit code 0 before the actor was done"):
+        run_sim(monkeypatch, dying, ACTOR_EPISODES + WAIT_FOR_STOP + ACTOR_SUMMARY)
+    assert read_summary()["env_steps"] == 480  # the actor was asked to finish and did
+
+
+def test_children_do_not_outlive_a_killed_launcher() -> None:
+    Path("learner.py").write_text(LEARNER)
+    Path("actor.py").write_text(ACTOR_EPISODES + WAIT_FOR_STOP + ACTOR_SUMMARY)
+    command = [sys.executable, "-P", "-m", "launch.sim", "--out", "run"]  # -P: the launcher itself sees no stand-ins
+    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert wait_for(Path("run/actor/episodes.jsonl").exists, HANG_LIMIT_S)
+    launcher.kill()
+    launcher.wait()
+    # Each was sent SIGTERM by the kernel, on which it finishes and notes its name.
+    assert wait_for(
+        lambda: Path("order.txt").exists() and len(Path("order.txt").read_text().split()) == 2, HANG_LIMIT_S
+    )
+
+
+def test_a_line_that_is_still_being_written_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = JsonLines(path)
+    lines.update()
+    path.write_bytes(b'{"a": 1}\n{"a"')
+    lines.update()
+    assert lines.rows == [{"a": 1}]
+    with path.open("ab") as file:
+        file.write(b": 2}\n")
+    lines.update()
+    assert lines.rows == [{"a": 1}, {"a": 2}]
