@@ -1,4 +1,4 @@
-"""Unassisted evaluation: the policy alone, on placements that are the same for every run. Nothing goes to the learner."""
+"""Unassisted evaluation: the policy alone, on placements that every run shares. Nothing goes to the learner."""
 
 import logging
 import math
@@ -150,6 +150,4 @@ class _Film:
             _log.warning("no video: install the package imageio with pip install -e '.[sim]' -c constraints.txt")
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        with imageio.get_writer(path, fps=self._env.task.control_rate_hz) as writer:
-            for image in self._frames:
-                writer.append_data(image)
+        imageio.mimwrite(path, self._frames, fps=self._env.task.control_rate_hz)  # type: ignore[arg-type]

@@ -121,7 +121,7 @@ class ScriptedTeleop:
         return self._config.probability * max(0.0, 1.0 - self._training_steps / self._config.decay_steps)
 
     def begin_episode(self, is_demonstration: bool) -> None:
-        self._operator = self._env.task.make_operator(self._rng)
+        self._operator = self._env.task.make_operator()
         self._is_demonstration = is_demonstration
         self._step = 0
         if is_demonstration:

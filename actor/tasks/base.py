@@ -55,5 +55,5 @@ class Task(Protocol):
     def outcome(self, state: RobotState, objects: ObjectPoses) -> Outcome:
         """Judge the situation after a step."""
 
-    def make_operator(self, rng: np.random.Generator) -> Operator:
+    def make_operator(self) -> Operator:
         """Return a fresh scripted operator."""

@@ -94,8 +94,8 @@ class PegInHole:
         is_success = bool(is_inside and hole_p_peg[2] <= -SUCCESS_DEPTH_M)
         return Outcome(reward=float(is_success), terminated=is_success, is_success=is_success)
 
-    def make_operator(self, rng: np.random.Generator) -> PegOperator:
-        return PegOperator(self.action_spec, rng)
+    def make_operator(self) -> PegOperator:
+        return PegOperator(self.action_spec)
 
 
 class PegInHoleRotation(PegInHole):

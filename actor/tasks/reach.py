@@ -62,8 +62,7 @@ class Reach:
         is_success = bool(np.linalg.norm(_EE_to_target(state, objects)) <= SUCCESS_DISTANCE_M)
         return Outcome(reward=float(is_success), terminated=is_success, is_success=is_success)
 
-    def make_operator(self, rng: np.random.Generator) -> "ReachOperator":
-        del rng  # nothing to search for
+    def make_operator(self) -> "ReachOperator":
         return ReachOperator(self)
 
 
