@@ -90,9 +90,9 @@ def intervention_share(episodes: Sequence[Row]) -> float | None:
 class Display:
     """Shows a running simulation: a live panel on a terminal, otherwise the lines as they come."""
 
-    def __init__(self, title: str, directory: Path, training_minutes: float) -> None:
+    def __init__(self, title: str, directory: Path, max_minutes: float) -> None:
         self._title = title
-        self._training_s = 60 * training_minutes
+        self._limit_s = 60 * max_minutes
         self._started_monotonic_s = time.monotonic()
         self._progress = Progress(directory)
         self._lines: deque[str] = deque(maxlen=_SHOWN_LINES)
@@ -124,9 +124,9 @@ class Display:
 
     def _panel(self) -> Panel:
         elapsed_s = time.monotonic() - self._started_monotonic_s
-        left_s = max(0.0, self._training_s - elapsed_s)
+        left = _clock(max(0.0, self._limit_s - elapsed_s)) if self._limit_s else "no limit"
         figures = figures_table(self._progress)
-        figures.add_row("elapsed", _clock(elapsed_s), "training time left", _clock(left_s))
+        figures.add_row("elapsed", _clock(elapsed_s), "time left", left)
         lines = Text("\n".join(self._lines), style="dim", no_wrap=True, overflow="ellipsis")
         return Panel(
             Group(figures, Text(), lines), title=self._title, subtitle="Ctrl-C: finish now and write the report"
