@@ -20,7 +20,6 @@ from robot.pose import rotation_from_rotvec
 PHYSICS_STEP_S = 0.002
 
 EE_SITE = "pinch"  # between the finger pads; with q7 = pi/4 its axes are libfranka's EE axes
-TARGET_BODY, HOLE_BODY, PEG_BODY = "target", "hole", "peg"
 
 # Linkage angles of the 2F-85 with its pads 24 mm apart, found by closing the wheel's gripper model in simulation.
 # With these the linkage's loops are closed and the pads touch the peg: see tests/unit/test_twin_model.py.
@@ -29,6 +28,9 @@ _LINKAGE_RAD = {"driver": 0.5746, "coupler": 0.0014, "spring_link": 0.5761, "fol
 # A regular polygon whose sides touch the hole's circle from outside: the peg finds 1 mm everywhere, and at the corners
 # HOLE_RADIUS_M (1 / cos(pi / 16) - 1) = 0.25 mm more.
 _HOLE_SIDES = 16
+# To contacts the peg is a prism with its edges on the circle. Contact of flat faces with a true cylinder is iterative
+# and once in 100 000 steps finds a depth that is wrong by a millimetre; between polyhedra it is exact.
+_PEG_SIDES = 32
 _CHAMFER_M = 0.001
 _PLATE_RADIUS_M = 0.05
 _PEDESTAL_M = 0.03  # the plate's foot below the bottom of the hole; the table hides what is too long
@@ -50,7 +52,9 @@ _FLOOR_COLOUR = (0.62, 0.65, 0.69, 1.0)
 
 
 def build_model(scene: str) -> Any:
-    """Return the mujoco.MjModel of `scene`, seven joints and seven torque motors; poses of objects are set at reset.
+    """Return the mujoco.MjModel of `scene`: seven joints, seven torque motors, and a body for each of its objects.
+
+    The objects' bodies are named and framed as in robot/scenes.py; a reset sets their poses.
 
     Raises MissingDependencyError if the wheel that holds the model files is not installed.
     """
@@ -145,12 +149,12 @@ def _add_light(spec: Any) -> None:
 
 def _add_plate(spec: Any) -> None:
     """Add the plate with the round hole: convex sectors around it, each with its share of wall, chamfer and rim."""
-    body = spec.worldbody.add_body(name=HOLE_BODY)
+    body = spec.worldbody.add_body(name="hole")
     for index in range(_HOLE_SIDES):
         spec.add_mesh(name=f"sector{index}", uservert=_sector_corners(index).ravel())
         body.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname=f"sector{index}", **_PLATE_LOOK, **_PLATE_CONTACT)
     foot = {"pos": (0.0, 0.0, -HOLE_DEPTH_M - _PEDESTAL_M / 2), "rgba": _PLATE_COLOUR}
-    # Drawn as a cylinder but a box to the peg: contact between two cylinders face to face finds false depths.
+    # Drawn as a cylinder but a box to the peg, for the same reason as the peg itself is a prism.
     body.add_geom(
         type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=(_PLATE_RADIUS_M, _PEDESTAL_M / 2, 0.0), contype=0, conaffinity=0,
         **foot,
@@ -184,16 +188,25 @@ def _sector_corners(index: int) -> Any:
 
 def _add_peg(spec: Any) -> None:
     """Add the peg to the gripper. Its body's frame is the peg frame, set at reset."""
-    peg = spec.site(EE_SITE).parent.add_body(name=PEG_BODY)
+    site = spec.site(EE_SITE)
+    EE = site.parent.add_body(name="EE", pos=site.pos, quat=site.quat)
+    peg = EE.add_body(name="peg")
+    angles = 2 * math.pi / _PEG_SIDES * np.arange(_PEG_SIDES)
+    circle = PEG_RADIUS_M * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    corners = [(x, y, z) for z in (0.0, -_PEG_SHAFT_M) for x, y in circle]
+    spec.add_mesh(name="peg", uservert=np.array(corners).ravel())
     peg.add_geom(
-        name="peg", type=mujoco.mjtGeom.mjGEOM_CYLINDER, pos=(0.0, 0.0, -_PEG_SHAFT_M / 2),
-        size=(PEG_RADIUS_M, _PEG_SHAFT_M / 2, 0.0), mass=0.1, rgba=_PEG_COLOUR, contype=_PEG_BIT, conaffinity=0,
-        friction=_FRICTION, solref=_SOLREF, solimp=_SOLIMP,
+        name="peg", type=mujoco.mjtGeom.mjGEOM_MESH, meshname="peg", mass=0.1, group=3, contype=_PEG_BIT,
+        conaffinity=0, friction=_FRICTION, solref=_SOLREF, solimp=_SOLIMP,
+    )  # fmt: skip
+    peg.add_geom(
+        type=mujoco.mjtGeom.mjGEOM_CYLINDER, pos=(0.0, 0.0, -_PEG_SHAFT_M / 2), mass=0.0,
+        size=(PEG_RADIUS_M, _PEG_SHAFT_M / 2, 0.0), rgba=_PEG_COLOUR, contype=0, conaffinity=0,
     )  # fmt: skip
 
 
 def _add_target(spec: Any) -> None:
-    body = spec.worldbody.add_body(name=TARGET_BODY)
+    body = spec.worldbody.add_body(name="target")
     body.add_geom(
         type=mujoco.mjtGeom.mjGEOM_SPHERE, size=(0.01, 0.0, 0.0), rgba=_TARGET_COLOUR, contype=0, conaffinity=0
     )

@@ -1,0 +1,100 @@
+"""One simulated arm: what MuJoCo holds, moved by the controller step by step."""
+
+import math
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from robot.backends.twin.inverse_kinematics import solve_joints
+from robot.backends.twin.model import EE_SITE, build_model
+from robot.backends.twin.osc import OperationalSpaceController, OscConfig
+from robot.interface import Array, ScenePlacement
+from robot.pose import make_pose
+
+# EE above the middle of the table, gripper down, every joint at least 0.6 rad from its limits.
+Q_HOME: Array = np.array([0.0, 0.2, 0.0, -2.2, 0.0, 2.4, math.pi / 4])
+Q_HOME.setflags(write=False)
+
+
+class Simulation:
+    """MuJoCo's model and data with the controller, and the buffers they share.
+
+    Between calls positions, velocities and all that follows from them (mj_step1) are up to date.
+    """
+
+    def __init__(self, scene: str, osc: OscConfig) -> None:
+        """Build the scene. Raises MissingDependencyError without the gym-hil wheel."""
+        self.model: Any = build_model(scene)
+        self.data: Any = mujoco.MjData(self.model)
+        self.jacobian = np.zeros((6, 7))
+        self._mass_matrix = np.zeros((7, 7))
+        self._controller = OperationalSpaceController(osc, Q_HOME)
+        self._site_id = self.model.site(EE_SITE).id
+        self._site_position: Array = self.data.site_xpos[self._site_id]
+        self._site_rotation: Array = self.data.site_xmat[self._site_id].reshape(3, 3)
+        self._contact_torque_sum = np.zeros(7)
+        self._contact_steps = 0
+        self._earlier_s = 0.0  # simulated time before the last reset
+
+    @property
+    def time_s(self) -> float:
+        """Simulated time since the start, which resets do not turn back."""
+        return self._earlier_s + float(self.data.time)
+
+    def reset(self, placement: ScenePlacement) -> None:
+        """Put arm and objects at `placement`, at rest; RobotError if the arm cannot reach it."""
+        self._earlier_s = self.time_s
+        self._place_objects(placement)
+        mujoco.mj_resetData(self.model, self.data)
+        solve_joints(self.model, self.data, self._site_id, placement.O_T_EE, Q_HOME)
+        self.start_wrench_average()
+        self._refresh()
+        self.data.ctrl[:] = self.data.qfrc_bias  # the torque that holds the arm, as the state should say
+
+    def _place_objects(self, placement: ScenePlacement) -> None:
+        for name, pose in placement.objects.items():  # each has a body, in the frame that its scene states
+            body_id = self.model.body(name).id
+            self.model.body_pos[body_id] = pose[:3, 3]
+            mujoco.mju_mat2Quat(self.model.body_quat[body_id], np.ascontiguousarray(pose[:3, :3]).ravel())
+        mujoco.mj_setConst(self.model, self.data)  # the peg's place changes what the contact solver knows of inertia
+
+    def step(self, goal: Array) -> None:
+        """Advance by one physics step under the controller's torque for `goal` (4, 4)."""
+        data = self.data
+        mujoco.mj_fullM(self.model, self._mass_matrix, data.qM)
+        data.ctrl[:] = self._controller.torque(
+            goal, self.O_T_EE(), data.qpos, data.qvel, self.jacobian, self._mass_matrix, data.qfrc_bias
+        )
+        mujoco.mj_step2(self.model, data)
+        self._contact_torque_sum += data.qfrc_constraint
+        self._contact_steps += 1
+        self._refresh()
+
+    def O_T_EE(self) -> Array:
+        """Return the pose of EE (4, 4) now, as a copy."""
+        return make_pose(self._site_rotation, self._site_position)
+
+    def start_wrench_average(self) -> None:
+        """Forget the contacts so far; `external_wrench` averages over what follows."""
+        self._contact_torque_sum[:] = 0.0
+        self._contact_steps = 0
+
+    def external_wrench(self) -> Array:
+        """Return the mean external wrench (6,) on EE, in O, over the last `advance`; zeros right after a reset.
+
+        As on the robot it is not measured at the tip but taken from joint torques: those of the contacts, through the
+        dynamically consistent inverse of J^T, Lambda J M^-1. The mean stands in for the robot's low-pass filter.
+        """
+        if self._contact_steps == 0:
+            return np.zeros(6)
+        mujoco.mj_fullM(self.model, self._mass_matrix, self.data.qM)
+        M_inv_J_T = np.linalg.solve(self._mass_matrix, self.jacobian.T)
+        contact_torque = self._contact_torque_sum / self._contact_steps
+        wrench: Array = np.linalg.solve(self.jacobian @ M_inv_J_T, contact_torque @ M_inv_J_T)
+        return wrench
+
+    def _refresh(self) -> None:
+        """Bring everything that depends on position and velocity up to date."""
+        mujoco.mj_step1(self.model, self.data)
+        mujoco.mj_jacSite(self.model, self.data, self.jacobian[:3], self.jacobian[3:], self._site_id)
