@@ -1,0 +1,124 @@
+"""Published weights on disk: the learner's way to its ingest process, and the actor's memory of the last good ones.
+
+Needs no torch. One process writes; any number read, and see a version whole or not at all.
+"""
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors
+
+from policy.errors import WeightsError
+
+_KEPT = 3  # a reader may still be sending the version before
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, safetensors dtype ("F32") and shape of one tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def tensor_infos(data: bytes) -> tuple[TensorInfo, ...]:
+    """Return what a safetensors file holds, sorted by name. Raises WeightsError when it is not one."""
+    try:
+        tensors = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"{len(data)} bytes are not a safetensors file: {error}") from error
+    infos = [TensorInfo(name, tensor["dtype"], tuple(tensor["shape"])) for name, tensor in tensors]
+    return tuple(sorted(infos, key=lambda info: info.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsManifest:
+    """One published version. `sha256` is that of the whole safetensors file."""
+
+    version: int
+    learner_step: int
+    published_wall_s: float
+    file: str
+    num_bytes: int
+    sha256: str
+    tensors: tuple[TensorInfo, ...]
+
+
+class WeightsStore:
+    """A folder of safetensors files, the newest of which `latest.json` names."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._latest_path = directory / "latest.json"
+
+    def publish(
+        self, data: bytes, version: int, learner_step: int, published_wall_s: float | None = None
+    ) -> WeightsManifest:
+        """Make the safetensors file `data` the newest version; published_wall_s defaults to now.
+
+        Durable when this returns; a crash before leaves the version before. Raises WeightsError when `data` is not a
+        safetensors file.
+        """
+        manifest = WeightsManifest(
+            version=version,
+            learner_step=learner_step,
+            published_wall_s=time.time() if published_wall_s is None else published_wall_s,
+            file=f"{version:08d}.safetensors",
+            num_bytes=len(data),
+            sha256=sha256(data),
+            tensors=tensor_infos(data),
+        )
+        self._directory.mkdir(parents=True, exist_ok=True)
+        _replace_durably(self._directory / manifest.file, data)
+        _replace_durably(self._latest_path, json.dumps(asdict(manifest), indent=1).encode())
+        self._delete_old()
+        return manifest
+
+    def latest(self) -> WeightsManifest | None:
+        """Return the newest version's manifest, None before the first. Raises WeightsError when it is unreadable."""
+        try:
+            raw = json.loads(self._latest_path.read_bytes())
+            tensors = (TensorInfo(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in raw.pop("tensors"))
+            return WeightsManifest(tensors=tuple(tensors), **raw)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WeightsError(
+                f"{self._latest_path} cannot be read: {error}. Remove it; the next publication writes it anew."
+            ) from error
+
+    def read(self, manifest: WeightsManifest) -> bytes:
+        """Return the file of a version as it is on disk, unverified. Raises WeightsError when it is gone."""
+        try:
+            return (self._directory / manifest.file).read_bytes()
+        except OSError as error:
+            raise WeightsError(f"weights version {manifest.version} cannot be read: {error}") from error
+
+    def _delete_old(self) -> None:
+        """By time, not version: a learner that starts a new run counts from 1 again."""
+        files = sorted(self._directory.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+        for path in files[:-_KEPT]:
+            path.unlink()
+
+
+def _replace_durably(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

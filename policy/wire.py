@@ -1,0 +1,174 @@
+"""Transition and Observation <-> protobuf: the only codec of link, spool and log. Pure functions."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from cgpo_proto import link_pb2
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from policy.errors import WireError
+from policy.grpc_options import MAX_TRANSITION_BYTES
+from policy.spec import Observation, ObservationSpec, Specs
+from policy.transition import ActionSource, RecordId, Transition
+
+_FLOAT32 = np.dtype("<f4")
+_MAX_NAME_LENGTH = 128
+_MAX_INTEGER = (1 << 63) - 1  # SQLite's
+_SOURCES: dict[int, ActionSource] = {int(source): source for source in ActionSource}
+_ACTION_TOLERANCE = 1e-5  # float32 rounding around -1 and 1
+
+
+def record_to_message(record_id: RecordId, transition: Transition) -> link_pb2.Record:
+    """Return the message of one record. Raises WireError beyond MAX_TRANSITION_BYTES."""
+    return link_pb2.Record(
+        actor_id=record_id.actor_id,
+        incarnation=record_id.incarnation,
+        sequence=record_id.sequence,
+        transition=_transition_to_message(transition),
+    )
+
+
+def record_from_message(message: link_pb2.Record, specs: Specs) -> tuple[RecordId, Transition]:
+    """Return what a received message says. Arrays are read-only.
+
+    Raises WireError when the id is incomplete or the transition is not one of `specs` in every field, size and value.
+    """
+    for name, text in (("actor_id", message.actor_id), ("incarnation", message.incarnation)):
+        if not 0 < len(text) <= _MAX_NAME_LENGTH or not text.isprintable():
+            raise WireError(f"{name} {text[:_MAX_NAME_LENGTH]!r} is not 1 to {_MAX_NAME_LENGTH} printable characters")
+    if message.sequence > _MAX_INTEGER:
+        raise WireError(f"sequence {message.sequence} is above {_MAX_INTEGER}")
+    record_id = RecordId(message.actor_id, message.incarnation, message.sequence)
+    try:
+        return record_id, _transition_from_message(message.transition, specs)
+    except WireError as error:
+        raise WireError(
+            f"transition {record_id.sequence} of {record_id.actor_id}, incarnation {record_id.incarnation}: {error}"
+        ) from error
+
+
+def transition_to_bytes(transition: Transition) -> bytes:
+    """Return the bytes that spool and log keep. Raises WireError beyond MAX_TRANSITION_BYTES."""
+    return _transition_to_message(transition).SerializeToString()
+
+
+def transition_from_bytes(data: bytes, specs: Specs) -> Transition:
+    """Undo `transition_to_bytes`, with the checks of `record_from_message`."""
+    try:
+        message = link_pb2.Transition.FromString(data)
+    except DecodeError as error:
+        raise WireError(f"{len(data)} bytes are not a transition: {error}") from error
+    return _transition_from_message(message, specs)
+
+
+def _transition_to_message(transition: Transition) -> link_pb2.Transition:
+    final = transition.final_observation
+    message = link_pb2.Transition(
+        episode=transition.episode,
+        step=transition.step,
+        observation=_observation_to_message(transition.observation),
+        policy_action=transition.policy_action.tolist(),
+        executed_action=transition.executed_action.tolist(),
+        source=int(transition.source),  # type: ignore[arg-type]  # the stub knows the enum by its own type only
+        reward=transition.reward,
+        terminated=transition.terminated,
+        truncated=transition.truncated,
+        weights_version=transition.weights_version,
+        weights_age_s=transition.weights_age_s,
+        wall_time_s=transition.wall_time_s,
+        monotonic_time_s=transition.monotonic_time_s,
+        reward_source=transition.reward_source,
+        final_observation=None if final is None else _observation_to_message(final),
+    )
+    _check_size(message)
+    return message
+
+
+def _transition_from_message(message: link_pb2.Transition, specs: Specs) -> Transition:
+    _check_size(message)
+    source = _SOURCES.get(message.source)
+    if source is None:
+        raise WireError(f"source {message.source} is none of {', '.join(source.name for source in ActionSource)}")
+    if max(message.episode, message.weights_version) > _MAX_INTEGER:
+        raise WireError(f"episode {message.episode} or weights_version {message.weights_version} is too large")
+    for name in ("reward", "weights_age_s", "wall_time_s", "monotonic_time_s"):
+        if not math.isfinite(getattr(message, name)):
+            raise WireError(f"{name} = {getattr(message, name)} is not finite")
+    is_last = message.terminated or message.truncated
+    has_final = message.HasField("final_observation")
+    if is_last != has_final:
+        raise WireError(
+            f"episode {message.episode}, step {message.step}: terminated or truncated is {is_last}, but there is "
+            f"{'a' if has_final else 'no'} final observation; exactly the last step carries one"
+        )
+    return Transition(
+        episode=message.episode,
+        step=message.step,
+        observation=_observation_from_message(message.observation, specs.observation),
+        policy_action=_action("policy_action", message.policy_action, specs.action.dim),
+        executed_action=_action("executed_action", message.executed_action, specs.action.dim),
+        source=source,
+        reward=message.reward,
+        terminated=message.terminated,
+        truncated=message.truncated,
+        weights_version=message.weights_version,
+        weights_age_s=message.weights_age_s,
+        wall_time_s=message.wall_time_s,
+        monotonic_time_s=message.monotonic_time_s,
+        reward_source=message.reward_source,
+        final_observation=(
+            _observation_from_message(message.final_observation, specs.observation) if has_final else None
+        ),
+    )
+
+
+def _check_size(message: link_pb2.Transition) -> None:
+    if message.ByteSize() > MAX_TRANSITION_BYTES:
+        raise WireError(f"a transition of {message.ByteSize()} bytes is above the limit of {MAX_TRANSITION_BYTES}")
+
+
+def _observation_to_message(observation: Observation) -> link_pb2.Observation:
+    return link_pb2.Observation(
+        fields=[
+            link_pb2.NamedTensor(
+                name=name,
+                dtype=link_pb2.DTYPE_FLOAT32,
+                shape=value.shape,
+                data=value.astype(_FLOAT32, copy=False).tobytes(),
+            )
+            for name, value in observation.items()
+        ]
+    )
+
+
+def _observation_from_message(message: link_pb2.Observation, spec: ObservationSpec) -> Observation:
+    """Return the observation with its fields in the spec's order."""
+    values = {tensor.name: _array(tensor) for tensor in message.fields}
+    if len(values) != len(message.fields):
+        raise WireError(f"observation names a field twice: {[tensor.name for tensor in message.fields]}")
+    spec.check(values)
+    return {field.name: values[field.name] for field in spec.fields}
+
+
+def _array(tensor: link_pb2.NamedTensor) -> NDArray[np.float32]:
+    if tensor.dtype != link_pb2.DTYPE_FLOAT32:
+        raise WireError(
+            f"observation {tensor.name} has dtype {tensor.dtype}, expected {link_pb2.DTYPE_FLOAT32}, float32"
+        )
+    num_bytes = math.prod(tensor.shape) * _FLOAT32.itemsize
+    if len(tensor.data) != num_bytes:
+        raise WireError(
+            f"observation {tensor.name} has {len(tensor.data)} bytes, shape {list(tensor.shape)} needs {num_bytes}"
+        )
+    return np.frombuffer(tensor.data, _FLOAT32).reshape(tensor.shape)
+
+
+def _action(name: str, values: Iterable[float], dim: int) -> NDArray[np.float32]:
+    action = np.fromiter(values, np.float32)
+    if action.shape != (dim,):
+        raise WireError(f"{name} has {len(action)} values, expected {dim}")
+    if not (np.abs(action) <= 1 + _ACTION_TOLERANCE).all():  # also catches NaN
+        raise WireError(f"{name} = {action.tolist()} is not within [-1, 1]")
+    return action
