@@ -41,6 +41,12 @@ class WeightsError(CgpoError):
     exit_code = EXIT_CORRUPT_FILE
 
 
+class CorruptFileError(CgpoError):
+    """A spool or log on disk is not what this program wrote."""
+
+    exit_code = EXIT_CORRUPT_FILE
+
+
 class PortInUseError(CgpoError):
     """Another process listens on the requested address."""
 
