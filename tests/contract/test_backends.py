@@ -275,3 +275,10 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     monkeypatch.setitem(sys.modules, "mujoco", None)  # makes `import mujoco` fail as if it were not installed
     with pytest.raises(MissingDependencyError, match=r"'mujoco'.*pip install -e '\.\[sim\]'"):
         make_backend("twin", "reach")
+
+
+def test_the_fake_says_that_it_cannot_draw_and_what_can() -> None:
+    backend = make_backend("fake", "reach")
+    assert isinstance(backend, SimulatedBackend)
+    with pytest.raises(RobotError, match="backend 'twin'"):
+        backend.render(64, 48)
