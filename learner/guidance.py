@@ -3,6 +3,7 @@
 Guided chains only make training targets. The robot samples without a guide.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -61,7 +62,7 @@ class NaiveGuide:
         sigma = schedule.sigma[step]
         shift = sigma**2 * ascent
         if self._config.naive_normalised:
-            shift = sigma * x.shape[-1] ** 0.5 * _unit(ascent)
+            shift = sigma * math.sqrt(x.shape[-1]) * _unit(ascent)
         return prediction.mean + self._config.naive_scale * shift + sigma * noise
 
 
@@ -71,7 +72,7 @@ def dsg_step(mean: Tensor, ascent: Tensor, sigma: Tensor, noise: Tensor, rate: f
     Shapes: mean, ascent (any length), noise (standard normal) (B, A), sigma (); returns (B, A).
     A row without gradient keeps its sampled direction. Source: CGPO Eq 11-13.
     """
-    radius = sigma * mean.shape[-1] ** 0.5
+    radius: Tensor = sigma * math.sqrt(mean.shape[-1])
     direction = torch.lerp(sigma * noise, radius * _unit(ascent), rate)
     return mean + radius * _unit(direction)
 
@@ -79,8 +80,7 @@ def dsg_step(mean: Tensor, ascent: Tensor, sigma: Tensor, noise: Tensor, rate: f
 def _unit(vectors: Tensor) -> Tensor:
     """Scale each row (B, A) to length 1; a zero row stays zero."""
     length: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    unit: Tensor = vectors / (length + _NORM_FLOOR)
-    return unit
+    return vectors / (length + _NORM_FLOOR)
 
 
 def value_ascent(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from policy.weights import serialise
 
 from learner.algorithms import make_algorithm
 from learner.checkpoint import Checkpoint, load_newest, save_checkpoint
@@ -22,10 +21,11 @@ from learner.config import LearnerConfig
 from learner.episode_log import EpisodeLog
 from learner.metrics import MetricsWriter
 from learner.replay import Replay
-from learner.weights_store import WeightsStore
 from policy.config import from_dict
 from policy.errors import WeightsError
 from policy.spec import Specs
+from policy.weights import serialise
+from policy.weights_store import WeightsStore
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,11 @@ class Trainer:
         self._busy_s = 0.0
         self._next_poll_s = 0.0
         self._resume()
+
+    @property
+    def num_transitions(self) -> int:
+        """Transitions read from the log so far."""
+        return self._replay.num_transitions
 
     def run(self, stop: threading.Event) -> None:
         """Train until `stop`; then publish, checkpoint and summarise."""
@@ -90,7 +95,7 @@ class Trainer:
         limit = self._config.max_learner_steps
         if not self._replay.is_ready() or (limit and self.learner_step >= limit):
             return False
-        return not ratio or self.learner_step < ratio * self._replay.num_transitions
+        return not ratio or self.learner_step < ratio * self.num_transitions
 
     def update(self) -> None:
         """Do one learner step."""
@@ -100,7 +105,7 @@ class Trainer:
         self._steps_here += 1
         self._busy_s += time.monotonic() - start_s
         position = {"learner_step": self.learner_step, "updates": self.learner_step}
-        line = self._metrics.add(metrics, **position, env_steps=self._replay.num_transitions)
+        line = self._metrics.add(metrics, **position, env_steps=self.num_transitions)
         if line is not None:
             self._write_summary()
 
@@ -110,24 +115,25 @@ class Trainer:
         broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
         if broken:
             raise WeightsError(
-                f"learner step {self.learner_step}: {', '.join(broken[:5])} hold non-finite values, not published; "
-                f"version {self._weights_version} stays in use. The newest checkpoint from before is in {self._checkpoints}."
+                f"learner step {self.learner_step}: {', '.join(broken[:5])} hold non-finite values. Not published; "
+                f"version {self._weights_version} stays in use, earlier checkpoints are in {self._checkpoints}."
             )
         self._weights_version += 1
         self._store.publish(serialise(tensors), self._weights_version, self.learner_step)
 
     def save(self) -> None:
-        """Write a checkpoint."""
-        save_checkpoint(
-            self._checkpoints,
-            Checkpoint(
-                tensors=self.algorithm.state(),
-                learner_step=self.learner_step,
-                log_position=self._log_position,
-                weights_version=self._weights_version,
-                replay_rng=dict(self._replay.rng.bit_generator.state),
-            ),
+        """Write a checkpoint. A full disk is reported and keeps the one before; training goes on."""
+        checkpoint = Checkpoint(
+            tensors=self.algorithm.state(),
+            learner_step=self.learner_step,
+            log_position=self._log_position,
+            weights_version=self._weights_version,
+            replay_rng=dict(self._replay.rng.bit_generator.state),
         )
+        try:
+            save_checkpoint(self._checkpoints, checkpoint)
+        except OSError as error:
+            logger.error("no checkpoint at learner step %d: %s. The one before stays.", self.learner_step, error)
 
     def _resume(self) -> None:
         """Take up the newest verified checkpoint, if any, with the replay as it was then."""
@@ -143,7 +149,7 @@ class Trainer:
         self._weights_version = max(self._weights_version, checkpoint.weights_version)
         self._read_until(checkpoint.log_position)
         self._replay.rng.bit_generator.state = checkpoint.replay_rng
-        logger.info("resumed at learner step %d with %d transitions", self.learner_step, self._replay.num_transitions)
+        logger.info("resumed at learner step %d with %d transitions", self.learner_step, self.num_transitions)
 
     def _read_until(self, end: int | None) -> None:
         while True:
@@ -160,7 +166,7 @@ class Trainer:
             "algorithm": self._config.algorithm,
             "updates": self.learner_step,
             "updates_per_s": round(self._steps_here / self._busy_s, 2) if self._busy_s else 0.0,
-            "transitions": self._replay.num_transitions,
+            "transitions": self.num_transitions,
             "weights_version": self._weights_version,
             "device": self._config.device,
         }

@@ -1,0 +1,192 @@
+"""The trainer on a log of its own making: exact resume, publication, and what it refuses."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from learner.config import CgpoConfig, CriticConfig, GuidanceConfig, LearnerConfig, ReplayConfig
+from learner.episode_log import EpisodeLog
+from learner.trainer import Trainer
+from policy.config import PolicyConfig
+from policy.errors import WeightsError
+from policy.spec import ActionSpec, Field, ObservationSpec, Specs
+from policy.transition import ActionSource, RecordId, Transition
+from policy.weights import deserialise
+from policy.weights_store import WeightsStore
+
+SPECS = Specs(
+    ObservationSpec((Field(name="position", unit="m", low=(-1.0, -1.0), high=(1.0, 1.0)),)),
+    ActionSpec((Field(name="delta", unit="m", low=(-1.0, -1.0), high=(1.0, 1.0)),)),
+)
+
+
+def make_config(run_dir: Path, algorithm: str = "cgpo") -> LearnerConfig:
+    return LearnerConfig(
+        policy=PolicyConfig(
+            denoising_steps=4, denoiser_hidden=(16,), critic_hidden=(16,), num_critics=2, num_quantiles=5
+        ),
+        cgpo=CgpoConfig(
+            guidance=GuidanceConfig(steps=2),
+            critic=CriticConfig(target_candidates=2),
+            cta_ratio=2,
+            value_hidden=(16,),
+            human_targets=True,
+            bc_warmup_steps=3,
+        ),
+        replay=ReplayConfig(capacity=50, batch_size=16, demonstration_fraction=0.5, training_starts=20),
+        algorithm=algorithm,
+        run_dir=run_dir,
+        device="cpu",
+        metrics_every=5,
+    )
+
+
+def write_log(run_dir: Path, first: int, count: int) -> None:
+    """Append `count` steps of episodes of 7 steps, every third one a demonstration."""
+    log = EpisodeLog(run_dir / "log.sqlite", SPECS)
+    rng = np.random.default_rng(first)
+    records = []
+    for sequence in range(first, first + count):
+        episode, step = divmod(sequence, 7)
+        records.append(
+            (
+                RecordId("robot", "incarnation", sequence),
+                Transition(
+                    episode=episode,
+                    step=step,
+                    observation={"position": rng.uniform(-1, 1, 2).astype(np.float32)},
+                    policy_action=np.zeros(2, np.float32),
+                    executed_action=rng.uniform(-1, 1, 2).astype(np.float32),
+                    source=ActionSource.POLICY if episode % 3 else ActionSource.HUMAN_DEMONSTRATION,
+                    reward=float(step == 6),
+                    terminated=step == 6,
+                    truncated=False,
+                    weights_version=0,
+                    weights_age_s=0.0,
+                    wall_time_s=0.0,
+                    monotonic_time_s=0.0,
+                    final_observation={"position": np.ones(2, np.float32)} if step == 6 else None,
+                ),
+            )
+        )
+    log.append(records)
+    log.close()
+
+
+def train(trainer: Trainer, steps: int) -> None:
+    trainer.read_log()
+    for _ in range(steps):
+        assert trainer.may_update()
+        trainer.update()
+
+
+@pytest.mark.parametrize("algorithm", ["cgpo", "bc"])
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, algorithm: str) -> None:
+    for name in ("whole", "resumed"):
+        write_log(tmp_path / name, 0, 100)  # more than the replay holds: the ring has wrapped at the checkpoint
+    whole = Trainer(make_config(tmp_path / "whole", algorithm), SPECS)
+    train(whole, 12)
+
+    interrupted = Trainer(make_config(tmp_path / "resumed", algorithm), SPECS)
+    train(interrupted, 7)
+    interrupted.save()
+    resumed = Trainer(make_config(tmp_path / "resumed", algorithm), SPECS)
+    assert resumed.learner_step == 7
+    train(resumed, 5)
+
+    expected, state = whole.algorithm.state(), resumed.algorithm.state()
+    assert expected.keys() == state.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(state[name], tensor), name
+
+
+def test_data_that_came_after_the_checkpoint_is_read_on_resume(tmp_path: Path) -> None:
+    write_log(tmp_path, 0, 30)
+    first = Trainer(make_config(tmp_path), SPECS)
+    train(first, 1)
+    first.save()
+    write_log(tmp_path, 30, 10)
+    second = Trainer(make_config(tmp_path), SPECS)
+    assert second.num_transitions == 30
+    second.read_log()
+    assert second.num_transitions == 40
+
+
+def test_the_ratio_of_updates_to_data_is_kept(tmp_path: Path) -> None:
+    write_log(tmp_path, 0, 28)
+    trainer = Trainer(replace(make_config(tmp_path), learner_steps_per_transition=0.5), SPECS)
+    train(trainer, 14)
+    assert not trainer.may_update()
+
+
+def test_too_little_data_is_waited_for(tmp_path: Path) -> None:
+    write_log(tmp_path, 0, 19)
+    trainer = Trainer(make_config(tmp_path), SPECS)
+    trainer.read_log()
+    assert not trainer.may_update()
+
+
+def test_published_weights_are_the_policy(tmp_path: Path) -> None:
+    write_log(tmp_path, 0, 30)
+    trainer = Trainer(make_config(tmp_path), SPECS)
+    train(trainer, 5)
+    trainer.publish()
+    store = WeightsStore(tmp_path / "weights")
+    latest = store.latest()
+    assert latest is not None
+    assert (latest.version, latest.learner_step) == (1, 5)
+    tensors = deserialise(store.read(latest), latest.sha256)
+    for name, tensor in trainer.algorithm.policy_tensors().items():
+        assert torch.equal(tensors[name], tensor), name
+
+
+def test_a_version_number_is_never_used_twice(tmp_path: Path) -> None:
+    write_log(tmp_path, 0, 30)
+    trainer = Trainer(make_config(tmp_path), SPECS)
+    trainer.save()
+    for _ in range(3):  # published after the checkpoint, then the trainer is killed
+        trainer.publish()
+    restarted = Trainer(make_config(tmp_path), SPECS)
+    restarted.publish()
+    latest = WeightsStore(tmp_path / "weights").latest()
+    assert latest is not None
+    assert latest.version == 4
+
+
+def test_non_finite_weights_are_not_published(tmp_path: Path) -> None:
+    write_log(tmp_path, 0, 30)
+    trainer = Trainer(make_config(tmp_path), SPECS)
+    trainer.publish()
+    state = trainer.algorithm.state()
+    name = next(name for name in state if name.startswith("denoiser."))
+    state[name] = torch.full_like(state[name], torch.nan)
+    trainer.algorithm.load_state(state)
+    with pytest.raises(WeightsError, match="non-finite"):
+        trainer.publish()
+    latest = WeightsStore(tmp_path / "weights").latest()
+    assert latest is not None
+    assert latest.version == 1
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    write_log(tmp_path, 0, 30)
+    config = make_config(tmp_path)
+    Trainer(config, SPECS).save()
+    wider = replace(config, policy=replace(config.policy, denoiser_hidden=(32,)))
+    with pytest.raises(WeightsError, match="denoiser"):
+        Trainer(wider, SPECS)
+
+
+def test_stopping_leaves_a_checkpoint_weights_and_a_summary(tmp_path: Path) -> None:
+    write_log(tmp_path, 0, 30)
+    trainer = Trainer(make_config(tmp_path), SPECS)
+    stop = threading.Event()
+    stop.set()
+    trainer.run(stop)
+    assert list((tmp_path / "checkpoints").glob("step_*"))
+    assert WeightsStore(tmp_path / "weights").latest() is not None
+    assert (tmp_path / "learner_summary.json").exists()
