@@ -1,6 +1,8 @@
 """What a finished run leaves for people: summary.json, report.md, learning_curve.png and the videos in one place."""
 
+import copy
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -12,6 +14,10 @@ from typing import Any
 
 from launch.curve import draw_learning_curve
 from launch.progress import Progress, intervention_share
+from learner.episode_log import EpisodeLog
+from policy.errors import CgpoError
+
+logger = logging.getLogger(__name__)
 
 # Every key that summary.json promises; a value that is not known stays null.
 _EMPTY: dict[str, Any] = {
@@ -69,17 +75,16 @@ def write_report(directory: Path, facts: RunFacts) -> dict[str, Any]:
 
 def summarise(directory: Path, facts: RunFacts, progress: Progress) -> dict[str, Any]:
     """Merge what launcher, actor and learner know. Counters of an actor that died come from its episode lines."""
-    summary: dict[str, Any] = json.loads(json.dumps(_EMPTY))
-    for name in ("task", "preset", "algorithm", "seed"):
-        summary[name] = getattr(facts, name)
-    summary["wall_s"] = round(facts.wall_s, 1)
+    summary: dict[str, Any] = copy.deepcopy(_EMPTY)
     learner = _read_json(directory / "learner" / "learner_summary.json")
     actor = _read_json(directory / "actor" / "actor_summary.json") or _from_episodes(progress)
     _fill(summary, actor)
-    _fill(summary, {name: learner[name] for name in ("updates", "updates_per_s") if name in learner})
-    _fill(summary["link"], _link_statistics(directory))
+    _fill(summary, {name: learner.get(name) for name in ("updates", "updates_per_s")})
+    _fill(summary["link"], _log_statistics(directory / "learner" / "log.sqlite", actor))
+    for name in ("task", "preset", "algorithm", "seed", "interrupted"):
+        summary[name] = getattr(facts, name)
+    summary["wall_s"] = round(facts.wall_s, 1)
     summary["demonstrations"] = len(progress.demonstrations)
-    summary["interrupted"] = facts.interrupted
     summary["unknown"] = _null_keys(summary)
     return summary
 
@@ -206,8 +211,23 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _link_statistics(directory: Path) -> dict[str, Any]:
-    return {}  # TODO
+def _log_statistics(log_path: Path, actor: Mapping[str, Any]) -> dict[str, Any]:
+    """Count what the episode log lacks of what the actor offered, and what it holds twice."""
+    if not log_path.exists():
+        return {}
+    try:
+        log = EpisodeLog(log_path, read_only=True)
+        streams = log.statistics()
+        log.close()
+    except CgpoError as error:
+        logger.warning("transitions lost and duplicated are not known: %s", error)
+        return {}
+    offered = actor.get("link", {}).get("offered")
+    stored = sum(stream.distinct for stream in streams)
+    return {
+        "lost": None if offered is None else offered - stored,
+        "duplicated": sum(stream.duplicated for stream in streams),
+    }
 
 
 def _from_episodes(progress: Progress) -> dict[str, Any]:
