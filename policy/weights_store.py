@@ -78,8 +78,9 @@ class WeightsStore:
             tensors=tensor_infos(data),
         )
         self._directory.mkdir(parents=True, exist_ok=True)
-        _replace_durably(self._directory / manifest.file, data)
-        _replace_durably(self._latest_path, json.dumps(asdict(manifest), indent=1).encode())
+        _replace(self._directory / manifest.file, data)
+        _replace(self._latest_path, json.dumps(asdict(manifest), indent=1).encode())
+        _sync_directory(self._directory)
         self._delete_old()
         return manifest
 
@@ -110,14 +111,17 @@ class WeightsStore:
             path.unlink()
 
 
-def _replace_durably(path: Path, data: bytes) -> None:
+def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:

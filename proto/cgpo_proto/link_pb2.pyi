@@ -134,12 +134,12 @@ class NamedTensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class WatchWeightsRequest(_message.Message):
-    __slots__ = ("actor_id", "have_version")
+    __slots__ = ("actor_id", "have_sha256")
     ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
-    HAVE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HAVE_SHA256_FIELD_NUMBER: _ClassVar[int]
     actor_id: str
-    have_version: int
-    def __init__(self, actor_id: _Optional[str] = ..., have_version: _Optional[int] = ...) -> None: ...
+    have_sha256: str
+    def __init__(self, actor_id: _Optional[str] = ..., have_sha256: _Optional[str] = ...) -> None: ...
 
 class WeightsChunk(_message.Message):
     __slots__ = ("version", "manifest", "offset", "data")

@@ -71,7 +71,8 @@ class LinkServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchWeights(self, request, context):
-        """The newest policy weights, each time newer ones exist than the last sent. Versions may be skipped: latest wins.
+        """The newest policy weights, now and each time they change. Versions may be skipped: latest wins. What the actor has
+        is told by content, not version, because a learner that starts a new run counts from 1 again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
