@@ -6,38 +6,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from actor.config import InterventionConfig
 from actor.env import RobotEnv
-from policy.errors import ConfigError
 from policy.transition import ActionSource
 
 Action = NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class InterventionConfig:
-    """When the scripted operator takes over from the policy, and for how long a human keeps control."""
-
-    probability: float = 0.7
-    """Probability of a take-over in a training episode, at the start of training."""
-    decay_steps: int = 5000
-    """Training steps over which that probability falls linearly to 0; 0 means that the operator never takes over."""
-    latest_start: float = 0.6
-    """A take-over starts at a random step in this first part of the episode's step limit, and lasts to its end."""
-    action_noise: float = 0.1
-    """Standard deviation of noise on the operator's corrections, in normalised action units."""
-    demonstration_noise: float = 0.0
-    """The same for demonstrations."""
-    hold_s: float = 0.5
-    """A human keeps control for this long after letting go of the input device."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1 or not 0 < self.latest_start <= 1:
-            raise ConfigError(
-                f"intervention.probability = {self.probability} and latest_start = {self.latest_start} must be "
-                "between 0 and 1, latest_start above 0"
-            )
-        if min(self.decay_steps, self.action_noise, self.demonstration_noise, self.hold_s) < 0:
-            raise ConfigError("intervention: decay_steps, action_noise, demonstration_noise, hold_s cannot be negative")
 
 
 @dataclass(frozen=True)
@@ -144,16 +117,3 @@ class ScriptedTeleop:
         action = self._operator.act(self._env.state, self._env.objects)
         noisy = action + self._noise * self._rng.standard_normal(action.shape)
         return HumanInput(np.clip(noisy, -1, 1).astype(np.float32), is_active=True)
-
-
-class NoTeleop:
-    """Nobody at the device."""
-
-    def __init__(self, action_dim: int) -> None:
-        self._untouched = HumanInput(np.zeros(action_dim, np.float32), is_active=False)
-
-    def begin_episode(self, is_demonstration: bool) -> None:
-        del is_demonstration
-
-    def read(self) -> HumanInput:
-        return self._untouched

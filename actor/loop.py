@@ -14,7 +14,7 @@ from policy.transition import ActionSource, Transition
 class Outbox(Protocol):
     """Takes every step (actor.spool.Spool)."""
 
-    def offer(self, transition: Transition) -> None:
+    def offer(self, transition: Transition) -> object:
         """Keep a transition for the learner. Never blocks."""
 
 

@@ -1,12 +1,15 @@
 """What the actor says about its work: episode lines, the episode log of a run folder, and the summary's numbers."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+from policy.errors import ConfigError
 
 EpisodeKind = Literal["demonstration", "training"]
 
@@ -15,7 +18,7 @@ EpisodeKind = Literal["demonstration", "training"]
 class EpisodeReport:
     """One finished episode."""
 
-    episode: int  # as in its transitions
+    episode: int  # 0, 1, ... within the run folder, over restarts of the actor
     kind: EpisodeKind
     is_success: bool
     length: int  # steps
@@ -52,16 +55,29 @@ def append_json_line(path: Path, record: Any) -> None:
 
 
 def read_episodes(path: Path) -> list[EpisodeReport]:
-    """Return the episodes an earlier process of this run finished; a line torn by a crash is left out."""
+    """Return the episodes that earlier processes of this run finished.
+
+    Removes what a crash left of a last line, so that the next one starts on its own. Raises ConfigError when another
+    line is no episode.
+    """
+    drop_torn_line(path)
     if not path.exists():
         return []
-    episodes = []
-    for line in path.read_text().splitlines():
-        try:
-            episodes.append(EpisodeReport(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError):
-            continue
-    return episodes
+    try:
+        return [EpisodeReport(**json.loads(line)) for line in path.read_text().splitlines()]
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is not the episode list of this version of the actor: {error}. Choose another --run-dir, or move "
+            "that one away."
+        ) from error
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut a file of lines after its last complete one."""
+    if path.exists():
+        complete, newline, torn = path.read_bytes().rpartition(b"\n")
+        if torn:
+            os.truncate(path, len(complete) + len(newline))
 
 
 def intervention_figures(episodes: Iterable[EpisodeReport]) -> dict[str, float]:

@@ -1,0 +1,52 @@
+"""python -m actor: run a task on a robot, send every step to the learner, act with the weights it publishes."""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from actor.config import ActorConfig
+from policy.cli import parse_config, run_main
+from policy.errors import EXIT_INTERRUPTED
+
+
+class StopRequest:
+    """The first SIGINT or SIGTERM asks the session to finish, the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if self.is_set:
+            os._exit(EXIT_INTERRUPTED)  # the spool is a database: whatever it committed stays
+        self.is_set = True
+        say("stopping after this step; once more ends the actor at once")
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    config = parse_config(
+        ActorConfig,
+        "actor",
+        sys.argv[1:],
+        "The actor: runs a task on a robot or its twin, sends every step to the learner, acts with the newest weights, "
+        "and ends with an unassisted evaluation.",
+        example="python -m actor --preset sim_quick --task peg_in_hole --learner 127.0.0.1:50051 --run-dir runs/actor",
+        default_preset="paper_robot",
+    )
+    stop = StopRequest()
+    from actor.session import Session  # after parsing: --help must not wait for torch and MuJoCo
+
+    Session(config, lambda: stop.is_set, say).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,204 @@
+"""What every task promises, on the kinematic fake and, where it is quick, on the twin."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from actor.env import RobotEnv, connect_backend
+from actor.tasks import TASKS, make_task
+from actor.tasks.base import Task
+from policy.errors import ConfigError, WireError
+from robot.interface import RobotCommand
+from robot.safety import SafetyGate
+
+EPISODES = {"fake": 100, "twin": 12}
+FloatArray = NDArray[np.float32]
+
+
+@pytest.fixture(params=sorted(TASKS))
+def task(request: pytest.FixtureRequest) -> Task:
+    return make_task(request.param)
+
+
+@pytest.fixture(params=["fake", "twin"])
+def backend_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def env(backend_name: str, task: Task) -> Iterator[RobotEnv]:
+    backend = connect_backend(backend_name, task)
+    yield RobotEnv(task, backend)
+    backend.close()
+
+
+@pytest.fixture
+def fake_env(task: Task) -> RobotEnv:
+    return RobotEnv(task, connect_backend("fake", task))
+
+
+def random_action(task: Task, rng: np.random.Generator) -> FloatArray:
+    return rng.uniform(-1, 1, task.action_spec.dim).astype(np.float32)
+
+
+def test_an_unknown_task_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match=r"unknown task 'peg_in_hol'.*Did you mean 'peg_in_hole'.*reach"):
+        make_task("peg_in_hol")
+
+
+def test_observations_fit_their_spec_and_its_bounds(env: RobotEnv) -> None:
+    rng = np.random.default_rng(0)
+    observation, _ = env.reset(seed=0)
+    for _ in range(env.task.max_episode_steps):
+        assert list(observation) == [field.name for field in env.task.observation_spec.fields]
+        for field in env.task.observation_spec.fields:
+            value = observation[field.name]
+            assert value.dtype == np.float32
+            # The network clips 1.5 times the bounds; a random policy must not drive it there.
+            centre, half = (np.add(field.high, field.low)) / 2, np.subtract(field.high, field.low) / 2
+            assert (np.abs(value - centre) <= 1.5 * half).all(), (field.name, value)
+        observation, _, terminated, truncated, _ = env.step(random_action(env.task, rng))
+        if terminated or truncated:
+            break
+
+
+def test_placements_start_inside_the_workspace_and_unsolved(fake_env: RobotEnv) -> None:
+    task = fake_env.task
+    low, high = np.array(task.safety.workspace_min_m), np.array(task.safety.workspace_max_m)
+    starts = set()
+    for seed in range(200):
+        fake_env.reset(seed=seed)
+        O_p_EE = fake_env.state.O_T_EE[:3, 3]
+        assert ((low < O_p_EE) & (O_p_EE < high)).all()
+        assert not task.outcome(fake_env.state, fake_env.objects).terminated
+        starts.add(tuple(O_p_EE))
+    assert len(starts) == 200
+
+
+def test_equal_seeds_give_equal_episodes(env: RobotEnv) -> None:
+    def rollout(seed: int) -> list[FloatArray]:
+        rng = np.random.default_rng(0)
+        observation, _ = env.reset(seed=seed)
+        observations = [np.concatenate(list(observation.values()))]
+        for _ in range(15):
+            observation, *_ = env.step(random_action(env.task, rng))
+            observations.append(np.concatenate(list(observation.values())))
+        return observations
+
+    first = rollout(3)
+    other = rollout(4)
+    np.testing.assert_array_equal(rollout(3), first)
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_action_of_inverts_command(fake_env: RobotEnv) -> None:
+    rng = np.random.default_rng(0)
+    fake_env.reset(seed=0)
+    for _ in range(100):
+        action = random_action(fake_env.task, rng)
+        command = fake_env.task.command(action, fake_env.state)
+        np.testing.assert_allclose(fake_env.task.action_of(command), action, atol=1e-6)
+
+
+def test_every_action_passes_the_gate_unchanged_inside_the_workspace(fake_env: RobotEnv) -> None:
+    """Were the gate tighter than the action space, distinct actions would do the same thing."""
+    task = fake_env.task
+    fake_env.reset(seed=0)
+    gate = SafetyGate(task.safety)
+    for sign in (-1, 1):
+        corner = np.full(task.action_spec.dim, sign, np.float32)
+        result = gate.apply(fake_env.state, task.command(corner, fake_env.state), 1 / task.control_rate_hz)
+        assert result.reasons == ()
+
+
+@pytest.mark.parametrize("bad", [np.zeros(2, np.float32), np.full(3, np.nan, np.float32)])
+def test_a_malformed_action_is_refused(bad: FloatArray) -> None:
+    task = make_task("reach")
+    env = RobotEnv(task, connect_backend("fake", task))
+    env.reset(seed=0)
+    with pytest.raises(WireError, match="3 finite values"):
+        env.step(bad)
+
+
+def test_the_operator_solves_the_task(env: RobotEnv, backend_name: str) -> None:
+    solved = [run_operator(env, seed, noise=0.0) for seed in range(EPISODES[backend_name])]
+    assert all(solved), solved
+
+
+def test_the_operator_bears_noise_on_its_actions(env: RobotEnv, backend_name: str) -> None:
+    solved = [run_operator(env, seed, noise=0.2) for seed in range(EPISODES[backend_name])]
+    assert np.mean(solved) >= 0.95
+
+
+def test_the_operator_rescues_an_episode(env: RobotEnv, backend_name: str) -> None:
+    limit = env.task.max_episode_steps
+    solved = [
+        run_operator(env, seed, noise=0.0, spoilt_steps=limit // 5 + seed % (limit // 5))
+        for seed in range(EPISODES[backend_name])
+    ]
+    assert np.mean(solved) >= 0.95
+
+
+def run_operator(env: RobotEnv, seed: int, noise: float, spoilt_steps: int = 0) -> bool:
+    """Return whether the operator solves an episode whose first steps were random actions."""
+    rng = np.random.default_rng(seed)
+    env.reset(seed=seed)
+    operator = env.task.make_operator()
+    for step in range(env.task.max_episode_steps):
+        action = operator.act(env.state, env.objects) + noise * rng.standard_normal(env.task.action_spec.dim)
+        if step < spoilt_steps:
+            action = rng.uniform(-1, 1, env.task.action_spec.dim)
+        _, reward, terminated, truncated, info = env.step(np.clip(action, -1, 1).astype(np.float32))
+        assert reward == float(info["is_success"])
+        assert terminated == info["is_success"]
+        if terminated or truncated:
+            return bool(info["is_success"])
+    raise AssertionError("the step limit did not end the episode")
+
+
+def test_peg_in_hole_is_solved_two_centimetres_below_the_rim_and_nowhere_else() -> None:
+    task = make_task("peg_in_hole")
+    env = RobotEnv(task, connect_backend("fake", task))
+    env.reset(seed=0)
+    state, objects = env.state, dict(env.objects)
+
+    def outcome_at(x: float, z: float) -> float:
+        objects["peg"] = objects["peg"].copy()
+        objects["peg"][:3, 3] = objects["hole"][:3, 3] + [x, 0.0, z]
+        outcome = task.outcome(state, objects)
+        assert outcome.terminated == outcome.is_success
+        return outcome.reward
+
+    assert outcome_at(0.0, -0.0201) == 1.0
+    assert outcome_at(0.0, -0.0199) == 0.0
+    assert outcome_at(0.001, -0.0201) == 1.0
+    assert outcome_at(0.05, -0.0201) == 0.0  # beside the plate
+
+
+def test_reach_is_solved_at_one_centimetre() -> None:
+    task = make_task("reach")
+    env = RobotEnv(task, connect_backend("fake", task))
+    env.reset(seed=0)
+    for distance, reward in ((0.0099, 1.0), (0.0101, 0.0)):
+        target = np.eye(4)
+        target[:3, 3] = env.state.O_T_EE[:3, 3] + [0.0, distance, 0.0]
+        assert task.outcome(env.state, {"target": target}).reward == reward
+
+
+@pytest.mark.parametrize("name", ["peg_in_hole", "reach"])
+def test_without_rotation_the_gripper_is_turned_back_down(name: str) -> None:
+    """Steps are relative to the measured pose: a tilt from contact would stay, and the next one add to it."""
+    task = make_task(name)
+    backend = connect_backend("fake", task)
+    env = RobotEnv(task, backend)
+    env.reset(seed=0)
+    tilt = np.array([0.1, -0.05, 0.0])
+    backend.send_command(RobotCommand(delta_position=np.zeros(3), delta_rotation=tilt))
+    backend.advance(1.0)
+    env.step(np.zeros(3, np.float32))
+    assert env.state.O_T_EE[2, 2] > -0.999  # still tilted, by more than one step can mend
+    for _ in range(15):
+        env.step(np.zeros(3, np.float32))
+    np.testing.assert_allclose(env.state.O_T_EE[:3, :3], np.diag([1.0, -1.0, -1.0]), atol=2e-3)

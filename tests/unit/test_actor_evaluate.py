@@ -1,0 +1,144 @@
+"""Unassisted evaluation: Wilson's interval, fixed placements, films."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actor import evaluate as evaluate_module
+from actor.env import RobotEnv, connect_backend
+from actor.evaluate import evaluate, evaluation_seed, wilson_interval
+from actor.policy_runner import PolicyRunner, Proposal
+from actor.tasks import make_task
+from policy.config import PolicyConfig
+from policy.spec import Observation, Specs
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(16, 20, 0.584, 0.919), (13, 20, 0.433, 0.819), (0, 10, 0.0, 0.278), (10, 10, 0.722, 1.0), (0, 0, 0.0, 1.0)],
+)
+def test_wilson_interval(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-4)
+
+
+class Nothing:
+    def latest_weights(self) -> None:
+        return None
+
+
+class CountingEnv(RobotEnv):
+    """Knows which episode it is in."""
+
+    episode = -1
+
+    def reset(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.episode += 1
+        return super().reset(**kwargs)
+
+
+class Scripted(PolicyRunner):
+    """Solves reach in the episodes of the given numbers and holds still in the others."""
+
+    weights_version = 5
+
+    def __init__(self, env: CountingEnv, solved: set[int]) -> None:
+        self._env = env
+        self._solved = solved
+
+    def propose(self, observation: Observation, candidates: int | None = None) -> Proposal:
+        is_solved = self._env.episode in self._solved
+        action = np.clip(observation["EE_to_target"] / 0.02, -1, 1) * is_solved
+        return Proposal(action.astype(np.float32), 5, 1.0)
+
+    def frozen_copy(self, seed: int) -> "Scripted":
+        return self
+
+
+@pytest.fixture
+def env() -> CountingEnv:
+    task = make_task("reach")
+    return CountingEnv(task, connect_backend("fake", task))
+
+
+def untrained(env: CountingEnv) -> PolicyRunner:
+    config = PolicyConfig(denoising_steps=2, denoiser_hidden=(8,), behavior_candidates=1)
+    return PolicyRunner(Specs(env.task.observation_spec, env.task.action_spec), config, 0, Nothing())
+
+
+def test_repeats_exactly_whatever_happened_before(env: CountingEnv) -> None:
+    policy = untrained(env)
+    first = evaluate(env, policy, kind="final", episodes=6, env_steps=0)
+    env.reset(seed=123)
+    env.step(np.ones(3, np.float32))
+    assert evaluate(env, policy, kind="final", episodes=6, env_steps=0) == first
+    assert first.weights_version == 0
+
+
+def test_placements_are_distinct_and_the_first_ones_are_shared(env: CountingEnv) -> None:
+    seeds = [evaluation_seed(index) for index in range(50)]
+    assert len(set(seeds)) == 50
+    assert seeds[:10] == [evaluation_seed(index) for index in range(10)]
+
+
+def test_a_stop_request_leaves_the_finished_episodes(env: CountingEnv) -> None:
+    steps = 0
+
+    def stop_in_the_third_episode() -> bool:
+        nonlocal steps
+        steps += 1
+        return steps > 2 * env.task.max_episode_steps + 10
+
+    policy = Scripted(env, solved=set())
+    result = evaluate(
+        env,
+        policy,
+        kind="final",
+        episodes=9,
+        env_steps=77,
+        should_stop=stop_in_the_third_episode,
+    )
+    assert (result.requested_episodes, result.episodes, result.successes) == (9, 2, 0)
+    assert (result.mean_length, result.env_steps) == (50.0, 77)
+
+
+def test_counts_successes_lengths_and_returns(env: CountingEnv) -> None:
+    result = evaluate(env, Scripted(env, {0, 2}), kind="interim", episodes=4, env_steps=0)
+    assert (result.successes, result.success_rate, result.mean_return) == (2, 0.5, 0.5)
+    assert (result.wilson_low, result.wilson_high) == wilson_interval(2, 4)
+    assert 25 < result.mean_length < 50  # two at the limit, two shorter
+    assert (result.kind, result.weights_version) == ("interim", 5)
+
+
+def test_a_backend_that_cannot_draw_costs_the_films_only(
+    env: CountingEnv, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "videos"
+    result = evaluate(env, untrained(env), kind="final", episodes=2, env_steps=0, videos=2, video_dir=directory)
+    assert result.episodes == 2
+    assert not directory.exists()
+    assert caplog.text.count("no video of this episode: the fake backend cannot draw") == 2
+
+
+def test_films_the_first_episodes(env: CountingEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imageio = pytest.importorskip("imageio.v2")
+    directory = tmp_path / "videos"
+    frames = iter(range(10**6))
+    monkeypatch.setattr(env, "render", lambda: np.full((64, 64, 3), next(frames) % 255, np.uint8))
+    policy = Scripted(env, {0})
+    evaluate(env, policy, kind="final", episodes=3, env_steps=0, videos=2, video_dir=directory)
+    films = sorted(path.name for path in directory.iterdir())
+    assert films == ["final_00_success.mp4", "final_01_failure.mp4"]
+    with imageio.get_reader(directory / films[1]) as reader:
+        assert reader.count_frames() == 51  # every observation, the last included
+
+
+def test_the_streams_of_training_and_evaluation_do_not_meet() -> None:
+    training = {
+        int(np.random.SeedSequence((seed, 0, episode)).generate_state(1)[0])
+        for seed in range(5)
+        for episode in range(500)
+    }
+    assert training.isdisjoint(evaluation_seed(index) for index in range(200))
+    assert evaluate_module._PLACEMENT_STREAM > 1000  # no run's seed is likely to be this number

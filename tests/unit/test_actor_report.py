@@ -1,0 +1,80 @@
+"""Episode lines, the run folder's episode log, and the summary's figures."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from actor.report import (
+    EpisodeReport,
+    append_json_line,
+    episode_line,
+    intervention_figures,
+    percentiles,
+    read_episodes,
+    write_json,
+)
+from policy.errors import ConfigError
+
+REPORT = EpisodeReport(
+    episode=42,
+    kind="training",
+    is_success=True,
+    length=113,
+    episode_return=1.0,
+    duration_s=2.5,
+    interventions=2,
+    intervention_steps=20,
+    clipped_steps=0,
+    weights_version=317,
+    stopped=False,
+)
+
+
+def test_episode_line() -> None:
+    assert episode_line(REPORT, control_rate_hz=10, loop_p99_ms=52.4, backlog=0) == (
+        "ep 042 SUCCESS 11.3 s  interv 2 (18 %)  return 1.0  policy v317  loop p99 52 ms  backlog 0"
+    )
+    demonstration = dataclasses.replace(REPORT, kind="demonstration", is_success=False, intervention_steps=0)
+    assert episode_line(demonstration, 10, 52.4, 7).startswith("demo 042 FAILURE 11.3 s")
+    stopped = dataclasses.replace(REPORT, is_success=False, stopped=True)
+    assert episode_line(stopped, 10, 52.4, 7).startswith("ep 042 STOPPED")
+
+
+def test_episodes_survive_a_restart_and_a_torn_last_line(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+    assert read_episodes(path) == []
+    append_json_line(path, REPORT)
+    with path.open("a") as file:
+        file.write('{"episode": 43, "ki')  # killed while writing
+    assert read_episodes(path) == [REPORT]
+    append_json_line(path, dataclasses.replace(REPORT, episode=43))
+    assert [report.episode for report in read_episodes(path)] == [42, 43]
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+    path.write_text('{"episode": 1}\n')
+    with pytest.raises(ConfigError, match=r"episodes.jsonl is not the episode list"):
+        read_episodes(path)
+
+
+def test_interventions_are_counted_over_training_steps_only() -> None:
+    demonstration = dataclasses.replace(REPORT, kind="demonstration", intervention_steps=0, length=1000)
+    policy_alone = dataclasses.replace(REPORT, intervention_steps=0, length=87)
+    assert intervention_figures([demonstration, REPORT, policy_alone]) == {"steps": 20, "fraction": 0.1}
+    assert intervention_figures([]) == {"steps": 0, "fraction": 0.0}
+
+
+def test_percentiles_of_nothing_are_zero() -> None:
+    assert percentiles([]) == {"p50": 0.0, "p95": 0.0}
+    assert percentiles([1.0, 2.0, 3.0]) == {"p50": 2.0, "p95": 2.9}
+
+
+def test_json_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_json(path, {"a": 1})
+    write_json(path, {"b": [2.0]})
+    assert json.loads(path.read_text()) == {"b": [2.0]}
+    assert list(tmp_path.iterdir()) == [path]
