@@ -84,7 +84,6 @@ def summarise(directory: Path, facts: RunFacts, progress: Progress) -> dict[str,
     for name in ("task", "preset", "algorithm", "seed", "interrupted"):
         summary[name] = getattr(facts, name)
     summary["wall_s"] = round(facts.wall_s, 1)
-    summary["demonstrations"] = len(progress.demonstrations)
     summary["unknown"] = _null_keys(summary)
     return summary
 
@@ -95,7 +94,7 @@ def render_report(summary: Mapping[str, Any], facts: RunFacts, progress: Progres
     if facts.failure:
         lines += [f"**The run ended early: {facts.failure}.** The end of its log says why.", ""]
     lines += ["![learning curve](learning_curve.png)", "", "## Figures", "", "| | |", "| --- | --- |"]
-    lines += [f"| {name} | {value} |" for name, value in _figures(summary)]
+    lines += [f"| {name} | {value} |" for name, value in _figures(summary, len(progress.demonstrations))]
     lines += _interim_evaluations(progress)
     if summary["unknown"]:
         why = "the run was stopped before they were measured" if facts.interrupted else "no process wrote them"
@@ -145,14 +144,14 @@ def verdict(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _figures(summary: Mapping[str, Any], demonstrations: int) -> list[tuple[str, str]]:
     control, link, weights = summary["control"], summary["link"], summary["weights"]
     evaluation, human = summary["eval"], summary["intervention"]
     period, staleness = control["period_ms"], weights["staleness_s"]
     return [
         ("wall time", f"{_form(summary['wall_s'] / 60, '.1f')} min"),
         ("environment steps", _form(summary["env_steps"], ",d")),
-        ("episodes", f"{_form(summary['episodes'], ',d')}, {summary['demonstrations']} of them demonstrations"),
+        ("episodes", f"{_form(summary['episodes'], ',d')}, {demonstrations} of them demonstrations"),
         ("updates", f"{_form(summary['updates'], ',d')} at {_form(summary['updates_per_s'], '.1f')} per second"),
         ("human steps after the demonstrations", f"{_form(human['steps'], ',d')} ({_percent(human['fraction'])})"),
         ("evaluation: mean return", _form(evaluation["mean_return"], ".2f")),
@@ -212,7 +211,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _log_statistics(log_path: Path, actor: Mapping[str, Any]) -> dict[str, Any]:
-    """Count what the episode log lacks of what the actor offered, and what it holds twice."""
+    """Count what is neither in the episode log nor still in the actor's spool, and what the log holds twice."""
     if not log_path.exists():
         return {}
     try:
@@ -222,10 +221,10 @@ def _log_statistics(log_path: Path, actor: Mapping[str, Any]) -> dict[str, Any]:
     except CgpoError as error:
         logger.warning("transitions lost and duplicated are not known: %s", error)
         return {}
-    offered = actor.get("link", {}).get("offered")
+    link = actor.get("link", {})
     stored = sum(stream.distinct for stream in streams)
     return {
-        "lost": None if offered is None else offered - stored,
+        "lost": link["offered"] - link["pending"] - stored if "offered" in link else None,
         "duplicated": sum(stream.duplicated for stream in streams),
     }
 

@@ -99,7 +99,7 @@ with (folder / "evaluations.jsonl").open("w") as file:
 summary = {
     "env_steps": 480, "episodes": 12, "interrupted": interrupted,
     "control": {"period_ms": {"p50": 100.0, "p99": 101.0, "max": 104.0}, "overruns": 0},
-    "link": {"sent": 480, "acked": 480, "offered": 480, "bytes_per_transition": 300.0},
+    "link": {"sent": 480, "acked": 480, "offered": 480, "pending": 0, "bytes_per_transition": 300.0},
     "weights": {"version": 3, "staleness_s": {"p50": 1.0, "p95": 2.0}},
     "intervention": {"steps": 20, "fraction": 0.05},
     "eval": None if interrupted else {key: evaluation[key] for key in (
@@ -189,7 +189,7 @@ def test_a_finished_run_leaves_its_summary_report_curve_videos_and_configuration
         "cgpo",
         4,
     )
-    assert (summary["updates"], summary["env_steps"], summary["demonstrations"]) == (450, 480, 2)
+    assert (summary["updates"], summary["env_steps"]) == (450, 480)
     assert summary["eval"]["successes"] == 46
     assert summary["unknown"] == ["link.lost", "link.duplicated"]  # this learner kept no log
 
@@ -197,6 +197,7 @@ def test_a_finished_run_leaves_its_summary_report_curve_videos_and_configuration
     assert (
         "46 of 50 unassisted evaluation episodes succeeded, 92 % (95 % interval 81 % to 97 %)" in report.split("\n")[0]
     )
+    assert "12, 2 of them demonstrations" in report
     assert "`link.lost`" in report
     assert "--set guidance.type=none" in report
     assert "| 280 | 2 | 46 of 50 |" in report  # 200 training steps after 80 of demonstration
