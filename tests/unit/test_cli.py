@@ -121,7 +121,7 @@ def test_an_error_that_is_not_meant_for_the_operator_keeps_its_traceback() -> No
         (["learner", "--algorithm", "cpgo"], "unknown algorithm 'cpgo'. Did you mean 'cgpo'?"),
         (["learner", "--policy.denoising-steps", "1"], "denoising_steps = 1"),
         (["actor", "--task", "peg_in_hol"], "unknown task 'peg_in_hol'. Did you mean 'peg_in_hole'?"),
-        (["actor", "--backend", "twinn"], "unknown backend 'twinn'. Did you mean 'twin'?"),
+        (["actor", "--backend", "twinn"], "unknown robot backend 'twinn'. Did you mean 'twin'?"),
         (["launch.sim", "--set", "guidence.type=none"], "Did you mean 'learner.cgpo.guidance.type'?"),
         (["launch.sim", "--set", "seed=1"], "it could be learner.seed or actor.seed"),
         (["launch.sim", "--set", "learner.port=fast"], "learner.port = 'fast': expected int"),
