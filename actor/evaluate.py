@@ -46,7 +46,9 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     rate = successes / trials
     centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
     half = _NORMAL_QUANTILE_95 * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(rate, centre - half)), min(
+        1.0, max(rate, centre + half)
+    )  # rounding must not leave the rate out
 
 
 def evaluation_seed(index: int) -> int:
@@ -137,6 +139,7 @@ class _Film:
             return
         try:
             self._frames.append(self._env.render())
+            self._env.rate.start()  # drawing is no part of the control period
         except (RobotError, ConfigError) as error:
             self._is_possible = False
             _log.warning("no video of this episode: %s", error)

@@ -41,6 +41,7 @@ class RateKeeper:
     ) -> None:
         """pace is the multiple of real time: 1 on a robot; in a simulator also 2, or 0 for as fast as possible."""
         self._nominal_s = period_s / pace if pace > 0 else 0.0
+        self._is_real_time = pace == 1.0
         self._clock = clock
         self._sleep = sleep
         self._bins = np.zeros(_NUM_BINS, dtype=np.int64)
@@ -71,7 +72,10 @@ class RateKeeper:
 
     @property
     def late_in_a_row(self) -> int:
-        """Number of latest periods, without a break, that were longer than 1.5 nominal ones."""
+        """Number of latest periods, without a break, that were longer than 1.5 nominal ones.
+
+        Always 0 at another pace than real time: a simulated robot waits for its commands, so nothing is late.
+        """
         return self._late_in_a_row
 
     def statistics(self) -> PeriodStatistics:
@@ -88,7 +92,7 @@ class RateKeeper:
         index = int(math.log(max(period_s, _SHORTEST_S) / _SHORTEST_S, _GROWTH))
         self._bins[min(index, _NUM_BINS - 1)] += 1
         self._max_s = max(self._max_s, period_s)
-        is_late = self._nominal_s > 0 and period_s > _LATE_PERIODS * self._nominal_s
+        is_late = self._is_real_time and period_s > _LATE_PERIODS * self._nominal_s
         self._late_in_a_row = self._late_in_a_row + 1 if is_late else 0
 
     def _quantile_ms(self, quantile: float) -> float:

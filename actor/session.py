@@ -37,9 +37,9 @@ from robot.interface import SimulatedBackend
 _log = logging.getLogger(__name__)
 
 _PLACEMENTS, _OPERATOR, _POLICY = range(3)  # streams of random numbers, all from the one configured seed
-_RECENT_EPISODES = 20  # over which the time of a step is measured
+_RECENT_EPISODES = 20  # over which an episode's duration is measured
 _MENTION_PERIOD_S = 10.0
-_RESERVE_MARGIN = 1.2  # evaluation episodes may be slower than the measured ones
+_RESERVE_MARGIN = 1.5  # unassisted episodes may be longer than the measured ones, and filming takes time
 
 
 class Session:
@@ -253,13 +253,12 @@ class Session:
         return self._config.max_minutes > 0 and used_s + self._reserve_s() >= 60 * self._config.max_minutes
 
     def _reserve_s(self) -> float:
-        """Return the time that the final evaluation may take, were each of its episodes to run to the step limit."""
+        """Return the time to keep for the final evaluation, judged by the latest episodes of this process."""
         recent = self._episodes[self._episodes_before :][-_RECENT_EPISODES:]
-        steps = sum(episode.length for episode in recent)
-        if steps == 0:
+        if not recent:
             return 0.0
-        step_s = sum(episode.duration_s for episode in recent) / steps
-        return _RESERVE_MARGIN * self._config.eval_episodes * self._task.max_episode_steps * step_s
+        mean_s = sum(episode.duration_s for episode in recent) / len(recent)
+        return _RESERVE_MARGIN * self._config.eval_episodes * mean_s
 
     def _next_interim_evaluation(self) -> int | None:
         every = self._config.eval_every_steps

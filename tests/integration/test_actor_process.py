@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from policy.errors import EXIT_CONFIG, EXIT_OK
+from policy.config import PolicyConfig
+from policy.errors import EXIT_CONFIG, EXIT_MISMATCH, EXIT_OK
 
 HANG_LIMIT_S = 60.0
 
@@ -74,6 +75,13 @@ def test_without_a_learner_it_runs_to_its_end_and_spools_every_step(tmp_path: Pa
     assert [evaluation["kind"] for evaluation in lines(tmp_path / "evaluations.jsonl")] == ["final"]
     training = [episode["length"] for episode in episodes if episode["kind"] == "training"]
     assert sum(training) >= 120 > sum(training[:-1])
+
+
+def test_the_time_limit_leaves_time_for_the_whole_final_evaluation(tmp_path: Path) -> None:
+    result = run(tmp_path, "--demonstrations", "1", "--max-minutes", "0.05", "--pace", "50", "--eval-episodes", "4")
+    assert result.returncode == EXIT_OK
+    assert summary(tmp_path)["eval"]["episodes"] == 4
+    assert summary(tmp_path)["episodes"] > 2
 
 
 def test_started_again_it_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -154,3 +162,24 @@ def test_help_explains_every_option() -> None:
     assert result.returncode == 0
     for text in ("--max-steps-per-version", "--intervention.probability", "--eval-candidates", "Exit codes"):
         assert text in result.stdout
+
+
+def test_a_learner_that_refuses_ends_the_actor_with_both_sides_values(tmp_path: Path) -> None:
+    """The learner was started for another policy: the robot must not go on collecting for it."""
+    policy_path = tmp_path / "policy.json"
+    policy_path.write_text(PolicyConfig(denoising_steps=7).to_json())
+    ingest_dir, run_dir = tmp_path / "learner", tmp_path / "actor"
+    options = ["--run-dir", str(ingest_dir), "--host", "127.0.0.1", "--port", "0", "--policy-json", str(policy_path)]
+    ingest = subprocess.Popen([sys.executable, "-m", "learner.ingest", *options])
+    try:
+        wait_until((ingest_dir / "ingest.json").exists)
+        address = json.loads((ingest_dir / "ingest.json").read_text())["address"]
+        result = run(run_dir, "--learner", address, "--pace", "5")
+    finally:
+        ingest.terminate()
+        ingest.wait(HANG_LIMIT_S)
+    assert result.returncode == EXIT_MISMATCH
+    assert "denoising_steps" in result.stderr
+    assert "7" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert summary(run_dir)["link"]["acked"] == 0

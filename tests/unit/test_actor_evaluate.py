@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from actor import evaluate as evaluate_module
 from actor.env import RobotEnv, connect_backend
 from actor.evaluate import evaluate, evaluation_seed, wilson_interval
 from actor.policy_runner import PolicyRunner, Proposal
+from actor.rate import RateKeeper
 from actor.tasks import make_task
 from policy.config import PolicyConfig
 from policy.spec import Observation, Specs
@@ -21,6 +23,13 @@ from policy.spec import Observation, Specs
 )
 def test_wilson_interval(successes: int, trials: int, low: float, high: float) -> None:
     assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-4)
+
+
+def test_the_interval_holds_the_rate_to_the_last_bit() -> None:
+    for trials in range(1, 101):
+        for successes in (0, 1, trials - 1, trials):
+            low, high = wilson_interval(successes, trials)
+            assert 0 <= low <= successes / trials <= high <= 1
 
 
 class Nothing:
@@ -125,10 +134,22 @@ def test_films_the_first_episodes(env: CountingEnv, tmp_path: Path, monkeypatch:
     imageio = pytest.importorskip("imageio.v2")
     directory = tmp_path / "videos"
     frames = iter(range(10**6))
-    monkeypatch.setattr(env, "render", lambda: np.full((64, 64, 3), next(frames) % 255, np.uint8))
+    now_s = 0.0
+
+    def sleep(duration_s: float) -> None:
+        nonlocal now_s
+        now_s += duration_s
+
+    def slow_render() -> NDArray[np.uint8]:
+        sleep(1.0)
+        return np.full((64, 64, 3), next(frames) % 255, np.uint8)
+
+    env.rate = RateKeeper(0.1, 1.0, clock=lambda: now_s, sleep=sleep)
+    monkeypatch.setattr(env, "render", slow_render)
     policy = Scripted(env, {0})
     evaluate(env, policy, kind="final", episodes=3, env_steps=0, videos=2, video_dir=directory)
     films = sorted(path.name for path in directory.iterdir())
+    assert env.rate.statistics().overruns == 0
     assert films == ["final_00_success.mp4", "final_01_failure.mp4"]
     with imageio.get_reader(directory / films[1]) as reader:
         assert reader.count_frames() == 51  # every observation, the last included

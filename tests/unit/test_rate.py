@@ -67,6 +67,13 @@ def test_late_periods_in_a_row_are_counted_until_one_is_in_time(time: VirtualTim
     assert keeper.late_in_a_row == 0
 
 
+def test_nothing_is_late_for_a_simulation_that_waits(time: VirtualTime) -> None:
+    keeper = RateKeeper(0.1, 2.0, time.clock, time.sleep)
+    run(time, keeper, [1.0] * 5)
+    assert keeper.late_in_a_row == 0
+    assert keeper.statistics().overruns == 5
+
+
 def test_pace_scales_the_period_and_zero_never_sleeps(time: VirtualTime) -> None:
     assert run(time, RateKeeper(0.1, 4.0, time.clock, time.sleep), [0.01, 0.01]) == pytest.approx([0.025, 0.05])
     lock_step = RateKeeper(0.1, 0.0, time.clock, time.sleep)
