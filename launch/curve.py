@@ -59,8 +59,8 @@ def _draw_success(axes: Axes, progress: Progress) -> None:
                 [row["env_steps"] for row in rows],
                 [row["success_rate"] for row in rows],
                 yerr=[
-                    [row["success_rate"] - row["wilson_low"] for row in rows],
-                    [row["wilson_high"] - row["success_rate"] for row in rows],
+                    [max(0.0, row["success_rate"] - row["wilson_low"]) for row in rows],  # at 0 and 1 rounding
+                    [max(0.0, row["wilson_high"] - row["success_rate"]) for row in rows],  # may turn the sign
                 ],
                 fmt=marker,
                 markersize=size,

@@ -48,9 +48,8 @@ class Child:
         return self._process.poll()
 
     def interrupt(self) -> None:
-        """Ask the program to finish, as Ctrl-C in its own terminal would."""
-        if self.exit_code() is None:
-            self._process.send_signal(signal.SIGINT)
+        """Ask the program to finish, as Ctrl-C in its own terminal would; no effect on one that has ended."""
+        self._process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
         """End the program and everything it started, at once."""

@@ -68,8 +68,8 @@ def write_report(directory: Path, facts: RunFacts) -> dict[str, Any]:
     summary = summarise(directory, facts, progress)
     (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     videos = _link_videos(directory)
-    draw_learning_curve(progress, facts.title, directory / "learning_curve.png")
     (directory / "report.md").write_text(render_report(summary, facts, progress, videos))
+    draw_learning_curve(progress, facts.title, directory / "learning_curve.png")
     return summary
 
 

@@ -189,9 +189,8 @@ def supervise(run: Run, title: str, stop: StopRequest) -> ChildFailedError | Non
                 wait_for(is_over)
             return None if stop.count else _failure_among(children)
         finally:
-            display.line("finishing: the actor sends what is left, then the learner saves its state")
             for child in reversed(children):  # the actor first: its last steps must reach the learner
-                _finish(child, stop)
+                _finish(child, stop, display)
 
 
 def _failure_among(children: list[Child]) -> ChildFailedError | None:
@@ -206,11 +205,13 @@ def _failure_among(children: list[Child]) -> ChildFailedError | None:
     return ChildFailedError(others[0], describe_exit(code), code) if code else None
 
 
-def _finish(child: Child, stop: StopRequest) -> None:
+def _finish(child: Child, stop: StopRequest, display: Display) -> None:
     """Ask a program to end; end it, with all it started, when it takes too long or Ctrl-C comes a second time."""
-    child.interrupt()
+    if child.exit_code() is None:
+        display.line(f"asking the {child.name} to save its work and end")
+        child.interrupt()
     if not wait_for(lambda: child.exit_code() is not None or stop.count > 1, _GRACE_S):
-        print(f"the {child.name} did not finish within {_GRACE_S:.0f} s, ending it", file=sys.stderr)
+        display.line(f"the {child.name} did not end within {_GRACE_S:.0f} s, it is killed")
     child.kill()
 
 

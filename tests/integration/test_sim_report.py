@@ -90,10 +90,16 @@ with (folder / "episodes.jsonl").open("w") as file:
 """
 )
 
-ACTOR_SUMMARY = """
+# All succeeded, and the interval's end is rounded below its middle.
+INTERIM = {"kind": "interim", "env_steps": 200, "weights_version": 2, "success_rate": 1.0, "wilson_high": 1 - 1e-16}
+
+ACTOR_SUMMARY = (
+    f"""
+INTERIM = {INTERIM!r}"""
+    + """
 interrupted = bool(stopped)
 with (folder / "evaluations.jsonl").open("w") as file:
-    file.write(json.dumps({**evaluation, "kind": "interim", "env_steps": 200, "weights_version": 2}) + "\\n")
+    file.write(json.dumps({**evaluation, **INTERIM}) + "\\n")
     if not interrupted:
         file.write(json.dumps({**evaluation, "env_steps": 400, "weights_version": 3}) + "\\n")
 summary = {
@@ -110,6 +116,7 @@ write("actor_summary.json", summary)
 (folder / "videos" / "final_00_success.mp4").write_bytes(b"film")
 note("actor")
 """
+)
 
 WAIT_FOR_STOP = "\nwhile not stopped: time.sleep(0.01)\n"
 
