@@ -42,8 +42,12 @@ def main() -> int:
         default_preset="paper_robot",
     )
     stop = StopRequest()
-    from actor.session import Session  # after parsing: --help must not wait for torch and MuJoCo
+    import torch  # after parsing: --help must not wait for torch and MuJoCo
 
+    from actor.session import Session
+
+    # Acting is four rows of a small network: a second thread slows it down, and takes the core the learner needs.
+    torch.set_num_threads(1)
     Session(config, lambda: stop.is_set, say).run()
     return 0
 
