@@ -1,0 +1,126 @@
+"""Closed forms that tests compare with, and the small specs, networks and batches they share."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learner.config import LearnerConfig
+from learner.replay import Batch
+from policy.config import from_dict
+from policy.noise_schedule import NoiseSchedule, make_noise_schedule
+from policy.spec import ActionSpec, Field, ObservationSpec, Specs
+
+# The paper's chain. In float64 the closed forms below hold to the rounding of the stored coefficients (1e-7).
+SCHEDULE = NoiseSchedule(**{name: value.double() for name, value in vars(make_noise_schedule("cosine", 20)).items()})
+
+
+class ClosedFormDenoiser:
+    """The exact eps* of a data distribution, given its posterior mean E[a | x_t]."""
+
+    def __init__(self, clean_mean: Callable[[Tensor, int, Tensor], Tensor], schedule: NoiseSchedule = SCHEDULE) -> None:
+        self._clean_mean = clean_mean
+        self._schedule = schedule
+
+    def __call__(self, noisy_action: Tensor, step: int, feature: Tensor) -> Tensor:
+        signal = self._schedule.sqrt_alpha_bar[step] * self._clean_mean(noisy_action, step, feature)
+        return (noisy_action - signal) / self._schedule.sqrt_one_minus_alpha_bar[step]
+
+
+def gaussian_gain(step: int, std: float, schedule: NoiseSchedule = SCHEDULE) -> Tensor:
+    """k_t of the posterior mean m + k_t (x - sqrt(alpha_bar) m) under the prior N(m, std^2 I)."""
+    alpha_bar = schedule.alpha_bar[step]
+    return schedule.sqrt_alpha_bar[step] * std**2 / (alpha_bar * std**2 + 1 - alpha_bar)
+
+
+def gaussian(mean: Tensor | float, std: float, schedule: NoiseSchedule = SCHEDULE) -> ClosedFormDenoiser:
+    """Data N(mean, std^2 I)."""
+
+    def clean_mean(x: Tensor, step: int, feature: Tensor) -> Tensor:
+        return mean + gaussian_gain(step, std, schedule) * (x - schedule.sqrt_alpha_bar[step] * mean)
+
+    return ClosedFormDenoiser(clean_mean, schedule)
+
+
+def two_points(first: float, second: float, second_weight: float) -> ClosedFormDenoiser:
+    """Data at two points of the line: `second` with probability `second_weight`."""
+
+    def clean_mean(x: Tensor, step: int, feature: Tensor) -> Tensor:
+        signal, variance = SCHEDULE.sqrt_alpha_bar[step], 1 - SCHEDULE.alpha_bar[step]
+        log_odds = ((x - signal * first) ** 2 - (x - signal * second) ** 2) / (2 * variance)
+        is_second = torch.sigmoid(log_odds + math.log(second_weight / (1 - second_weight)))
+        return first + (second - first) * is_second
+
+    return ClosedFormDenoiser(clean_mean)
+
+
+def point_and_uniform(point: float, uniform_mass: float) -> ClosedFormDenoiser:
+    """Data on the line: `point` with probability 1 - uniform_mass, else uniform on [-1, 1]."""
+
+    def bell(z: Tensor) -> Tensor:
+        return (-0.5 * z**2).exp() / math.sqrt(2 * math.pi)
+
+    def clean_mean(x: Tensor, step: int, feature: Tensor) -> Tensor:
+        signal, noise = SCHEDULE.sqrt_alpha_bar[step], SCHEDULE.sqrt_one_minus_alpha_bar[step]
+        # Given x, the uniform part is a normal of mean x / signal and std noise / signal, cut off at -1 and 1.
+        low, high = (-signal - x) / noise, (signal - x) / noise
+        mass = (torch.special.ndtr(high) - torch.special.ndtr(low)).clamp(min=1e-300)
+        uniform_mean = (x + noise * (bell(low) - bell(high)) / mass) / signal
+        point_density = (1 - uniform_mass) * bell((x - signal * point) / noise) / noise
+        uniform_density = uniform_mass * mass / (2 * signal)
+        is_uniform = uniform_density / (point_density + uniform_density)
+        mean: Tensor = is_uniform * uniform_mean.clamp(-1, 1) + (1 - is_uniform) * point
+        return mean
+
+    return ClosedFormDenoiser(clean_mean)
+
+
+def make_specs(feature_dim: int, action_dim: int) -> Specs:
+    """Specs under which normalised observations and actions equal the physical ones."""
+
+    def field(name: str, size: int) -> Field:
+        return Field(name=name, unit="m", low=(-1.0,) * size, high=(1.0,) * size)
+
+    return Specs(ObservationSpec((field("position", feature_dim),)), ActionSpec((field("delta", action_dim),)))
+
+
+def small_config(**tables: Mapping[str, Any]) -> LearnerConfig:
+    """A learner of CPU-second size; `tables` (policy=..., cgpo=..., bc=...) override single values."""
+    policy = {
+        "denoising_steps": 5,
+        "denoiser_hidden": [16],
+        "time_embedding_dim": 8,
+        "critic_hidden": [16],
+        "num_critics": 2,
+        "num_quantiles": 5,
+        "drop_quantiles": 1,
+    }
+    cgpo = {"guidance": {"steps": 3}, "value_hidden": [16], "vbase_samples": 3, "entropy_samples": 2}
+    base: dict[str, Any] = {"policy": policy, "cgpo": cgpo, "device": "cpu"}
+    for name, table in tables.items():
+        base[name] = {**base.get(name, {}), **table} if isinstance(table, Mapping) else table
+    return from_dict(LearnerConfig, base)
+
+
+def random_batch(size: int, feature_dim: int, action_dim: int, seed: int = 0) -> Batch:
+    """A batch without meaning: every column random, a quarter terminal, half from humans."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int) -> Tensor:
+        return 2 * torch.rand(shape, generator=generator) - 1
+
+    return Batch(
+        feature=uniform(size, feature_dim),
+        action=uniform(size, action_dim),
+        reward=uniform(size),
+        next_feature=uniform(size, feature_dim),
+        is_terminal=(uniform(size) < -0.5).float(),
+        is_human=uniform(size) < 0,
+    )
+
+
+def with_columns(batch: Batch, **columns: Tensor) -> Batch:
+    return replace(batch, **columns)
