@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from actor.rate import RateKeeper
 from actor.tasks import TASKS, make_task
 from actor.tasks.base import ObjectPoses, Task
-from policy.errors import ConfigError
+from policy.errors import CgpoError, ConfigError
 from policy.spec import Observation
 from robot.backends import make_backend
-from robot.errors import MissingDependencyError, RobotConfigError
+from robot.errors import MissingDependencyError, RobotConfigError, RobotError
 from robot.interface import RobotBackend, RobotCommand, RobotState, SimulatedBackend
 from robot.safety import SafetyGate
 
@@ -147,16 +147,23 @@ class _OwningEnv(RobotEnv):
         self._backend.close()
 
 
+class RobotFailureError(CgpoError):
+    """The robot cannot go on; the message is its driver's."""
+
+
 def connect_backend(name: str, task: Task) -> RobotBackend:
     """Return the connected backend `name` for a task's scene.
 
-    Raises ConfigError for an unknown name, listing the valid ones, and for a backend whose packages are missing.
+    Raises ConfigError for an unknown name, listing the valid ones, and for a backend whose packages are missing;
+    RobotFailureError when the robot does not answer.
     """
     try:
         backend = make_backend(name, task.scene)
+        backend.connect()
     except (RobotConfigError, MissingDependencyError) as error:
         raise ConfigError(str(error)) from error
-    backend.connect()
+    except RobotError as error:
+        raise RobotFailureError(str(error)) from error
     return backend
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from actor.config import ActorConfig
-from actor.env import RobotEnv, connect_backend
+from actor.env import RobotEnv, RobotFailureError, connect_backend
 from actor.evaluate import Evaluation, evaluate
 from actor.intervention import Arbiter, ScriptedTeleop
 from actor.link import Link
@@ -32,6 +32,7 @@ from actor.throttle import VersionThrottle
 from policy.config import to_toml
 from policy.errors import ConfigError
 from policy.spec import Specs
+from robot.errors import RobotError
 from robot.interface import SimulatedBackend
 
 _log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ _log = logging.getLogger(__name__)
 _PLACEMENTS, _OPERATOR, _POLICY = range(3)  # streams of random numbers, all from the one configured seed
 _RECENT_EPISODES = 20  # over which an episode's duration is measured
 _MENTION_PERIOD_S = 10.0
+_STOPPED_DRAIN_S = 2.0  # whoever asked for a stop does not want to wait; the spool keeps the rest
 _RESERVE_MARGIN = 1.5  # unassisted episodes may be longer than the measured ones, and filming takes time
 
 
@@ -99,12 +101,14 @@ class Session:
     def run(self) -> None:
         """Demonstrate, train, evaluate; always close the robot, drain the spool and write the summary.
 
-        Raises what the learner refused the connection with.
+        Raises what the learner refused the connection with, and RobotFailureError when the robot fails.
         """
         try:
             self._demonstrate()
             self._train()
             self._evaluate_finally()
+        except RobotError as error:
+            raise RobotFailureError(str(error)) from error
         finally:
             self._close()
         if self._link.refusal is not None:
@@ -195,7 +199,8 @@ class Session:
     def _close(self) -> None:
         self._backend.stop()
         self._backend.close()
-        self._link.close(0.0 if self._link.refusal else self._config.drain_timeout_s)
+        drain_s = self._config.drain_timeout_s
+        self._link.close(min(drain_s, _STOPPED_DRAIN_S) if self._must_stop() else drain_s)
         self._spool.close()
         write_json(self._config.run_dir / "actor_summary.json", self._summary())
 

@@ -1,0 +1,99 @@
+"""What a session does when the robot fails, and which settings it refuses. No learner listens."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from actor.config import ActorConfig
+from actor.env import RobotFailureError
+from actor.session import Session
+from policy.config import PolicyConfig
+from policy.errors import ConfigError
+from robot.backends.fake import FakeBackend
+from robot.errors import RobotError
+
+POLICY = PolicyConfig(denoising_steps=2, denoiser_hidden=(8,), behavior_candidates=1)
+
+
+def config(run_dir: Path, **changes: object) -> ActorConfig:
+    values: dict[str, object] = {
+        "policy": POLICY,
+        "task": "reach",
+        "backend": "fake",
+        "learner": "127.0.0.1:1",
+        "run_dir": run_dir,
+        "demonstrations": 1,
+        "pace": 0.0,
+        "max_env_steps": 100,
+        "eval_episodes": 2,
+        "drain_timeout_s": 0.0,
+    }
+    return ActorConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+def run(configuration: ActorConfig) -> list[str]:
+    said: list[str] = []
+    Session(configuration, lambda: False, said.append).run()
+    return said
+
+
+def test_a_robot_that_fails_ends_the_session_with_its_message_and_a_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 30
+    calls: list[str] = []
+
+    def fail_after(self: FakeBackend, period_s: float, advance: object = FakeBackend.advance) -> None:
+        if len(calls) == steps:
+            raise RobotError("reflex: joint 4 above 87 N m")
+        calls.append("advance")
+        advance(self, period_s)  # type: ignore[operator]
+
+    monkeypatch.setattr(FakeBackend, "advance", fail_after)
+    monkeypatch.setattr(FakeBackend, "stop", lambda self: calls.append("stop"))
+    monkeypatch.setattr(FakeBackend, "close", lambda self: calls.append("close"))
+    with pytest.raises(RobotFailureError, match="joint 4 above 87 N m"):
+        run(config(tmp_path))
+    assert calls[steps:] == ["stop", "close"]
+    summary = json.loads((tmp_path / "actor_summary.json").read_text())
+    assert summary["link"]["offered"] == summary["link"]["pending"] == steps
+    assert summary["eval"]["episodes"] is None
+
+
+def test_a_robot_that_does_not_answer_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: FakeBackend) -> None:
+        raise RobotError("no answer from 172.16.0.2: is the arm unlocked?")
+
+    monkeypatch.setattr(FakeBackend, "connect", refuse)
+    with pytest.raises(RobotFailureError, match="is the arm unlocked"):
+        run(config(tmp_path))
+
+
+def test_equal_seeds_give_equal_sessions(tmp_path: Path) -> None:
+    def lengths(name: str, seed: int) -> list[int]:
+        run(config(tmp_path / name, seed=seed, demonstrations=5))
+        return [json.loads(line)["length"] for line in (tmp_path / name / "episodes.jsonl").read_text().splitlines()]
+
+    assert lengths("a", 0) == lengths("b", 0) != lengths("c", 1)
+
+
+def test_interim_evaluations_come_at_their_steps(tmp_path: Path) -> None:
+    changes = {"max_env_steps": 200, "eval_every_steps": 100, "interim_eval_episodes": 2}
+    run(config(tmp_path, **changes))
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert kinds == ["interim", "interim", "final"]
+
+
+@pytest.mark.parametrize("changes", [{"pace": 0.0}, {"pace": 1.0, "max_steps_per_version": 50}])
+def test_a_real_robot_runs_in_real_time_and_never_waits_for_its_learner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    monkeypatch.setattr("actor.session.connect_backend", lambda name, task: object())  # knows no object poses
+    with pytest.raises(ConfigError, match="is no simulator"):
+        run(config(tmp_path, **changes))
+
+
+def test_evaluating_with_candidates_needs_a_published_critic() -> None:
+    with pytest.raises(ConfigError, match="eval_candidates = 4 needs a published critic"):
+        ActorConfig(policy=POLICY, eval_candidates=4)
