@@ -253,10 +253,15 @@ def _fill(target: dict[str, Any], source: Mapping[str, Any]) -> None:
 
 
 def _null_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted names of what is null; a table of nothing but nulls counts as one."""
     keys: list[str] = []
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            keys += _null_keys(value, f"{prefix}{name}.")
-        elif value is None:
+        if _is_null(value):
             keys.append(f"{prefix}{name}")
+        elif isinstance(value, Mapping):
+            keys += _null_keys(value, f"{prefix}{name}.")
     return keys
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, Mapping) and all(map(_is_null, value.values())))

@@ -235,7 +235,8 @@ def test_ctrl_c_lets_both_finish_and_still_writes_a_valid_summary(monkeypatch: p
     assert summary["env_steps"] == 480
     report = Path("run/report.md").read_text()
     assert "no final evaluation, the run was interrupted after 480 environment steps" in report
-    assert "`eval.success_rate`" in report
+    assert summary["unknown"] == ["link.lost", "link.duplicated", "eval"]
+    assert "`eval`: the run was stopped before they were measured" in report
 
 
 def test_a_second_ctrl_c_ends_an_actor_that_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
