@@ -28,10 +28,12 @@ class EpisodeReport:
     intervention_steps: int
     clipped_steps: int  # steps that the safety gate changed
     weights_version: int
+    weights_age_s: float  # in its last step, since the learner published them; 0 for version 0
+    backlog: int  # transitions that the learner had not acknowledged at its end
     stopped: bool  # closed early by a stop request
 
 
-def episode_line(report: EpisodeReport, control_rate_hz: float, loop_p99_ms: float, backlog: int) -> str:
+def episode_line(report: EpisodeReport, control_rate_hz: float, loop_p99_ms: float) -> str:
     """Return the line shown after each episode. Its seconds are the robot's: steps over control rate."""
     percent = 100 * report.intervention_steps / max(1, report.length)
     verdict = "SUCCESS" if report.is_success else "STOPPED" if report.stopped else "FAILURE"
@@ -43,7 +45,7 @@ def episode_line(report: EpisodeReport, control_rate_hz: float, loop_p99_ms: flo
             f"return {report.episode_return:.1f}",
             f"policy v{report.weights_version}",
             f"loop p99 {loop_p99_ms:.0f} ms",
-            f"backlog {backlog}",
+            f"backlog {report.backlog}",
         ]
     )
 

@@ -156,11 +156,11 @@ class Session:
             should_stop=self._must_stop,
         )
         self._weights_ages_s += tally.weights_ages_s
-        report = _report(number, kind, tally, time.monotonic() - start_s)
+        report = _report(number, kind, tally, time.monotonic() - start_s, self._spool.pending)
         self._episodes.append(report)
         append_json_line(self._episodes_path, report)
         period = self._env.rate.statistics()
-        self._say(episode_line(report, self._task.control_rate_hz, period.p99_ms, self._spool.pending))
+        self._say(episode_line(report, self._task.control_rate_hz, period.p99_ms))
         self._mention_missing_learner()
 
     def _mention_missing_learner(self) -> None:
@@ -289,7 +289,7 @@ def _check_pace(config: ActorConfig, is_simulated: bool) -> None:
         )
 
 
-def _report(number: int, kind: EpisodeKind, tally: EpisodeTally, duration_s: float) -> EpisodeReport:
+def _report(number: int, kind: EpisodeKind, tally: EpisodeTally, duration_s: float, backlog: int) -> EpisodeReport:
     return EpisodeReport(
         episode=number,
         kind=kind,
@@ -301,6 +301,8 @@ def _report(number: int, kind: EpisodeKind, tally: EpisodeTally, duration_s: flo
         intervention_steps=tally.intervention_steps,
         clipped_steps=tally.clipped_steps,
         weights_version=tally.weights_version,
+        weights_age_s=tally.weights_ages_s[-1] if tally.weights_ages_s else 0.0,
+        backlog=backlog,
         stopped=tally.stopped,
     )
 

@@ -155,8 +155,8 @@ def figures_table(progress: Progress) -> Table:
         (
             f"human share, last {SUCCESS_WINDOW}",
             _number(intervention_share(episodes[-SUCCESS_WINDOW:]), ".0%"),
-            "weights age, s",
-            _number(last_episode.get("weights_age_s"), ".1f"),
+            "weights age",
+            _number(last_episode.get("weights_age_s"), ".1f", " s"),
         ),
         (
             "evaluation",
@@ -176,8 +176,8 @@ def _evaluation(evaluations: Sequence[Row]) -> str:
     return f"{evaluations[-1]['successes']} of {evaluations[-1]['episodes']}"
 
 
-def _number(value: float | None, form: str = ",d") -> str:
-    return "-" if value is None else format(value, form)
+def _number(value: float | None, form: str = ",d", unit: str = "") -> str:
+    return "-" if value is None else format(value, form) + unit
 
 
 def _clock(duration_s: float) -> str:

@@ -62,6 +62,8 @@ EPISODE = {
     "intervention_steps": 0,
     "clipped_steps": 0,
     "weights_version": 3,
+    "weights_age_s": 1.5,
+    "backlog": 0,
     "stopped": False,
 }
 EVALUATION = {

@@ -28,18 +28,20 @@ REPORT = EpisodeReport(
     intervention_steps=20,
     clipped_steps=0,
     weights_version=317,
+    weights_age_s=1.5,
+    backlog=7,
     stopped=False,
 )
 
 
 def test_episode_line() -> None:
-    assert episode_line(REPORT, control_rate_hz=10, loop_p99_ms=52.4, backlog=0) == (
-        "ep 042 SUCCESS 11.3 s  interv 2 (18 %)  return 1.0  policy v317  loop p99 52 ms  backlog 0"
+    assert episode_line(REPORT, control_rate_hz=10, loop_p99_ms=52.4) == (
+        "ep 042 SUCCESS 11.3 s  interv 2 (18 %)  return 1.0  policy v317  loop p99 52 ms  backlog 7"
     )
     demonstration = dataclasses.replace(REPORT, kind="demonstration", is_success=False, intervention_steps=0)
-    assert episode_line(demonstration, 10, 52.4, 7).startswith("demo 042 FAILURE 11.3 s")
+    assert episode_line(demonstration, 10, 52.4).startswith("demo 042 FAILURE 11.3 s")
     stopped = dataclasses.replace(REPORT, is_success=False, stopped=True)
-    assert episode_line(stopped, 10, 52.4, 7).startswith("ep 042 STOPPED")
+    assert episode_line(stopped, 10, 52.4).startswith("ep 042 STOPPED")
 
 
 def test_episodes_survive_a_restart_and_a_torn_last_line(tmp_path: Path) -> None:
