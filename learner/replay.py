@@ -82,8 +82,8 @@ class ReplayBuffer:
     def observe(self, stream: Stream, transition: Transition, feature: NDArray[np.float32]) -> int:
         """Store an observation and link the step before it, if that is open here; returns the observation's row."""
         is_next = self.is_waiting_for(stream, transition)
+        row = self._write(feature)  # may evict the open row, if others filled the ring since
         opened = self._open.pop(stream, None)
-        row = self._write(feature)
         if opened is not None and is_next:
             self._next_row[opened.row] = row
         return row

@@ -1,0 +1,270 @@
+"""The replay against a naive list: whatever arrives in whatever order, every sampled row is a true transition."""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from learner.config import ReplayConfig
+from learner.replay import Batch, Replay, ReplayBuffer
+from policy.spec import Field, ObservationSpec
+from policy.transition import ActionSource, RecordId, Transition
+
+# Observations, actions and rewards are small integers over 1024: exact in float32, so rows compare bit for bit.
+UNIT = 1 / 1024
+SPEC = ObservationSpec((Field(name="number", unit="m", low=(-1.0,), high=(1.0,)),))
+POLICY, DEMONSTRATION, INTERVENTION = (
+    ActionSource.POLICY,
+    ActionSource.HUMAN_DEMONSTRATION,
+    ActionSource.HUMAN_INTERVENTION,
+)
+
+Row = tuple[float, float, float, float, bool, bool]  # observation, action, reward, next observation, terminal, human
+Record = tuple[RecordId, Transition]
+
+
+def observation(number: int) -> dict[str, np.ndarray]:
+    return {"number": np.array([number * UNIT], np.float32)}
+
+
+def make_record(
+    stream: tuple[str, str], sequence: int, episode: int, step: int, number: int, source: ActionSource, end: str
+) -> Record:
+    """A step whose observation, action and reward all carry `number`; `end` is "", terminated, truncated or aborted."""
+    is_last = end in ("terminated", "truncated")
+    return RecordId(*stream, sequence), Transition(
+        episode=episode,
+        step=step,
+        observation=observation(number),
+        policy_action=np.full(1, -1, np.float32),
+        executed_action=np.array([number * UNIT], np.float32),
+        source=source,
+        reward=number * UNIT,
+        terminated=end == "terminated",
+        truncated=end == "truncated",
+        weights_version=0,
+        weights_age_s=0.0,
+        wall_time_s=0.0,
+        monotonic_time_s=0.0,
+        final_observation=observation(-number) if is_last else None,
+    )
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """Sources of an episode's steps, how it ends, and whether the actor is a new incarnation from here on."""
+
+    sources: tuple[ActionSource, ...]
+    end: str
+    is_restart: bool
+
+
+def write_streams(actors: list[list[EpisodePlan]], order_seed: int) -> list[Record]:
+    """Turn each actor's plans into its stream and interleave the streams at random, each in its own order."""
+    streams: list[list[Record]] = []
+    numbers = iter(range(1, 1024))
+    for actor, plans in enumerate(actors):
+        records: list[Record] = []
+        incarnation, sequence, episode = 0, 0, 0
+        for plan in plans:
+            if plan.is_restart:
+                incarnation, sequence, episode = incarnation + 1, 0, 0
+            for step, source in enumerate(plan.sources):
+                end = plan.end if step == len(plan.sources) - 1 else ""
+                stream = (f"actor-{actor}", f"incarnation-{incarnation}")
+                records.append(make_record(stream, sequence, episode, step, next(numbers), source, end))
+                sequence += 1
+            episode += 1
+        streams.append(records)
+    turns = [index for index, stream in enumerate(streams) for _ in stream]
+    random.Random(order_seed).shuffle(turns)
+    queues = [iter(stream) for stream in streams]
+    return [next(queues[turn]) for turn in turns]
+
+
+def naive_rows(records: list[Record]) -> list[tuple[int, ActionSource, Row]]:
+    """All true transitions as (index of the record, source, row), found by searching the whole list."""
+    rows = []
+    place = {(i.actor_id, i.incarnation, t.episode, t.step): t.observation for i, t in records}
+    for index, (i, t) in enumerate(records):
+        following = t.final_observation or place.get((i.actor_id, i.incarnation, t.episode, t.step + 1))
+        if following is not None:
+            now, then, action = (float(x[0]) for x in (t.observation["number"], following["number"], t.executed_action))
+            rows.append((index, t.source, (now, action, t.reward, then, t.terminated, t.is_human)))
+    return rows
+
+
+def rows_of(batch: Batch) -> list[Row]:
+    feature, action, following = batch.feature[:, 0], batch.action[:, 0], batch.next_feature[:, 0]
+    columns = (feature, action, batch.reward, following, batch.is_terminal.bool(), batch.is_human)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def fill(records: list[Record], **settings: object) -> Replay:
+    values: dict[str, object] = {"capacity": 4096, "batch_size": 64, "demonstration_fraction": 0.5}
+    replay = Replay(ReplayConfig(**(values | settings)), SPEC, action_dim=1, seed=0)  # type: ignore[arg-type]
+    for record_id, transition in records:
+        replay.add(record_id, transition)
+    return replay
+
+
+def drawn_rows(buffer: ReplayBuffer) -> set[Row]:
+    """Rows of a draw that misses any one of n with probability exp(-20)."""
+    columns = buffer.gather(buffer.sample_rows(20 * len(buffer), np.random.default_rng(0)))
+    return set(rows_of(Batch(*(torch.from_numpy(column) for column in columns))))
+
+
+mixed_sources = st.lists(st.sampled_from([POLICY, INTERVENTION]), min_size=1, max_size=8).map(tuple)
+demonstration_sources = st.integers(1, 5).map(lambda length: (DEMONSTRATION,) * length)
+episode_plans = st.builds(
+    EpisodePlan,
+    sources=mixed_sources | demonstration_sources,
+    end=st.sampled_from(["terminated", "truncated", "aborted"]),
+    is_restart=st.sampled_from([False, False, True]),
+)
+all_actors = st.lists(st.lists(episode_plans, max_size=5), min_size=1, max_size=3)
+seeds = st.integers(0, 2**16)
+
+
+@given(all_actors, seeds)
+def test_buffers_hold_exactly_the_true_transitions(actors: list[list[EpisodePlan]], order_seed: int) -> None:
+    records = write_streams(actors, order_seed)
+    replay = fill(records)
+    rows = naive_rows(records)
+    online = {row for _, source, row in rows if source is not DEMONSTRATION}
+    demonstrations = {row for _, source, row in rows if source is not POLICY}
+    for buffer, expected in ((replay.online, online), (replay.demonstrations, demonstrations)):
+        assert len(buffer) == len(expected)
+        assert not expected or drawn_rows(buffer) == expected
+    assert replay.num_transitions == len(records)
+
+
+@given(all_actors, seeds, st.integers(2, 12))
+def test_a_full_ring_forgets_the_oldest_and_never_mixes(
+    actors: list[list[EpisodePlan]], order_seed: int, capacity: int
+) -> None:
+    records = write_streams(actors, order_seed)
+    replay = fill(records, capacity=capacity)
+    # A record takes one row in a buffer, an episode's last one two, so the latest ones of this many still fit.
+    room, first_kept = capacity, len(records)
+    while first_kept and room >= (needed := 1 + records[first_kept - 1][1].is_last):
+        first_kept, room = first_kept - 1, room - needed
+    for buffer, absent in ((replay.online, DEMONSTRATION), (replay.demonstrations, POLICY)):
+        true_rows = {row for _, source, row in naive_rows(records) if source is not absent}
+        kept = {row for index, source, row in naive_rows(records) if source is not absent and index >= first_kept}
+        drawn = drawn_rows(buffer) if len(buffer) else set()
+        assert kept <= drawn <= true_rows
+        assert len(buffer) == len(drawn) < capacity  # a transition needs its next observation's row as well
+
+
+@given(all_actors, seeds)
+def test_same_records_and_seed_give_the_same_batches(actors: list[list[EpisodePlan]], order_seed: int) -> None:
+    records = write_streams(actors, order_seed)
+    first, again = fill(records), fill(records)
+    assume(len(first.online) or len(first.demonstrations))
+    for _ in range(3):
+        assert rows_of(first.sample()) == rows_of(again.sample())
+
+
+def episode(sources: tuple[ActionSource, ...], end: str = "truncated", actor: str = "robot") -> list[Record]:
+    stream = (actor, "incarnation")
+    last = len(sources) - 1
+    return [
+        make_record(stream, step, 0, step, 100 + step, source, end if step == last else "")
+        for step, source in enumerate(sources)
+    ]
+
+
+def test_a_missing_step_leaves_a_gap_and_no_false_transition() -> None:
+    records = episode((POLICY,) * 5)
+    del records[2]
+    numbers = sorted(round(row[0] / UNIT) for row in drawn_rows(fill(records).online))
+    assert numbers == [100, 103, 104]  # 101 waits for the step that was lost
+
+
+def test_a_step_whose_row_the_ring_reached_again_is_forgotten() -> None:
+    """Three rows: two of another actor come between the robot's two steps, so the second overwrites the first."""
+    (robot_first, robot_second), others = episode((POLICY,) * 2, "aborted"), episode((POLICY,) * 2, "aborted", "other")
+    replay = fill([robot_first, *others, robot_second], capacity=3)
+    assert {(row[0] / UNIT, row[3] / UNIT) for row in drawn_rows(replay.online)} == {(100, 101)}
+    assert len(replay.online) == 1
+
+
+def test_an_intervention_is_in_both_buffers_with_the_next_observation_of_the_policy_step() -> None:
+    replay = fill(episode((POLICY, INTERVENTION, INTERVENTION, POLICY)))
+    assert sorted(row[0] / UNIT for row in drawn_rows(replay.online)) == [100, 101, 102, 103]
+    human = {(row[0] / UNIT, row[3] / UNIT, row[5]) for row in drawn_rows(replay.demonstrations)}
+    assert human == {(101, 102, True), (102, 103, True)}
+    flags = {row[0] / UNIT: row[5] for row in drawn_rows(replay.online)}
+    assert flags == {100: False, 101: True, 102: True, 103: False}
+
+
+@pytest.mark.parametrize(("timeout_is_terminal", "expected"), [(False, False), (True, True)])
+def test_time_limits_bootstrap_unless_told_otherwise(timeout_is_terminal: bool, expected: bool) -> None:
+    replay = fill(episode((POLICY,) * 3), timeout_is_terminal=timeout_is_terminal)
+    terminal = {row[0] / UNIT: row[4] for row in drawn_rows(replay.online)}
+    assert terminal == {100: False, 101: False, 102: expected}
+
+
+@pytest.mark.parametrize("timeout_is_terminal", [False, True])
+def test_a_finished_task_never_bootstraps(timeout_is_terminal: bool) -> None:
+    replay = fill(episode((POLICY,) * 2, "terminated"), timeout_is_terminal=timeout_is_terminal)
+    assert {row[0] / UNIT: row[4] for row in drawn_rows(replay.online)} == {100: False, 101: True}
+
+
+def test_rewards_are_scaled() -> None:
+    batch = fill(episode((POLICY,) * 4), reward_scale=10.0).sample()
+    torch.testing.assert_close(batch.reward, 10 * batch.feature[:, 0])
+
+
+def test_actions_are_the_executed_ones() -> None:
+    batch = fill(episode((POLICY, INTERVENTION))).sample()
+    assert batch.action.min() > 0  # the proposed ones are -1 throughout
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0.5, 32), (0.25, 16), (0.0, 0), (1.0, 64)])
+def test_a_batch_holds_the_configured_share_of_demonstrations(fraction: float, expected: int) -> None:
+    records = episode((POLICY,) * 9) + episode((DEMONSTRATION,) * 3, actor="operator")
+    batch = fill(records, demonstration_fraction=fraction).sample()
+    assert len(batch.reward) == 64
+    assert int(batch.is_human.sum()) == expected
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("source", "is_human"), [(POLICY, False), (DEMONSTRATION, True)])
+def test_an_empty_buffer_leaves_its_share_to_the_other(fraction: float, source: ActionSource, is_human: bool) -> None:
+    batch = fill(episode((source,) * 4), demonstration_fraction=fraction).sample()
+    assert len(batch.reward) == 64
+    assert bool((batch.is_human == is_human).all())
+
+
+def test_ready_once_enough_steps_are_in_and_one_of_them_is_a_transition() -> None:
+    first, *rest = episode((POLICY,) * 5)
+    replay = fill([first], training_starts=3)
+    ready = [replay.is_ready()]
+    for record_id, transition in rest:
+        replay.add(record_id, transition)
+        ready.append(replay.is_ready())
+    assert ready == [False, False, True, True, True]
+    assert not fill([first], training_starts=1).is_ready()  # its next observation is unknown
+
+
+def test_features_are_normalised_and_batches_are_float32() -> None:
+    spec = ObservationSpec((Field(name="number", unit="m", low=(0.0,), high=(0.5,), fine_scale=0.1),))
+    replay = Replay(ReplayConfig(capacity=8, batch_size=4), spec, action_dim=1, seed=0)
+    for record_id, transition in episode((POLICY,)):
+        replay.add(record_id, transition)
+    batch = replay.sample()
+    now, final = 100 * UNIT, -100 * UNIT
+    torch.testing.assert_close(batch.feature[0], torch.tensor([4 * now - 1, np.tanh(10 * now)], dtype=torch.float32))
+    # -1.39 lies within the range of 1.5 that values beyond the bounds keep.
+    torch.testing.assert_close(
+        batch.next_feature[0], torch.tensor([4 * final - 1, np.tanh(10 * final)], dtype=torch.float32)
+    )
+    columns = (batch.feature, batch.action, batch.reward, batch.next_feature, batch.is_terminal)
+    assert {column.dtype for column in columns} == {torch.float32}
+    assert batch.is_human.dtype == torch.bool
