@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,12 +34,12 @@ class Child:
     """A supervised process: restarted when it dies, unless its exit code says that a person must act."""
 
     name: str
-    command: list[str]
+    command: Callable[[], list[str]]
     process: subprocess.Popen[bytes] | None = None
     restarts_s: list[float] = field(default_factory=list)
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self.command)
+        self.process = subprocess.Popen(self.command())
 
     def check(self) -> int | None:
         """Restart the process if it died; return an exit code when it must not be restarted."""
@@ -90,8 +91,10 @@ def supervise(config: LearnerConfig) -> int:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda *_: stop.set())
     config_path = write_config(config)
-    ingest = Child("ingest", ingest_command(config, config_path))
-    trainer = Child("trainer", [sys.executable, "-m", "learner.trainer", str(config_path)])
+    ready_path = config.run_dir / "ingest.json"
+    ready_path.unlink(missing_ok=True)  # of an earlier learner that was killed
+    ingest = Child("ingest", lambda: ingest_command(config, config_path, ready_path))
+    trainer = Child("trainer", lambda: [sys.executable, "-m", "learner.trainer", str(config_path)])
     children = [ingest, trainer]
     try:
         for child in children:
@@ -119,9 +122,13 @@ def write_config(config: LearnerConfig) -> Path:
     return path
 
 
-def ingest_command(config: LearnerConfig, config_path: Path) -> list[str]:
+def ingest_command(config: LearnerConfig, config_path: Path, ready_path: Path) -> list[str]:
+    """Return the command that starts ingest; started again, it listens where the actors know it."""
+    port = config.port
+    if port == 0 and ready_path.exists():
+        port = int(json.loads(ready_path.read_text())["address"].rpartition(":")[2])
     command = [sys.executable, "-m", "learner.ingest", "--run-dir", str(config.run_dir), "--host", config.host]
-    command += ["--port", str(config.port), "--policy-json", str(config_path.with_name("policy.json"))]
+    command += ["--port", str(port), "--policy-json", str(config_path.with_name("policy.json"))]
     return [*command, "--insecure-lab-network"] if config.insecure_lab_network else command
 
 

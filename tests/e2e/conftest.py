@@ -39,7 +39,7 @@ class Program:
 Start = Callable[..., Program]
 
 
-@pytest.fixture()
+@pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     programs: list[Program] = []
 
