@@ -87,26 +87,15 @@ def load_preset(name_or_path: str) -> dict[str, Any]:
         if not path.exists():
             raise unknown_name("preset", name_or_path, preset_names())
     try:
-        return tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read preset {path}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"preset {path} is not valid TOML: {error}") from error
-
-
-def from_dict(cls: type[Config], raw: Mapping[str, Any], where: str = "") -> Config:
-    """Build the frozen dataclass `cls` from nested tables; missing keys take their defaults.
-
-    Raises ConfigError for an unknown key (with the nearest valid one) or a value of the wrong type.
-    """
-    hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for key, value in raw.items():
-        if key not in names:
-            raise _unknown_key(f"{where}{key}", [f"{where}{name}" for name in names])
-        values[key] = _convert(hints[key], value, f"{where}{key}")
-    return cls(**values)
+    for name, value in tables.items():
+        if not isinstance(value, dict):
+            raise ConfigError(f"preset {path}: {name} = {value!r} stands outside the tables {', '.join(PRESET_TABLES)}")
+    return tables
 
 
 def to_toml(programs: Mapping[str, Any]) -> str:

@@ -117,6 +117,9 @@ def test_an_unreadable_preset_says_which_file_and_why(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("[policy\n")
     with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
         load_preset(str(tmp_path / "broken.toml"))
+    (tmp_path / "flat.toml").write_text("seed = 3\n")
+    with pytest.raises(ConfigError, match="seed = 3 stands outside the tables policy, learner, actor"):
+        load_preset(str(tmp_path / "flat.toml"))
 
 
 @pytest.mark.parametrize(
