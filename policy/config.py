@@ -98,6 +98,21 @@ def load_preset(name_or_path: str) -> dict[str, Any]:
     return tables
 
 
+def from_dict(cls: type[Config], raw: Mapping[str, Any], where: str = "") -> Config:
+    """Build the frozen dataclass `cls` from nested tables; missing keys take their defaults.
+
+    Raises ConfigError for an unknown key (with the nearest valid one) or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key not in names:
+            raise _unknown_key(f"{where}{key}", [f"{where}{name}" for name in names])
+        values[key] = _convert(hints[key], value, f"{where}{key}")
+    return cls(**values)
+
+
 def to_toml(programs: Mapping[str, Any]) -> str:
     """Return the text of a preset that holds every value of the programs' configurations ({"learner": config, ...}).
 
