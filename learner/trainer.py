@@ -64,17 +64,19 @@ class Trainer:
         """Train until `stop`; then publish, checkpoint and summarise."""
         self.publish()
         next_checkpoint_s = time.monotonic() + self._config.checkpoint_period_s
+        saved_step = self.learner_step
         try:
             while not stop.is_set():
                 self.read_log()
-                if not self.may_update():
+                if self.may_update():
+                    self.update()
+                    if self.learner_step % self._config.steps_per_update == 0:
+                        self.publish()
+                else:
                     stop.wait(_POLL_PERIOD_S / 2)
-                    continue
-                self.update()
-                if self.learner_step % self._config.steps_per_update == 0:
-                    self.publish()
-                if time.monotonic() >= next_checkpoint_s:
+                if time.monotonic() >= next_checkpoint_s and self.learner_step != saved_step:
                     self.save()
+                    saved_step = self.learner_step
                     next_checkpoint_s = time.monotonic() + self._config.checkpoint_period_s
         finally:
             self.publish()
