@@ -1,6 +1,5 @@
 """Child processes that never outlive this one, with their output in a log file."""
 
-import ctypes
 import math
 import os
 import signal
@@ -11,8 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_libc = ctypes.CDLL(None, use_errno=True)
+from policy.process import die_with_parent
 
 
 class Child:
@@ -34,7 +32,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # one prctl call: safe beside our reader threads
+                preexec_fn=die_with_parent,
             )
         self._reader = threading.Thread(target=self._read_lines, name=f"{name}-output", daemon=True)
         self._reader.start()
@@ -83,7 +81,3 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = math.inf, poll_s:
 
 def describe_exit(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -20,6 +20,7 @@ from learner.config import LearnerConfig
 from policy.cli import parse_config, run_main
 from policy.config import to_json
 from policy.errors import EXIT_CONFIG, EXIT_CORRUPT_FILE, EXIT_MISMATCH, EXIT_PORT_IN_USE, unknown_name
+from policy.process import die_with_parent
 
 logger = logging.getLogger("learner")
 
@@ -39,7 +40,7 @@ class Child:
     restarts_s: list[float] = field(default_factory=list)
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self.command())
+        self.process = subprocess.Popen(self.command(), preexec_fn=die_with_parent)
 
     def check(self) -> int | None:
         """Restart the process if it died; return an exit code when it must not be restarted."""

@@ -145,6 +145,15 @@ def test_a_killed_actor_leaves_its_steps_and_a_new_one_continues(tmp_path: Path,
     assert kinds.count("demonstration") == 3, "the new actor records no demonstration again"
 
 
+def test_no_process_outlives_a_killed_supervisor(tmp_path: Path, start: Start) -> None:
+    learner = start(*learner_arguments(tmp_path))
+    ready_address(tmp_path)
+    children = [child_of(learner.process.pid, name) for name in ("learner.ingest", "learner.trainer")]
+    learner.process.kill()
+    learner.finish()
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in children), "ingest and trainer to end")
+
+
 def test_a_learner_that_is_killed_whole_resumes_in_its_folder(tmp_path: Path, start: Start) -> None:
     run_dir = tmp_path / "learner"
     learner = start(*learner_arguments(run_dir))
