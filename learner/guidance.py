@@ -24,11 +24,10 @@ def make_guide(config: GuidanceConfig, value: ValueFunction) -> Guide | None:
     return DsgGuide(config, value) if config.type == "dsg" else NaiveGuide(config, value)
 
 
-class DsgGuide:
-    """Diffusion with spherical Gaussian constraint: keep a step's expected length, turn it to the critic's ascent.
+class _ValueGuide:
+    """Replaces the last G reverse steps by ones that follow the critic.
 
-    Source: CGPO Eq 10-13; DSG, Yang et al. 2024, arXiv:2402.03201. Its loss is -Q: ascent in Q.
-    Every norm is per row. The last step (sigma = 0) has radius 0 and is left to the unguided sampler.
+    The very last step has sigma = 0, so nothing could move: it is left to the unguided sampler.
     """
 
     def __init__(self, config: GuidanceConfig, value: ValueFunction) -> None:
@@ -42,28 +41,30 @@ class DsgGuide:
         self, denoiser: NoisePredictor, schedule: NoiseSchedule, x: Tensor, step: int, feature: Tensor, noise: Tensor
     ) -> Tensor:
         prediction, ascent = value_ascent(self._config, self._value, denoiser, schedule, x, step, feature)
-        return dsg_step(prediction.mean, ascent, schedule.sigma[step], noise, self._config.rate)
+        return self._move(prediction.mean, ascent, schedule.sigma[step], noise)
+
+    def _move(self, mean: Tensor, ascent: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
-class NaiveGuide:
+class DsgGuide(_ValueGuide):
+    """Diffusion with spherical Gaussian constraint: keep a step's expected length, turn it to the critic's ascent.
+
+    Source: CGPO Eq 10-13; DSG, Yang et al. 2024, arXiv:2402.03201. Its loss is -Q: ascent in Q. Norms are per row.
+    """
+
+    def _move(self, mean: Tensor, ascent: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        return dsg_step(mean, ascent, sigma, noise, self._config.rate)
+
+
+class NaiveGuide(_ValueGuide):
     """Add the critic's gradient to an ordinary reverse step, scaled by eta sigma^2 (classifier guidance; CGPO Eq 7)."""
 
-    def __init__(self, config: GuidanceConfig, value: ValueFunction) -> None:
-        self._config = config
-        self._value = value
-
-    def is_active(self, step: int) -> bool:
-        return 1 <= step < self._config.steps
-
-    def reverse_step(
-        self, denoiser: NoisePredictor, schedule: NoiseSchedule, x: Tensor, step: int, feature: Tensor, noise: Tensor
-    ) -> Tensor:
-        prediction, ascent = value_ascent(self._config, self._value, denoiser, schedule, x, step, feature)
-        sigma = schedule.sigma[step]
+    def _move(self, mean: Tensor, ascent: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         shift = sigma**2 * ascent
         if self._config.naive_normalised:
-            shift = sigma * math.sqrt(x.shape[-1]) * _unit(ascent)
-        return prediction.mean + self._config.naive_scale * shift + sigma * noise
+            shift = sigma * math.sqrt(mean.shape[-1]) * _unit(ascent)
+        return mean + self._config.naive_scale * shift + sigma * noise
 
 
 def dsg_step(mean: Tensor, ascent: Tensor, sigma: Tensor, noise: Tensor, rate: float) -> Tensor:
