@@ -16,5 +16,5 @@ step() {
 step "lint" ruff check .
 step "format" ruff format --check .
 step "types" mypy
-step "import contracts" lint-imports
+step "import contracts" lint-imports --no-logo
 step "tests" pytest "$@"
