@@ -56,6 +56,8 @@ class ActorConfig:
     """Demonstration episodes before training, those recorded earlier in run_dir included."""
     pace: float = 1.0
     """Multiple of real time: 1 on a robot; a simulation may run at 0, as fast as it can."""
+    eval_pace: float = 1.0
+    """The same for evaluations."""
     max_env_steps: int = 0
     """Training ends after this many training steps of this run_dir; 0 has no limit."""
     max_minutes: float = 0.0
@@ -82,6 +84,7 @@ class ActorConfig:
         for name in (
             "demonstrations",
             "pace",
+            "eval_pace",
             "max_env_steps",
             "max_minutes",
             "max_steps_per_version",

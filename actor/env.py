@@ -108,10 +108,13 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
         return observation, outcome.reward, outcome.terminated, truncated, info
 
     def render(self) -> NDArray[np.uint8]:
-        """Return an RGB image (384, 512, 3). Raises RobotError where the backend cannot draw."""
+        """Return an RGB image (384, 1024, 3): the whole arm, and beside it what it works on.
+
+        Raises RobotError where the backend cannot draw.
+        """
         if self._simulator is None:
             raise ConfigError("this backend is no simulator and cannot draw")
-        return self._simulator.render(RENDER_WIDTH, RENDER_HEIGHT)
+        return np.hstack([self._simulator.render(RENDER_WIDTH, RENDER_HEIGHT, name) for name in ("overview", "close")])
 
     def _checked(self, action: NDArray[np.float32]) -> tuple[RobotCommand, tuple[str, ...]]:
         command = self.task.command(action, self.state)

@@ -111,6 +111,7 @@ class Link:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._statistics.is_connected = False
         return self._spool.pending == 0
 
     def _run(self) -> None:

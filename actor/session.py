@@ -76,7 +76,7 @@ class Session:
         config, period_s = self._config, 1.0 / self._task.control_rate_hz
         self._env = RobotEnv(self._task, self._backend, RateKeeper(period_s, config.pace))
         # An environment of its own, so that drawing videos does not count as overruns of the control loop.
-        self._evaluation_env = RobotEnv(self._task, self._backend, RateKeeper(period_s, config.pace))
+        self._evaluation_env = RobotEnv(self._task, self._backend, RateKeeper(period_s, config.eval_pace))
         teleop = ScriptedTeleop(self._env, config.intervention, self._seed(_OPERATOR), self._training_steps)
         self._arbiter = Arbiter(teleop, round(config.intervention.hold_s * self._task.control_rate_hz))
         self._throttle = VersionThrottle(config.max_steps_per_version, config.max_version_wait_s)
@@ -282,10 +282,11 @@ class Session:
 def _check_pace(config: ActorConfig, is_simulated: bool) -> None:
     if is_simulated:
         return
-    if config.pace != 1.0 or config.max_steps_per_version:
+    if (config.pace, config.eval_pace) != (1.0, 1.0) or config.max_steps_per_version:
         raise ConfigError(
-            f"actor.pace = {config.pace} and max_steps_per_version = {config.max_steps_per_version}: backend "
-            f"{config.backend!r} is no simulator, it runs in real time (pace 1) and never waits for its learner (0)"
+            f"actor.pace = {config.pace}, eval_pace = {config.eval_pace} and max_steps_per_version = "
+            f"{config.max_steps_per_version}: backend {config.backend!r} is no simulator, it runs in real time (both "
+            "paces 1) and never waits for its learner (0)"
         )
 
 

@@ -22,7 +22,20 @@ HANG_LIMIT_S = 60.0
 def command(run_dir: Path, *options: str) -> list[str]:
     small = ["--policy.denoising-steps", "2", "--policy.denoiser-hidden", "8", "--policy.behavior-candidates", "1"]
     where = ["--backend", "fake", "--task", "reach", "--run-dir", str(run_dir), "--learner", f"127.0.0.1:{free_port()}"]
-    return [sys.executable, "-m", "actor", *where, *small, "--pace", "0", "--drain-timeout-s", "0", *options]
+    return [
+        sys.executable,
+        "-m",
+        "actor",
+        *where,
+        *small,
+        "--pace",
+        "0",
+        "--eval-pace",
+        "0",
+        "--drain-timeout-s",
+        "0",
+        *options,
+    ]
 
 
 def free_port() -> int:
