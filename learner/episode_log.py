@@ -8,6 +8,7 @@ with `sqlite3`. Rows are only ever appended.
 Ingest writes; the trainer and reports read, each with an EpisodeLog of their own.
 """
 
+import logging
 import sqlite3
 import threading
 import zlib
@@ -20,6 +21,8 @@ from policy.errors import CorruptFileError, WireError
 from policy.spec import Specs
 from policy.transition import RecordId, Transition
 from policy.wire import transition_from_bytes, transition_to_bytes
+
+logger = logging.getLogger(__name__)
 
 _SCHEMA = """
 CREATE TABLE records (
@@ -95,6 +98,12 @@ class EpisodeLog:
                     raise WireError(
                         f"transition {record_id.sequence} of {record_id.actor_id}, incarnation {record_id.incarnation},"
                         f" does not follow: the log holds {held.start} to {held.stop - 1} and needs {held.stop} next"
+                    )
+                if not held and record_id.sequence > 0:
+                    logger.warning(
+                        "%s, incarnation %s, begins at transition %d here: those before went to another log",
+                        *stream,
+                        record_id.sequence,
                     )
                 stored[stream] = range(held.start if held else record_id.sequence, record_id.sequence + 1)
                 payload = transition_to_bytes(transition)

@@ -43,7 +43,8 @@ class Ingest:
         self.policy_path = run_dir.with_suffix(".policy.json")
         self.policy_path.write_text(POLICY.to_json())
         self.address = "127.0.0.1:0"
-        self.process: subprocess.Popen[str] | None = None
+        self.log_path = run_dir.with_suffix(".log")
+        self.process: subprocess.Popen[bytes] | None = None
 
     def command(self, *flags: str, host: str = "127.0.0.1", port: str | None = None) -> list[str]:
         command = [sys.executable, "-m", "learner.ingest", "--run-dir", str(self.run_dir), "--host", host]
@@ -51,7 +52,8 @@ class Ingest:
         return [*command, "--port", port, "--policy-json", str(self.policy_path), *flags]
 
     def start(self) -> "Ingest":
-        self.process = process = subprocess.Popen(self.command(), stderr=subprocess.PIPE, text=True)
+        with self.log_path.open("ab") as log:
+            self.process = process = subprocess.Popen(self.command(), stderr=log)
         wait_until(lambda: self._ready().get("pid") == process.pid or process.poll() is not None)
         self.address = self._ready()["address"]
         return self
@@ -59,14 +61,14 @@ class Ingest:
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
 
     def stop(self) -> str:
         """Stop as the supervisor does and return what it logged."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        _, output = self.process.communicate(timeout=HANG_LIMIT_S)
-        return output
+        self.process.wait(HANG_LIMIT_S)
+        return self.log_path.read_text()
 
     def entries(self) -> list[LogEntry]:
         log = EpisodeLog(self.run_dir / "log.sqlite", SPECS, read_only=True)

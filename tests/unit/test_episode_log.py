@@ -68,11 +68,14 @@ def test_a_gap_is_refused_and_nothing_of_its_batch_is_stored(batch: list[Record]
     assert log.next_sequence("robot", "a") == log.count() == 3
 
 
-def test_an_incarnation_whose_beginning_went_to_another_log_is_taken_and_counted(tmp_path: Path) -> None:
+def test_an_incarnation_whose_beginning_went_to_another_log_is_taken_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     log = EpisodeLog(tmp_path / "log.sqlite", SPECS)
     log.append(records(100, 103))
     (stream,) = log.statistics()
     assert (stream.min_sequence, stream.lost) == (100, 100)
+    assert "begins at transition 100 here" in caplog.text
     with pytest.raises(WireError, match="needs 103 next"):
         log.append(records(99, 100))  # older than all that is held: not a repetition
 
