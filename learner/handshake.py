@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from policy.errors import ConfigError, CorruptFileError, SpecMismatchError, WireError
+from policy.files import replace_durably
 from policy.grpc_options import PROTOCOL_VERSION
 from policy.spec import Field, Specs
 
@@ -61,9 +61,7 @@ class Handshake:
 
     def _check_or_fix_specs(self, specs: Specs) -> None:
         if self.specs is None:
-            temporary = self._specs_path.with_suffix(".tmp")
-            temporary.write_text(specs.to_json())
-            os.replace(temporary, self._specs_path)
+            replace_durably(self._specs_path, specs.to_json().encode())
             self.specs = specs
         differences = [
             *_field_differences("observation", specs.observation.fields, self.specs.observation.fields),

@@ -32,6 +32,7 @@ from learner.episode_log import EpisodeLog
 from learner.handshake import Handshake, read_policy
 from policy.cli import run_main
 from policy.errors import ConfigError, PortInUseError, SpecMismatchError, WeightsError, WireError
+from policy.files import replace_durably
 from policy.grpc_options import PROTOCOL_VERSION, SERVER_OPTIONS, WEIGHTS_CHUNK_BYTES
 from policy.transition import RecordId, Transition
 from policy.weights_store import WeightsManifest, WeightsStore
@@ -215,7 +216,8 @@ def serve(run_dir: Path, host: str, port: int, policy_json: Path, stop: threadin
         server.start()
         for service in ("", link_pb2.DESCRIPTOR.services_by_name["Link"].full_name):
             health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
-        _write_ready_file(ready_path, _address(host, bound_port))
+        ready = {"address": _address(host, bound_port), "pid": os.getpid()}
+        replace_durably(ready_path, json.dumps(ready).encode())
         logger.info("listening on %s with %d transitions in %s", _address(host, bound_port), log.count(), run_dir)
         stop.wait()
         ready_path.unlink(missing_ok=True)
@@ -266,12 +268,6 @@ def _sole_use_of(run_dir: Path) -> Iterator[None]:
                 f"another learner works on {run_dir.absolute()}. Stop it, or choose another --run-dir."
             ) from error
         yield
-
-
-def _write_ready_file(path: Path, address: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"address": address, "pid": os.getpid()}))
-    os.replace(temporary, path)
 
 
 def _is_loopback(host: str) -> bool:

@@ -5,7 +5,6 @@ Needs no torch. One process writes; any number read, and see a version whole or 
 
 import hashlib
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import safetensors
 
 from policy.errors import WeightsError
+from policy.files import replace_durably
 
 _KEPT = 3  # a reader may still be sending the version before
 
@@ -78,9 +78,8 @@ class WeightsStore:
             tensors=tensor_infos(data),
         )
         self._directory.mkdir(parents=True, exist_ok=True)
-        _replace(self._directory / manifest.file, data)
-        _replace(self._latest_path, json.dumps(asdict(manifest), indent=1).encode())
-        _sync_directory(self._directory)
+        replace_durably(self._directory / manifest.file, data)
+        replace_durably(self._latest_path, json.dumps(asdict(manifest), indent=1).encode())
         self._delete_old()
         return manifest
 
@@ -109,20 +108,3 @@ class WeightsStore:
         files = sorted(self._directory.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
         for path in files[:-_KEPT]:
             path.unlink()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
