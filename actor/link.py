@@ -239,7 +239,7 @@ class _Session:
             read()
         except (grpc.RpcError, ConnectionError) as error:
             self._end(error)
-        else:
+        finally:
             self._end(ConnectionError("the learner closed the connection"))
 
     def _read_acks(self) -> None:
