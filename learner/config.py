@@ -108,7 +108,7 @@ class CgpoConfig:
             raise ConfigError(f"cgpo.cta_ratio = {self.cta_ratio}: at least one critic update per learner step")
         if not 0 < self.discount < 1:
             raise ConfigError(f"cgpo.discount = {self.discount} is outside (0, 1)")
-        if self.entropy_reduction == "concat" and self.entropy_samples < 1:
+        if self.entropy_samples < 1:
             raise ConfigError("cgpo.entropy_samples must be at least 1; set entropy_weight = 0 to switch the term off")
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -87,8 +86,8 @@ def make_specs(feature_dim: int, action_dim: int) -> Specs:
     return Specs(ObservationSpec((field("position", feature_dim),)), ActionSpec((field("delta", action_dim),)))
 
 
-def small_config(**tables: Mapping[str, Any]) -> LearnerConfig:
-    """A learner of CPU-second size; `tables` (policy=..., cgpo=..., bc=...) override single values."""
+def small_config(**settings: Any) -> LearnerConfig:
+    """A learner of CPU-second size; tables in `settings` (policy={...}, cgpo={"guidance": {...}}) override values."""
     policy = {
         "denoising_steps": 5,
         "denoiser_hidden": [16],
@@ -100,9 +99,15 @@ def small_config(**tables: Mapping[str, Any]) -> LearnerConfig:
     }
     cgpo = {"guidance": {"steps": 3}, "value_hidden": [16], "vbase_samples": 3, "entropy_samples": 2}
     base: dict[str, Any] = {"policy": policy, "cgpo": cgpo, "device": "cpu"}
-    for name, table in tables.items():
-        base[name] = {**base.get(name, {}), **table} if isinstance(table, Mapping) else table
-    return from_dict(LearnerConfig, base)
+    return from_dict(LearnerConfig, merged(base, settings))
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested tables `base` with the values of `changes`."""
+    result = dict(base)
+    for key, value in changes.items():
+        result[key] = merged(result.get(key, {}), value) if isinstance(value, Mapping) else value
+    return result
 
 
 def random_batch(size: int, feature_dim: int, action_dim: int, seed: int = 0) -> Batch:
@@ -120,7 +125,3 @@ def random_batch(size: int, feature_dim: int, action_dim: int, seed: int = 0) ->
         is_terminal=(uniform(size) < -0.5).float(),
         is_human=uniform(size) < 0,
     )
-
-
-def with_columns(batch: Batch, **columns: Tensor) -> Batch:
-    return replace(batch, **columns)

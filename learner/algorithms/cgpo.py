@@ -230,11 +230,10 @@ class Cgpo:
         return tensors
 
     def state(self) -> dict[str, Tensor]:
-        return collect_state(self._parts()) | {"actor_updates": self._actor_updates.clone()}
+        return collect_state(self._parts())
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         restore_state(self._parts(), state)
-        self._actor_updates.copy_(state["actor_updates"])
 
     def _parts(self) -> dict[str, Stateful]:
         return {
@@ -249,6 +248,7 @@ class Cgpo:
             "critic_noise": self._critic_noise,
             "actor_noise": self._actor_noise,
             "loss_noise": self._loss_noise,
+            "actor_updates": self._actor_updates,
         }
 
 

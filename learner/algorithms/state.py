@@ -1,4 +1,4 @@
-"""Flatten networks, optimisers and generators to named tensors and back, for checkpoints without pickle."""
+"""Flatten networks, optimisers, generators and counters to named tensors and back, for checkpoints without pickle."""
 
 from collections.abc import Mapping
 
@@ -7,15 +7,17 @@ from torch import Tensor, nn
 
 from policy.errors import WeightsError
 
-Stateful = nn.Module | torch.optim.Adam | torch.Generator
+Stateful = nn.Module | torch.optim.Adam | torch.Generator | Tensor
 
 
 def collect_state(parts: Mapping[str, Stateful]) -> dict[str, Tensor]:
-    """Return one flat dict: `part.tensor` for modules, `part.index.key` for Adam moments, `part` for generators."""
+    """Return one flat dict: `part.tensor` for modules, `part.index.key` for Adam moments, `part` for the others."""
     state: dict[str, Tensor] = {}
     for name, part in parts.items():
         if isinstance(part, torch.Generator):
             state[name] = part.get_state()
+        elif isinstance(part, Tensor):
+            state[name] = part.clone()
         elif isinstance(part, nn.Module):
             state.update({f"{name}.{key}": tensor.detach().cpu().clone() for key, tensor in part.state_dict().items()})
         else:
@@ -31,11 +33,13 @@ def restore_state(parts: Mapping[str, Stateful], state: Mapping[str, Tensor]) ->
         try:
             if isinstance(part, torch.Generator):
                 part.set_state(state[name])
+            elif isinstance(part, Tensor):
+                part.copy_(state[name])
             elif isinstance(part, nn.Module):
                 part.load_state_dict(own, strict=True)
             else:
                 _restore_adam(part, own)
-        except (KeyError, RuntimeError) as error:
+        except (LookupError, RuntimeError) as error:
             raise WeightsError(f"checkpoint does not fit this configuration: {name}: {error}") from error
 
 
@@ -44,6 +48,13 @@ def _restore_adam(optimiser: torch.optim.Adam, own: Mapping[str, Tensor]) -> Non
     for key, tensor in own.items():
         index, _, moment = key.partition(".")
         moments.setdefault(int(index), {})[moment] = tensor.clone()
+    parameters = optimiser.param_groups[0]["params"]
+    # Adam itself would accept anything, and fail or drift at its next step.
+    for parameter_index, found in moments.items():
+        shape = parameters[parameter_index].shape
+        expected = {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape}
+        if {moment: tensor.shape for moment, tensor in found.items()} != expected:
+            raise RuntimeError(f"moments of parameter {parameter_index} are not {expected}")
     full = optimiser.state_dict()
     full["state"] = moments
     optimiser.load_state_dict(full)

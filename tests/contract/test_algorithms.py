@@ -1,0 +1,181 @@
+"""What every algorithm promises the trainer and the actor. A new algorithm is covered once it is registered."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from learner.algorithms import ALGORITHMS, make_algorithm
+from learner.algorithms.base import Algorithm
+from learner.config import LearnerConfig
+from learner.replay import Batch
+from policy.config import PolicyConfig
+from policy.diffusion_policy import DiffusionPolicy
+from policy.errors import ConfigError, WeightsError
+from tests.oracles import make_specs, random_batch, small_config
+
+SPECS = make_specs(feature_dim=3, action_dim=2)
+BANDIT_SPECS = make_specs(feature_dim=1, action_dim=1)
+
+
+def build(name: str, **settings: Any) -> Algorithm:
+    return make_algorithm(small_config(algorithm=name, **settings), SPECS)
+
+
+def train(algorithm: Algorithm, steps: int, first_seed: int = 0) -> list[dict[str, Tensor | float]]:
+    """Do `steps` learner steps on the same batches whenever the first seed is the same."""
+    seeds = iter(range(first_seed, first_seed + 1000))
+    return [algorithm.update_step(lambda: random_batch(8, 3, 2, next(seeds))) for _ in range(steps)]
+
+
+def assert_identical(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    different = [
+        name for name in left if left[name].dtype != right[name].dtype or not torch.equal(left[name], right[name])
+    ]
+    assert not different
+
+
+@pytest.fixture(params=sorted(ALGORITHMS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_metrics_are_finite_scalars_of_the_same_names_at_every_step(name: str) -> None:
+    metrics = train(build(name), 3)
+    for step in metrics:
+        assert step.keys() == metrics[0].keys()
+        for value in step.values():
+            assert np.ndim(value) == 0
+            assert np.isfinite(float(value))
+            assert not isinstance(value, Tensor) or not value.requires_grad
+
+
+@pytest.mark.parametrize("behavior_candidates", [1, 4])
+def test_published_tensors_are_a_policy(name: str, behavior_candidates: int) -> None:
+    tables: dict[str, Any] = {
+        "policy": {"behavior_candidates": behavior_candidates},
+        "cgpo": {"entropy_reduction": "mean"},
+    }
+    algorithm = build(name, **tables)
+    config = small_config(algorithm=name, **tables)
+    policy = DiffusionPolicy(SPECS, config.policy, seed=0)
+    train(algorithm, 2)
+    tensors = algorithm.policy_tensors()
+    assert {tensor_name.split(".")[0] for tensor_name in tensors} == (
+        {"denoiser", "critic"} if behavior_candidates > 1 else {"denoiser"}
+    )
+    policy.load_weights(tensors)
+    action = policy.select_action({"position": np.zeros(3, np.float32)})
+    assert action.shape == (2,)
+    assert np.isfinite(action).all()
+
+
+def test_published_tensors_are_a_snapshot(name: str) -> None:
+    algorithm = build(name)
+    published = algorithm.policy_tensors()
+    before = {tensor_name: tensor.clone() for tensor_name, tensor in published.items()}
+    train(algorithm, 1)
+    assert_identical(published, before)
+    assert any(not torch.equal(before[key], value) for key, value in algorithm.policy_tensors().items())
+
+
+def test_same_seed_and_batches_give_the_same_networks_and_another_seed_does_not(name: str) -> None:
+    first, again, other = build(name), build(name), build(name, seed=1)
+    torch.manual_seed(123)  # what the rest of the program draws is no business of the algorithm
+    for algorithm in (first, again, other):
+        train(algorithm, 2)
+        torch.rand(3)
+    assert_identical(first.state(), again.state())
+    assert any(not torch.equal(first.state()[key], value) for key, value in other.state().items())
+
+
+@pytest.mark.parametrize("steps_before", [0, 3])
+def test_a_restored_state_continues_bit_for_bit(name: str, steps_before: int) -> None:
+    """With warm-up and anneal on, so that forgotten counters show; into an instance that has moved on elsewhere."""
+    tables = {"cgpo": {"bc_warmup_steps": 4, "entropy_anneal_steps": 8, "cta_ratio": 2}}
+    original = build(name, **tables)
+    train(original, steps_before)
+    state = original.state()
+    saved = {key: value.clone() for key, value in state.items()}
+    train(original, 4, first_seed=500)
+    assert_identical(state, saved)  # a snapshot
+
+    restored = build(name, seed=7, **tables)
+    train(restored, 2, first_seed=900)
+    restored.load_state(saved)
+    assert_identical(restored.state(), saved)
+    train(restored, 4, first_seed=500)
+    assert_identical(restored.state(), original.state())
+    assert_identical(restored.policy_tensors(), original.policy_tensors())
+
+
+def test_a_state_that_lacks_any_tensor_is_refused(name: str) -> None:
+    algorithm = build(name)
+    train(algorithm, 1)
+    state = algorithm.state()
+    for missing in state:
+        with pytest.raises(WeightsError):
+            build(name).load_state({key: value for key, value in state.items() if key != missing})
+
+
+def test_a_state_of_another_architecture_is_refused(name: str) -> None:
+    other = build(name, policy={"denoiser_hidden": [17]})
+    train(other, 1)
+    with pytest.raises(WeightsError):
+        build(name).load_state(other.state())
+    algorithm = build(name)
+    train(algorithm, 1)
+    state = algorithm.state()
+    for key, value in state.items():
+        with pytest.raises(WeightsError):
+            build(name).load_state({**state, key: torch.cat([value.flatten(), value.flatten()])})
+
+
+def test_an_unknown_name_lists_the_valid_ones() -> None:
+    with pytest.raises(ConfigError, match=r"Did you mean 'cgpo'.*Valid: bc, cgpo"):
+        build("cpgo")
+
+
+def bandit_batches(generator: torch.Generator) -> Batch:
+    """r = -(a - sin(s))^2, one step long: half the rows a good demonstrator's, half random."""
+    feature, action = (2 * torch.rand(64, 1, generator=generator) - 1 for _ in range(2))
+    is_human = torch.arange(64) < 32
+    demonstrated = feature.sin() + 0.02 * torch.randn(64, 1, generator=generator)
+    action = torch.where(is_human[:, None], demonstrated, action)
+    reward = -(action - feature.sin()).square().squeeze(-1)
+    return Batch(feature, action, reward, feature, torch.ones(64), is_human)
+
+
+def acting_regret(algorithm: Algorithm, config: PolicyConfig) -> float:
+    """Mean squared distance to the best action, as an actor would act."""
+    policy = DiffusionPolicy(BANDIT_SPECS, config, seed=0)
+    policy.load_weights(algorithm.policy_tensors())
+    states = np.tile(np.linspace(-1, 1, 40, dtype=np.float32), 2)
+    actions = np.array([policy.select_action({"position": state[None]})[0] for state in states])
+    return float(np.mean((actions - np.sin(states)) ** 2))
+
+
+def test_acting_improves_on_a_bandit(name: str) -> None:
+    rates = {"learning_rate": 3e-3, "target_update_rate": 0.05}
+    config: LearnerConfig = small_config(
+        algorithm=name,
+        policy={"denoiser_hidden": [32, 32], "critic_hidden": [32, 32]},
+        cgpo={
+            "entropy_samples": 10,
+            "actor_learning_rate": 3e-3,
+            "value_learning_rate": 3e-3,
+            "critic": {"learning_rate": 3e-3, "target_candidates": 1},
+        },
+        bc=rates,
+    )
+    algorithm = make_algorithm(config, BANDIT_SPECS)
+    before = acting_regret(algorithm, config.policy)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        algorithm.update_step(lambda: bandit_batches(generator))
+    after = acting_regret(algorithm, config.policy)
+    # Measured over six seeds: bc 400 to 760 times, cgpo 71 to 170 times.
+    assert after < before / 10
