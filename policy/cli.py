@@ -1,6 +1,7 @@
 """Command lines of the programs: a preset, every configuration field as a flag on top, and errors as exit codes."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,9 @@ def run_main(main: Callable[[], int | None]) -> int:
             raise
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except BrokenPipeError:  # whoever read our output is gone, as after `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
+        return 1
 
 
 def _find_preset(argv: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from policy.errors import EXIT_CONFIG, EXIT_CORRUPT_FILE, EXIT_PORT_IN_USE
+from policy.errors import EXIT_CORRUPT_FILE, EXIT_PORT_IN_USE
 from tests.e2e.conftest import Start, ready_address, wait_until
 from tests.e2e.test_learning import actor_arguments, learner_arguments
 
@@ -37,20 +37,3 @@ def test_a_learner_with_only_corrupt_checkpoints_does_not_start_over(tmp_path: P
     assert "corrupt" in again.output
     assert "episode log is intact" in again.output
     assert "Traceback" not in again.output
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--algorithm", "cpgo"), "Did you mean 'cgpo'"),
-        (("--cgpo.discount", "1.5"), "discount = 1.5 is outside (0, 1)"),
-        (("--policy.behavior-candidates", "1"), "entropy_reduction = 'mean'"),
-        (("--cgpo.guidance.typ", "none"), "--cgpo.guidance.type"),
-        (("--preset", "sim_quik"), "Did you mean 'sim_quick'"),
-    ],
-)
-def test_bad_options(tmp_path: Path, start: Start, arguments: tuple[str, ...], message: str) -> None:
-    learner = start(*learner_arguments(tmp_path), *arguments)
-    assert learner.finish() == EXIT_CONFIG, learner.output
-    assert message in learner.output
-    assert "Traceback" not in learner.output

@@ -114,12 +114,24 @@ def test_an_error_that_is_not_meant_for_the_operator_keeps_its_traceback() -> No
         run_main(main)
 
 
+def test_a_reader_that_leaves_early_causes_no_traceback() -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-m", "learner", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert program.stdout is not None
+    program.stdout.close()
+    _, complaint = program.communicate(timeout=120)
+    assert complaint == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["learner", "--preset", "sim_quik"], "unknown preset 'sim_quik'. Did you mean 'sim_quick'?"),
         (["learner", "--algorithm", "cpgo"], "unknown algorithm 'cpgo'. Did you mean 'cgpo'?"),
         (["learner", "--policy.denoising-steps", "1"], "denoising_steps = 1"),
+        (["learner", "--cgpo.discount", "1.5"], "discount = 1.5 is outside (0, 1)"),
+        (["learner", "--policy.behavior-candidates", "1"], "Set entropy_reduction = 'mean'"),
         (["actor", "--task", "peg_in_hol"], "unknown task 'peg_in_hol'. Did you mean 'peg_in_hole'?"),
         (["actor", "--backend", "twinn"], "unknown robot backend 'twinn'. Did you mean 'twin'?"),
         (["launch.sim", "--set", "guidence.type=none"], "Did you mean 'learner.cgpo.guidance.type'?"),
