@@ -22,6 +22,7 @@ SMALL = ("--policy.denoiser-hidden", "64", "64", "--policy.critic-hidden", "64",
 
 def learner_arguments(run_dir: Path, port: str = "0") -> list[str]:
     options = ["--run-dir", str(run_dir), "--port", port, "--checkpoint-period-s", "1"]
+    options += ["--learner-steps-per-transition", "2", "--cgpo.bc-warmup-steps", "100"]
     return ["learner", "--preset", "sim_quick", *options, *SMALL]
 
 
@@ -69,13 +70,13 @@ def child_of(pid: int, module: str, other_than: int = 0) -> int:
 def test_reach_is_learned_over_grpc(tmp_path: Path, start: Start) -> None:
     learner = start(*learner_arguments(tmp_path / "learner"))
     address = ready_address(tmp_path / "learner")
-    options = {"demonstrations": 5, "max_env_steps": 400, "eval_every_steps": 0, "eval_episodes": 20, "seed": 1}
+    options = {"demonstrations": 5, "max_env_steps": 400, "eval_every_steps": 0, "eval_episodes": 20, "seed": 2}
 
     untrained = start(
         *actor_arguments(tmp_path / "untrained", "127.0.0.1:1", demonstrations=0, max_env_steps=1, eval_episodes=20),
         "--eval-every-steps", "0", "--drain-timeout-s", "0",
     )  # fmt: skip
-    trained = start(*actor_arguments(tmp_path / "actor", address, **options, max_steps_per_version=50))
+    trained = start(*actor_arguments(tmp_path / "actor", address, **options, max_steps_per_version=25))
     assert untrained.finish() == 0, untrained.output
     assert trained.finish() == 0, trained.output
     assert learner.stop() == 0, learner.output
