@@ -5,7 +5,6 @@ Two processes, because a crash, an out-of-memory or a slow import of the trainer
 
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -17,9 +16,11 @@ from pathlib import Path
 
 from learner.algorithms import ALGORITHMS
 from learner.config import LearnerConfig
+from learner.run_lock import sole_use_of
 from policy.cli import parse_config, run_main
 from policy.config import to_json
 from policy.errors import EXIT_CONFIG, EXIT_CORRUPT_FILE, EXIT_MISMATCH, EXIT_PORT_IN_USE, unknown_name
+from policy.files import replace_durably
 from policy.process import die_with_parent
 
 logger = logging.getLogger("learner")
@@ -91,6 +92,12 @@ def supervise(config: LearnerConfig) -> int:
     stop = threading.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda *_: stop.set())
+    # Before anything is written: a trainer that starts again reads the configuration from the run folder.
+    with sole_use_of(config.run_dir, "learner.lock"):
+        return _supervise(config, stop)
+
+
+def _supervise(config: LearnerConfig, stop: threading.Event) -> int:
     config_path = write_config(config)
     ready_path = config.run_dir / "ingest.json"
     ready_path.unlink(missing_ok=True)  # of an earlier learner that was killed
@@ -114,12 +121,9 @@ def supervise(config: LearnerConfig) -> int:
 
 def write_config(config: LearnerConfig) -> Path:
     """Save the resolved configuration with the run; both processes read it from there."""
-    config.run_dir.mkdir(parents=True, exist_ok=True)
     path = config.run_dir / "config.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(to_json(config))
-    os.replace(temporary, path)
-    (config.run_dir / "policy.json").write_text(json.dumps(json.loads(config.policy.to_json()), indent=1))
+    replace_durably(path, to_json(config).encode())
+    replace_durably(config.run_dir / "policy.json", config.policy.to_json().encode())
     return path
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from policy.errors import WeightsError
+from policy.files import sync_directory, write_durably
 
 FORMAT_VERSION = 1
 _KEPT = 3
@@ -55,12 +56,12 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         "num_bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    _write_durably(temporary / "state.safetensors", data)
-    _write_durably(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+    write_durably(temporary / "state.safetensors", data)
+    write_durably(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
     if final.exists():  # resumed, and at the same step again: the newer one holds more of the log
         shutil.rmtree(final)
     os.replace(temporary, final)
-    _sync_directory(directory)
+    sync_directory(directory)
     for old in _folders(directory)[:-_KEPT]:
         shutil.rmtree(old)
     return final
@@ -113,18 +114,3 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 def _folders(directory: Path) -> list[Path]:
     return sorted(directory.glob("step_*"))
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,7 +8,6 @@ spool drains. Acknowledgements follow the commit.
 import argparse
 import contextlib
 import errno
-import fcntl
 import ipaddress
 import json
 import logging
@@ -30,6 +29,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from learner.episode_log import EpisodeLog
 from learner.handshake import Handshake, read_policy
+from learner.run_lock import sole_use_of
 from policy.cli import run_main
 from policy.errors import ConfigError, PortInUseError, SpecMismatchError, WeightsError, WireError
 from policy.files import replace_durably
@@ -199,9 +199,8 @@ def serve(run_dir: Path, host: str, port: int, policy_json: Path, stop: threadin
     """
     policy = read_policy(policy_json)
     _check_address_is_free(host, port)
-    run_dir.mkdir(parents=True, exist_ok=True)
     ready_path = run_dir / "ingest.json"
-    with _sole_use_of(run_dir), contextlib.closing(EpisodeLog(run_dir / "log.sqlite")) as log:
+    with sole_use_of(run_dir, "ingest.lock"), contextlib.closing(EpisodeLog(run_dir / "log.sqlite")) as log:
         ready_path.unlink(missing_ok=True)  # left by a process that was killed
         servicer = LinkServicer(log, WeightsStore(run_dir / "weights"), Handshake(run_dir / "specs.json", policy))
         health_servicer = health.HealthServicer()
@@ -255,19 +254,6 @@ def _port_in_use(host: str, port: int) -> PortInUseError:
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-@contextlib.contextmanager
-def _sole_use_of(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder against a second ingest process. The system lets go of the lock when this process dies."""
-    with (run_dir / "ingest.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"another learner works on {run_dir.absolute()}. Stop it, or choose another --run-dir."
-            ) from error
-        yield
 
 
 def _is_loopback(host: str) -> bool:

@@ -5,7 +5,6 @@ It waits on nothing but its own disk: the ingest process next to it takes data a
 
 import json
 import logging
-import os
 import signal
 import threading
 import time
@@ -23,6 +22,7 @@ from learner.metrics import MetricsWriter
 from learner.replay import Replay
 from policy.config import from_dict
 from policy.errors import WeightsError
+from policy.files import replace_durably
 from policy.spec import Specs
 from policy.weights import serialise
 from policy.weights_store import WeightsStore
@@ -172,9 +172,7 @@ class Trainer:
             "weights_version": self._weights_version,
             "device": self._config.device,
         }
-        temporary = self._summary_path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(summary, indent=1))
-        os.replace(temporary, self._summary_path)
+        replace_durably(self._summary_path, json.dumps(summary, indent=1).encode())
 
 
 def run_trainer(config: LearnerConfig) -> int:

@@ -1,19 +1,29 @@
-"""Small files that are replaced whole and survive a power loss."""
+"""Files that survive a power loss, whole."""
 
 import os
 from pathlib import Path
 
 
-def replace_durably(path: Path, data: bytes) -> None:
-    """Make `data` the content of `path`. A crash leaves the content before or this one, never a part."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a new file and wait until its content is on the disk; its name may still be lost (sync_directory)."""
+    with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, data: bytes) -> None:
+    """Make `data` the content of `path`. A crash leaves the content before or this one, never a part."""
+    temporary = path.with_suffix(".tmp")
+    write_durably(temporary, data)
     os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Wait until the names in `directory` are on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
