@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from policy.errors import EXIT_CORRUPT_FILE, EXIT_PORT_IN_USE
+from policy.errors import EXIT_CONFIG, EXIT_CORRUPT_FILE, EXIT_PORT_IN_USE
 from tests.e2e.conftest import Start, ready_address, wait_until
 from tests.e2e.test_learning import actor_arguments, learner_arguments
 
@@ -37,3 +37,14 @@ def test_a_learner_with_only_corrupt_checkpoints_does_not_start_over(tmp_path: P
     assert "corrupt" in again.output
     assert "episode log is intact" in again.output
     assert "Traceback" not in again.output
+
+
+def test_a_second_learner_leaves_the_folder_of_the_first_alone(tmp_path: Path, start: Start) -> None:
+    start(*learner_arguments(tmp_path))
+    ready_address(tmp_path)
+    kept = {name: (tmp_path / name).read_bytes() for name in ("config.json", "policy.json", "ingest.json")}
+
+    second = start(*learner_arguments(tmp_path), "--cgpo.discount", "0.5")
+    assert second.finish() == EXIT_CONFIG, second.output
+    assert f"another learner works on {tmp_path}" in second.output
+    assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
