@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from learner.algorithms import make_algorithm
 from learner.checkpoint import Checkpoint, load_newest, save_checkpoint
@@ -21,7 +22,7 @@ from learner.episode_log import EpisodeLog
 from learner.metrics import MetricsWriter
 from learner.replay import Replay
 from policy.config import from_dict
-from policy.errors import WeightsError
+from policy.errors import ConfigError, WeightsError
 from policy.files import replace_durably
 from policy.spec import Specs
 from policy.weights import serialise
@@ -113,18 +114,16 @@ class Trainer:
 
     def publish(self) -> None:
         """Make the current policy the newest weights; refuses non-finite ones and keeps the last good version."""
-        tensors = self.algorithm.policy_tensors()
-        broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-        if broken:
-            raise WeightsError(
-                f"learner step {self.learner_step}: {', '.join(broken[:5])} hold non-finite values. Not published; "
-                f"version {self._weights_version} stays in use, earlier checkpoints are in {self._checkpoints}."
-            )
+        tensors = self._finite_policy()
         self._weights_version += 1
         self._store.publish(serialise(tensors), self._weights_version, self.learner_step)
 
     def save(self) -> None:
-        """Write a checkpoint. A full disk is reported and keeps the one before; training goes on."""
+        """Write a checkpoint. A full disk is reported and keeps the one before; training goes on.
+
+        Refuses non-finite weights: resumed from them, training could only end in the same way again.
+        """
+        self._finite_policy()
         checkpoint = Checkpoint(
             tensors=self.algorithm.state(),
             learner_step=self.learner_step,
@@ -136,6 +135,17 @@ class Trainer:
             save_checkpoint(self._checkpoints, checkpoint)
         except OSError as error:
             logger.error("no checkpoint at learner step %d: %s. The one before stays.", self.learner_step, error)
+
+    def _finite_policy(self) -> dict[str, Tensor]:
+        tensors = self.algorithm.policy_tensors()
+        broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+        if broken:
+            raise WeightsError(
+                f"learner step {self.learner_step}: {', '.join(broken[:5])} hold non-finite values. Neither published "
+                f"nor saved; version {self._weights_version} stays in use, earlier checkpoints are in "
+                f"{self._checkpoints}."
+            )
+        return tensors
 
     def _resume(self) -> None:
         """Take up the newest verified checkpoint, if any, with the replay as it was then."""
@@ -192,10 +202,21 @@ def run_trainer(config: LearnerConfig) -> int:
 
 
 def load_config(path: Path) -> LearnerConfig:
-    """Read the resolved configuration that the learner command wrote, choosing the device where it says auto."""
+    """Read the resolved configuration that the learner command wrote, choosing the device where it says auto.
+
+    Raises ConfigError for a device that this machine does not have.
+    """
     config = from_dict(LearnerConfig, json.loads(path.read_text()))
     if config.device == "auto":
         config = replace(config, device="cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device = {config.device!r} cannot be used: {reason}. Choose auto or cpu, or cuda on a machine with an "
+            "NVIDIA GPU, its driver and a PyTorch built for it."
+        ) from error
     return config
 
 

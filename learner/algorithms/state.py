@@ -40,7 +40,10 @@ def restore_state(parts: Mapping[str, Stateful], state: Mapping[str, Tensor]) ->
             else:
                 _restore_adam(part, own)
         except (LookupError, RuntimeError) as error:
-            raise WeightsError(f"checkpoint does not fit this configuration: {name}: {error}") from error
+            raise WeightsError(
+                f"the run's checkpoint does not fit this configuration: {name}: {error}. Start with the preset and "
+                "options that the run was started with, or with another --run-dir."
+            ) from error
 
 
 def _restore_adam(optimiser: torch.optim.Adam, own: Mapping[str, Tensor]) -> None:

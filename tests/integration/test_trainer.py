@@ -10,9 +10,9 @@ import torch
 
 from learner.config import CgpoConfig, CriticConfig, GuidanceConfig, LearnerConfig, ReplayConfig
 from learner.episode_log import EpisodeLog
-from learner.trainer import Trainer
-from policy.config import PolicyConfig
-from policy.errors import WeightsError
+from learner.trainer import Trainer, load_config
+from policy.config import PolicyConfig, to_json
+from policy.errors import ConfigError, WeightsError
 from policy.spec import ActionSpec, Field, ObservationSpec, Specs
 from policy.transition import ActionSource, RecordId, Transition
 from policy.weights import deserialise
@@ -157,7 +157,7 @@ def test_a_version_number_is_never_used_twice(tmp_path: Path) -> None:
     assert latest.version == 4
 
 
-def test_non_finite_weights_are_not_published(tmp_path: Path) -> None:
+def test_non_finite_weights_are_neither_published_nor_saved(tmp_path: Path) -> None:
     write_log(tmp_path, 0, 30)
     trainer = Trainer(make_config(tmp_path), SPECS)
     trainer.publish()
@@ -167,9 +167,20 @@ def test_non_finite_weights_are_not_published(tmp_path: Path) -> None:
     trainer.algorithm.load_state(state)
     with pytest.raises(WeightsError, match="non-finite"):
         trainer.publish()
+    with pytest.raises(WeightsError, match="non-finite"):
+        trainer.save()
     latest = WeightsStore(tmp_path / "weights").latest()
     assert latest is not None
     assert latest.version == 1
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:63"])
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path, device: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(to_json(replace(make_config(tmp_path), device=device)))
+    with pytest.raises(ConfigError, match=f"device = '{device}' cannot be used"):
+        load_config(path)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
