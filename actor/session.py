@@ -115,7 +115,8 @@ class Session:
             raise self._link.refusal
 
     def _demonstrate(self) -> None:
-        recorded = sum(episode.kind == "demonstration" for episode in self._episodes)
+        # One that a stop request cut short is recorded again: the learner has its steps, but it does not reach the end.
+        recorded = sum(episode.kind == "demonstration" and not episode.stopped for episode in self._episodes)
         missing = max(0, self._config.demonstrations - recorded)
         self._say(f"demonstrations: {recorded} of {self._config.demonstrations} recorded earlier, {missing} to record")
         for _ in range(missing):
@@ -166,7 +167,7 @@ class Session:
     def _mention_missing_learner(self) -> None:
         """Say, now and then, that steps pile up."""
         link, now_s = self._link.statistics, time.monotonic()
-        if link.is_connected or now_s < self._next_mention_s:
+        if link.is_connected or self._link.refusal is not None or now_s < self._next_mention_s:
             return
         self._next_mention_s = now_s + _MENTION_PERIOD_S
         self._say(
@@ -309,6 +310,7 @@ def _report(number: int, kind: EpisodeKind, tally: EpisodeTally, duration_s: flo
 
 
 def _final_figures(final: Evaluation | None) -> dict[str, Any]:
-    """Return the summary's "eval"; nulls when there was none, so that its keys are always there."""
-    names = ("episodes", "successes", "success_rate", "wilson_low", "wilson_high", "mean_return", "mean_length")
-    return {name: getattr(final, name) if final else None for name in names}
+    """Return the summary's "eval"; nulls when no episode was finished, so that its keys are always there."""
+    names = ("requested_episodes", "episodes", "successes", "success_rate", "wilson_low", "wilson_high")
+    is_known = final is not None and final.episodes > 0
+    return {name: getattr(final, name) if is_known else None for name in (*names, "mean_return", "mean_length")}

@@ -81,7 +81,7 @@ def summarise(directory: Path, facts: RunFacts, progress: Progress) -> dict[str,
     _fill(summary, actor)
     _fill(summary, {name: learner.get(name) for name in ("updates", "updates_per_s")})
     _fill(summary["link"], _log_statistics(directory / "learner" / "log.sqlite", actor))
-    for name in ("task", "preset", "algorithm", "seed", "interrupted"):
+    for name in ("task", "preset", "algorithm", "seed", "interrupted", "failure"):
         summary[name] = getattr(facts, name)
     summary["wall_s"] = round(facts.wall_s, 1)
     summary["unknown"] = _null_keys(summary)
@@ -110,7 +110,9 @@ def render_report(summary: Mapping[str, Any], facts: RunFacts, progress: Progres
         "- `actor/`, `learner/`: episodes, metrics, episode log, weights, checkpoints",
         "- `actor.log`, `learner.log`: what both programs said",
     ]
-    lines += [f"- `videos/{name}`" for name in videos] or ["- no videos; `actor.log` says why"]
+    lines += [f"- `videos/{name}`" for name in videos] or [
+        "- no videos: only the final evaluation is filmed, and `actor.log` says what went wrong with drawing, if it did"
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -135,12 +137,19 @@ def verdict(summary: Mapping[str, Any]) -> str:
     evaluation = summary["eval"]
     what = f"{summary['task']}, {summary['algorithm']}, seed {summary['seed']}"
     if not evaluation["episodes"]:
-        reason = "the run was interrupted" if summary["interrupted"] else "the run ended early"
+        if summary["interrupted"]:
+            reason = "the run was interrupted"
+        elif summary["failure"] or summary.get("stopped", True):
+            reason = "the run ended early"
+        else:
+            reason = "as none was asked for,"
         return f"{what}: no final evaluation, {reason} after {summary['env_steps'] or 0:,} environment steps"
+    requested = evaluation.get("requested_episodes") or 0
+    partial = f", stopped before all {requested} were done" if evaluation["episodes"] < requested else ""
     return (
         f"{what}: {evaluation['successes']} of {evaluation['episodes']} unassisted evaluation episodes succeeded, "
         f"{_percent(evaluation['success_rate'])} (95 % interval {_percent(evaluation['wilson_low'])} to "
-        f"{_percent(evaluation['wilson_high'])})"
+        f"{_percent(evaluation['wilson_high'])}){partial}"
     )
 
 
@@ -223,8 +232,9 @@ def _log_statistics(log_path: Path, actor: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     link = actor.get("link", {})
     stored = sum(stream.distinct for stream in streams)
+    # The log may be ahead of what the actor heard: the last acknowledgements of a learner that died never arrived.
     return {
-        "lost": link["offered"] - link["pending"] - stored if "offered" in link else None,
+        "lost": max(0, link["offered"] - link["pending"] - stored) if "offered" in link else None,
         "duplicated": sum(stream.duplicated for stream in streams),
     }
 

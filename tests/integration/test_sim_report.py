@@ -16,11 +16,14 @@ from typing import Any
 
 import pytest
 
-from launch import sim
+from launch import report, sim
 from launch.processes import wait_for
-from launch.progress import JsonLines
+from launch.progress import JsonLines, Progress
+from learner.episode_log import EpisodeLog
 from policy.config import load_preset
 from policy.errors import EXIT_INTERRUPTED, EXIT_PORT_IN_USE, ConfigError
+from policy.transition import RecordId
+from tests.transitions import make_transition
 
 HANG_LIMIT_S = 30.0
 
@@ -202,14 +205,12 @@ def test_a_finished_run_leaves_its_summary_report_curve_videos_and_configuration
     assert summary["eval"]["successes"] == 46
     assert summary["unknown"] == ["link.lost", "link.duplicated"]  # this learner kept no log
 
-    report = Path("run/report.md").read_text()
-    assert (
-        "46 of 50 unassisted evaluation episodes succeeded, 92 % (95 % interval 81 % to 97 %)" in report.split("\n")[0]
-    )
-    assert "12, 2 of them demonstrations" in report
-    assert "`link.lost`" in report
-    assert "--set guidance.type=none" in report
-    assert "| 280 | 2 | 46 of 50 |" in report  # 200 training steps after 80 of demonstration
+    text = Path("run/report.md").read_text()
+    assert "46 of 50 unassisted evaluation episodes succeeded, 92 % (95 % interval 81 % to 97 %)" in text.split("\n")[0]
+    assert "12, 2 of them demonstrations" in text
+    assert "`link.lost`" in text
+    assert "--set guidance.type=none" in text
+    assert "| 280 | 2 | 46 of 50 |" in text  # 200 training steps after 80 of demonstration
     assert Path("run/videos/final_00_success.mp4").read_bytes() == b"film"
     assert Path("run/learning_curve.png").read_bytes().startswith(b"\x89PNG")
     tables = load_preset("run/config.toml")
@@ -235,10 +236,10 @@ def test_ctrl_c_lets_both_finish_and_still_writes_a_valid_summary(monkeypatch: p
     assert summary["interrupted"] is True
     assert summary["eval"]["success_rate"] is None
     assert summary["env_steps"] == 480
-    report = Path("run/report.md").read_text()
-    assert "no final evaluation, the run was interrupted after 480 environment steps" in report
+    text = Path("run/report.md").read_text()
+    assert "no final evaluation, the run was interrupted after 480 environment steps" in text
     assert summary["unknown"] == ["link.lost", "link.duplicated", "eval"]
-    assert "`eval`: the run was stopped before they were measured" in report
+    assert "`eval`: the run was stopped before they were measured" in text
 
 
 def test_a_second_ctrl_c_ends_an_actor_that_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,6 +290,45 @@ def test_children_do_not_outlive_a_killed_launcher() -> None:
     assert wait_for(
         lambda: Path("order.txt").exists() and len(Path("order.txt").read_text().split()) == 2, HANG_LIMIT_S
     )
+
+
+NO_EVALUATION = dict.fromkeys(EVALUATION)
+PARTIAL = {**EVALUATION, "episodes": 12, "successes": 11, "success_rate": 11 / 12}
+
+
+@pytest.mark.parametrize(
+    ("ending", "evaluation", "words"),
+    [
+        ({"interrupted": True}, NO_EVALUATION, "no final evaluation, the run was interrupted after 480"),
+        ({"failure": "the actor ended"}, NO_EVALUATION, "no final evaluation, the run ended early after 480"),
+        ({"stopped": True}, NO_EVALUATION, "no final evaluation, the run ended early after 480"),
+        ({}, NO_EVALUATION, "no final evaluation, as none was asked for, after 480"),
+        ({}, EVALUATION, "46 of 50 unassisted evaluation episodes succeeded, 92 % (95 % interval 81 % to 97 %)"),
+        ({"interrupted": True}, PARTIAL, "97 %), stopped before all 50 were done"),
+    ],
+)
+def test_the_verdict_is_true_of_every_ending(ending: dict[str, Any], evaluation: dict[str, Any], words: str) -> None:
+    summary = {"task": "reach", "algorithm": "bc", "seed": 1, "env_steps": 480, "eval": evaluation}
+    line = report.verdict({**summary, "interrupted": False, "failure": "", "stopped": False, **ending})
+    assert line.startswith("reach, bc, seed 1: ")
+    assert line.endswith(words) or line.endswith(f"{words} environment steps")
+
+
+@pytest.mark.parametrize(("offered", "pending", "lost"), [(3, 0, 0), (5, 2, 0), (5, 3, 0), (5, 1, 1)])
+def test_what_the_log_holds_before_its_acknowledgement_makes_up_for_no_loss(
+    tmp_path: Path, offered: int, pending: int, lost: int
+) -> None:
+    log = EpisodeLog(tmp_path / "learner" / "log.sqlite")
+    log.append((RecordId("robot", "incarnation", number), make_transition(number)) for number in range(3))
+    log.close()
+    (tmp_path / "actor").mkdir()
+    figures = {"link": {"offered": offered, "pending": pending}}
+    (tmp_path / "actor" / "actor_summary.json").write_text(json.dumps(figures))
+    facts = report.RunFacts(
+        title="", task="", preset="", algorithm="", seed=0, command="", wall_s=1.0, interrupted=False, failure=""
+    )
+    link = report.summarise(tmp_path, facts, Progress(tmp_path))["link"]
+    assert (link["lost"], link["duplicated"]) == (lost, 0)
 
 
 def test_a_line_that_is_still_being_written_is_read_when_it_is_whole(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """What a session does when the robot fails, and which settings it refuses. No learner listens."""
 
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from actor.config import ActorConfig
+from actor.config import ActorConfig, InterventionConfig
 from actor.env import RobotFailureError
+from actor.link import Link
 from actor.session import Session
 from policy.config import PolicyConfig
-from policy.errors import ConfigError
+from policy.errors import ConfigError, SpecMismatchError
 from robot.backends.fake import FakeBackend
 from robot.errors import RobotError
 
@@ -68,6 +71,42 @@ def test_a_robot_that_does_not_answer_is_a_clear_error(tmp_path: Path, monkeypat
     monkeypatch.setattr(FakeBackend, "connect", refuse)
     with pytest.raises(RobotFailureError, match="is the arm unlocked"):
         run(config(tmp_path))
+
+
+def stop_after(calls: int) -> Callable[[], bool]:
+    """A stop request that comes at this call of should_stop and stays."""
+    counter = itertools.count(1)
+    return lambda: next(counter) >= calls
+
+
+def test_a_demonstration_cut_short_is_recorded_again(tmp_path: Path) -> None:
+    configuration = config(tmp_path, demonstrations=2, max_env_steps=1, eval_episodes=0)
+    Session(configuration, stop_after(4), lambda line: None).run()
+    run(configuration)
+    episodes = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
+    assert [(row["kind"], row["stopped"]) for row in episodes] == [
+        ("demonstration", True),
+        ("demonstration", False),
+        ("demonstration", False),
+        ("training", False),
+    ]
+
+
+def test_an_evaluation_stopped_in_its_first_episode_has_no_figures(tmp_path: Path) -> None:
+    configuration = config(tmp_path, demonstrations=0, max_env_steps=1, intervention=InterventionConfig(decay_steps=0))
+    Session(configuration, stop_after(60), lambda line: None).run()  # training takes 50 steps, each asks once
+    assert [json.loads(line)["episodes"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()] == [0]
+    assert set(json.loads((tmp_path / "actor_summary.json").read_text())["eval"].values()) == {None}
+
+
+def test_a_refused_actor_does_not_promise_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = stop_after(4)
+    monkeypatch.setattr(Link, "refusal", property(lambda self: SpecMismatchError("other specs") if refused() else None))
+    said: list[str] = []
+    with pytest.raises(SpecMismatchError):
+        Session(config(tmp_path), lambda: False, said.append).run()
+    assert any("demo 000 STOPPED" in line for line in said)
+    assert not any("goes on" in line for line in said)
 
 
 def test_equal_seeds_give_equal_sessions(tmp_path: Path) -> None:
