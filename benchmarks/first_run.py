@@ -19,6 +19,7 @@ RESULTS = Path(__file__).parent / "results" / "first_run.md"
 _LITERAL_CRITIC = ("critic_layer_norm=false", "reward_scale=1.0", "human_targets=false", "bc_warmup_steps=0")
 _CLONING = ("algorithm=bc", "demonstration_fraction=1.0", "intervention.probability=0.0")
 _ALONE = ("intervention.probability=0.0",)
+_NO_ACTOR_CRITIC = ("behavior_candidates=1", "entropy_reduction=mean")
 _FEW = "demonstrations=2"
 _NO_LEARNING = ("demonstrations=0", "max_env_steps=1", "training_starts=1000000")
 
@@ -43,6 +44,7 @@ LINES = (
     Line("literal_critic", "CGPO as printed: no LayerNorm, reward scale 1, no human targets", settings=_LITERAL_CRITIC),
     Line("bc", "behaviour cloning of the same 20 demonstrations", settings=_CLONING),
     Line("untrained", "no learning at all", settings=_NO_LEARNING),
+    Line("no_actor_critic", "no critic on the actor: K_b = 1, `mean` entropy reduction", settings=_NO_ACTOR_CRITIC),
     Line("cgpo_alone", "CGPO, 20 demonstrations, nobody intervenes", settings=_ALONE),
     Line("cgpo_few", "CGPO, 2 demonstrations, nobody intervenes", settings=(_FEW, *_ALONE)),
     Line("bc_few", "behaviour cloning of the same 2 demonstrations", settings=(_FEW, *_CLONING)),
