@@ -39,9 +39,10 @@ def is_same(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
 
 
 def critic_by_candidate(first: list[list[float]], second: list[list[float]]) -> Critic:
-    """Quantiles (N, M) of the two candidates, which are told apart by the sign of their action."""
+    """Quantiles (N, M) of the two candidates of the next state 0.25, told apart by the sign of their action."""
 
     def quantiles(feature: Tensor, action: Tensor) -> Tensor:
+        assert bool((feature == 0.25).all())
         is_second = (action[:, 0] > 0)[:, None, None]
         return torch.where(is_second, torch.tensor(second), torch.tensor(first))
 
@@ -81,7 +82,8 @@ def test_next_action_and_target_by_hand(
     online = critic_by_candidate([[9.0, 1.0, 1.0]], [[2.0, 9.0, 2.0]])
     target = critic_by_candidate([[4.0, 3.0, 5.0]], [[5.0, 0.0, 1.0]])
     with_two_candidates(monkeypatch, algorithm, online, target)
-    batch = batch_of(2, reward=torch.ones(2), is_terminal=torch.tensor([0.0, 1.0]))
+    next_feature = torch.full((2, 1), 0.25)
+    batch = batch_of(2, reward=torch.ones(2), is_terminal=torch.tensor([0.0, 1.0]), next_feature=next_feature)
     bootstrapped, terminal = algorithm._critic_targets(batch)
     assert sorted(bootstrapped.tolist()) == pytest.approx(expected)
     assert terminal.tolist() == [1.0] * len(expected)
@@ -95,7 +97,8 @@ def test_twin_scalar_target_is_the_smaller_value_of_the_chosen_action(monkeypatc
     online = critic_by_candidate([[9.0], [1.0]], [[2.0], [3.0]])
     target = critic_by_candidate([[7.0], [8.0]], [[6.0], [4.0]])
     with_two_candidates(monkeypatch, algorithm, online, target)
-    assert algorithm._critic_targets(batch_of(1)).tolist() == [[pytest.approx(0.9 * 4)]]
+    targets = algorithm._critic_targets(batch_of(1, next_feature=torch.full((1, 1), 0.25)))
+    assert targets.tolist() == [[pytest.approx(0.9 * 4)]]
 
 
 def test_candidates_belong_to_their_own_state() -> None:
@@ -188,6 +191,30 @@ def test_human_actions_become_targets_where_they_are_human_and_better(monkeypatc
     assert float(metrics["human_target_fraction"]) == 0.25
 
 
+def test_actor_loss_pairs_every_row_with_its_state_and_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A denoiser that takes a state's feature for its action errs on uniform rows, and on rows of another state."""
+    algorithm = make_cgpo(feature_dim=2, action_dim=2, cgpo={"entropy_samples": 3, "entropy_anneal_steps": 0})
+    schedule = algorithm._schedule
+
+    def knowing(noisy_action: Tensor, step: Tensor, feature: Tensor) -> Tensor:
+        signal = schedule.sqrt_alpha_bar[step, None] * feature
+        return (noisy_action - signal) / schedule.sqrt_one_minus_alpha_bar[step, None]
+
+    monkeypatch.setattr(algorithm, "_denoiser", knowing)
+    feature = random_batch(50, 2, 2).feature
+    uniform_alone = algorithm._actor_loss(feature, feature, torch.ones(50))
+    assert uniform_alone > 1e-3
+    torch.testing.assert_close(algorithm._actor_loss(feature, feature, torch.zeros(50)), torch.tensor(0.0))
+    monkeypatch.setattr(algorithm, "_config", replace(algorithm._config, entropy_weight=0.0))
+    assert algorithm._actor_loss(feature, feature, torch.ones(50)) < 1e-9  # float32
+    # Wrong targets count by their own weights.
+    target, weight = feature.clone(), torch.ones(50)
+    target[::5] += 0.5
+    assert algorithm._actor_loss(feature, target, weight) > 1e-5
+    weight[::5] = 0.0
+    assert algorithm._actor_loss(feature, target, weight) < 1e-9
+
+
 @pytest.mark.parametrize("weight_norm", ["none", "mean"])
 @pytest.mark.parametrize("reduction", ["concat", "mean"])
 def test_a_batch_without_any_advantage_leaves_everything_finite(weight_norm: str, reduction: str) -> None:
@@ -237,6 +264,19 @@ def test_target_networks_follow_by_their_printed_share(updates: int, expected: f
     for parameter in target.parameters():  # float32 rounds once per update
         torch.testing.assert_close(parameter, torch.full_like(parameter, expected), rtol=0, atol=2e-6)
     assert all(bool((parameter == 1).all()) for parameter in online.parameters())
+
+
+def test_targets_follow_the_new_networks_and_the_online_ones_are_published() -> None:
+    algorithm = make_cgpo(cgpo={"target_update_rate": 0.25})
+    before = algorithm.state()
+    algorithm.update_step([random_batch(8, 1, 1)].pop)
+    after, published = algorithm.state(), algorithm.policy_tensors()
+    for part in ("denoiser", "critic"):
+        for name in snapshot(algorithm, part):
+            assert not torch.equal(after[name], before[name])
+            followed = 0.75 * before[f"target_{name}"] + 0.25 * after[name]
+            torch.testing.assert_close(after[f"target_{name}"], followed)
+            assert torch.equal(published[name], after[name])
 
 
 @pytest.mark.parametrize("cta_ratio", [1, 2, 4])

@@ -112,6 +112,21 @@ def test_the_best_candidate_is_the_conservatively_best() -> None:
     assert chosen < np.mean([action[0] for action in actions_of(loaded(weights), 200)]) - 0.3
 
 
+def test_a_few_high_quantiles_do_not_win() -> None:
+    """One quantile in five of each critic loves large first actions, the others dislike them less: it is dropped."""
+    weights = make_weights(0)
+    for name in list(weights):
+        if name.startswith("critic."):
+            weights[name] = torch.zeros_like(weights[name])
+    weights["critic.weights.0"][:, 3, 0] = 1.0
+    weights["critic.weights.1"][:, 0, :] = -1.0
+    weights["critic.weights.1"][:, 0, 2] = 100.0
+    # Mish is positive above 0, where the loving quantile is the highest one.
+    weights["critic.biases.0"][:, 0, 0] = 3.0
+    chosen = np.mean([action[0] for action in actions_of(loaded(weights), 200)])
+    assert chosen < np.mean([action[0] for action in actions_of(loaded(weights), 200, candidates=1)]) - 0.2
+
+
 def test_wrong_weights_are_refused_whole_and_the_old_ones_stay() -> None:
     policy, twin = loaded(make_weights(0)), loaded(make_weights(0))
     good = make_weights(1)

@@ -75,7 +75,8 @@ def write_streams(actors: list[list[EpisodePlan]], order_seed: int) -> list[Reco
                 incarnation, sequence, episode = incarnation + 1, 0, 0
             for step, source in enumerate(plan.sources):
                 end = plan.end if step == len(plan.sources) - 1 else ""
-                stream = (f"actor-{actor}", f"incarnation-{incarnation}")
+                # Actors 0 and 2 are one robot whose crashed incarnation's spool drains beside its next one's.
+                stream = (f"actor-{actor % 2}", f"incarnation-{actor}-{incarnation}")
                 records.append(make_record(stream, sequence, episode, step, next(numbers), source, end))
                 sequence += 1
             episode += 1
