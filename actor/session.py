@@ -29,7 +29,7 @@ from actor.report import (
 from actor.spool import Spool, new_incarnation
 from actor.tasks import make_task
 from actor.throttle import VersionThrottle
-from policy.config import to_toml
+from policy.config import load_preset, to_toml
 from policy.errors import ConfigError
 from policy.spec import Specs
 from robot.errors import RobotError
@@ -60,17 +60,20 @@ class Session:
         self._backend = connect_backend(config.backend, self._task)
         _check_pace(config, is_simulated=isinstance(self._backend, SimulatedBackend))
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        (config.run_dir / "config.toml").write_text(to_toml({"actor": config}))
         self._episodes_path = config.run_dir / "episodes.jsonl"
         self._evaluations_path = config.run_dir / "evaluations.jsonl"
         drop_torn_line(self._evaluations_path)
         self._episodes = read_episodes(self._episodes_path)
+        if self._episodes:
+            _check_same_task(config)
         self._episodes_before = len(self._episodes)
         self._weights_ages_s: list[float] = []
         self._final: Evaluation | None = None
         self._next_mention_s = self._started_s
         self._open_robot()
         self._open_link()
+        # Only now: the spool would not have opened if another actor worked in this folder.
+        (config.run_dir / "config.toml").write_text(to_toml({"actor": config}))
 
     def _open_robot(self) -> None:
         config, period_s = self._config, 1.0 / self._task.control_rate_hz
@@ -288,6 +291,17 @@ def _check_pace(config: ActorConfig, is_simulated: bool) -> None:
             f"actor.pace = {config.pace}, eval_pace = {config.eval_pace} and max_steps_per_version = "
             f"{config.max_steps_per_version}: backend {config.backend!r} is no simulator, it runs in real time (both "
             "paces 1) and never waits for its learner (0)"
+        )
+
+
+def _check_same_task(config: ActorConfig) -> None:
+    """Raise ConfigError when the run folder holds episodes, and maybe unsent steps, of another task."""
+    path = config.run_dir / "config.toml"
+    earlier = load_preset(str(path))["actor"]["task"] if path.exists() else config.task
+    if earlier != config.task:
+        raise ConfigError(
+            f"{config.run_dir} holds episodes of task {earlier!r}, not of {config.task!r}. Choose another --run-dir, "
+            f"or --task {earlier}."
         )
 
 

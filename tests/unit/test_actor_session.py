@@ -11,6 +11,7 @@ from actor.config import ActorConfig, InterventionConfig
 from actor.env import RobotFailureError
 from actor.link import Link
 from actor.session import Session
+from actor.spool import Spool
 from policy.config import PolicyConfig
 from policy.errors import ConfigError, SpecMismatchError
 from robot.backends.fake import FakeBackend
@@ -107,6 +108,21 @@ def test_a_refused_actor_does_not_promise_to_go_on(tmp_path: Path, monkeypatch: 
         Session(config(tmp_path), lambda: False, said.append).run()
     assert any("demo 000 STOPPED" in line for line in said)
     assert not any("goes on" in line for line in said)
+
+
+def test_a_run_folder_of_another_task_is_refused(tmp_path: Path) -> None:
+    run(config(tmp_path, eval_episodes=0))
+    with pytest.raises(ConfigError, match=r"holds episodes of task 'reach', not of 'peg_in_hole'.*--run-dir"):
+        run(config(tmp_path, task="peg_in_hole"))
+    run(config(tmp_path, eval_episodes=0))  # and stays usable for its own
+
+
+def test_a_second_actor_leaves_the_configuration_of_the_first_alone(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool.sqlite", "actor-0", "incarnation")
+    with pytest.raises(ConfigError, match="another process"):
+        run(config(tmp_path))
+    spool.close()
+    assert not (tmp_path / "config.toml").exists()
 
 
 def test_equal_seeds_give_equal_sessions(tmp_path: Path) -> None:
