@@ -31,6 +31,7 @@ from actor.tasks import make_task
 from actor.throttle import VersionThrottle
 from policy.config import load_preset, to_toml
 from policy.errors import ConfigError
+from policy.files import make_folder
 from policy.spec import Specs
 from robot.errors import RobotError
 from robot.interface import SimulatedBackend
@@ -59,7 +60,7 @@ class Session:
         self._task = make_task(config.task)
         self._backend = connect_backend(config.backend, self._task)
         _check_pace(config, is_simulated=isinstance(self._backend, SimulatedBackend))
-        config.run_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(config.run_dir)
         self._episodes_path = config.run_dir / "episodes.jsonl"
         self._evaluations_path = config.run_dir / "evaluations.jsonl"
         drop_torn_line(self._evaluations_path)

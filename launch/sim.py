@@ -22,6 +22,7 @@ from learner.config import LearnerConfig
 from policy import config as config_module
 from policy.cli import config_from_preset, help_text, run_main
 from policy.errors import EXIT_INTERRUPTED, CgpoError, ConfigError, unknown_name
+from policy.files import make_folder
 from robot.backends import BACKENDS
 
 _START_LIMIT_S = 60.0  # until the learner listens
@@ -97,7 +98,7 @@ def main() -> int:
     )
     stop = StopRequest()
     run = resolve(options)
-    run.directory.mkdir(parents=True, exist_ok=True)
+    make_folder(run.directory)
     run.config_path.write_text(config_module.to_toml({"learner": run.learner, "actor": run.actor}))
     started_s = time.monotonic()
     title = f"{run.actor.task}, {options.preset}, {run.learner.algorithm}, seed {options.seed}"

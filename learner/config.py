@@ -183,6 +183,8 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         policy, cgpo = self.policy, self.cgpo
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"learner.port = {self.port} is outside 0 to 65535; 0 lets the system choose")
         if policy.behavior_candidates == 1 and cgpo.entropy_reduction == "concat" and self.algorithm == "cgpo":
             raise ConfigError(
                 "policy.behavior_candidates = 1 publishes no critic, and with cgpo.entropy_reduction = 'concat' about "

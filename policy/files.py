@@ -3,6 +3,16 @@
 import os
 from pathlib import Path
 
+from policy.errors import ConfigError
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder that a person chose, with its parents. Raises ConfigError when that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot use {path} as a folder: {error.strerror}. Choose another one.") from error
+
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write a new file and wait until its content is on the disk; its name may still be lost (sync_directory)."""

@@ -40,8 +40,9 @@ def restore_state(parts: Mapping[str, Stateful], state: Mapping[str, Tensor]) ->
             else:
                 _restore_adam(part, own)
         except (LookupError, RuntimeError) as error:
+            problem = " ".join(line.strip() for line in str(error).splitlines()[:2])  # PyTorch lists every tensor
             raise WeightsError(
-                f"the run's checkpoint does not fit this configuration: {name}: {error}. Start with the preset and "
+                f"the run's checkpoint does not fit this configuration: {name}: {problem} Start with the preset and "
                 "options that the run was started with, or with another --run-dir."
             ) from error
 
