@@ -58,6 +58,12 @@ class CriticConfig:
     huber_kappa: float = 1.0
     """Threshold of the quantile Huber loss, in units of scaled reward."""
 
+    def __post_init__(self) -> None:
+        if self.target_candidates < 1:
+            raise ConfigError(f"critic.target_candidates = {self.target_candidates}: at least one sample is needed")
+        if not self.huber_kappa > 0:
+            raise ConfigError(f"critic.huber_kappa = {self.huber_kappa} must be positive")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CgpoConfig:
@@ -108,6 +114,8 @@ class CgpoConfig:
             raise ConfigError(f"cgpo.cta_ratio = {self.cta_ratio}: at least one critic update per learner step")
         if not 0 < self.discount < 1:
             raise ConfigError(f"cgpo.discount = {self.discount} is outside (0, 1)")
+        if self.vbase_samples < 1:
+            raise ConfigError(f"cgpo.vbase_samples = {self.vbase_samples}: at least one sample is needed")
         if self.entropy_samples < 1:
             raise ConfigError("cgpo.entropy_samples must be at least 1; set entropy_weight = 0 to switch the term off")
 

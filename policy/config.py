@@ -56,6 +56,10 @@ class PolicyConfig:
                 f"drop_quantiles = {self.drop_quantiles} must be at least 0 and below "
                 f"num_quantiles = {self.num_quantiles}"
             )
+        if self.num_critics < 1:
+            raise ConfigError(f"num_critics = {self.num_critics}: at least one critic is needed")
+        if self.time_embedding_dim < 4 or self.time_embedding_dim % 2:
+            raise ConfigError(f"time_embedding_dim = {self.time_embedding_dim} must be even and at least 4")
         if self.behavior_candidates < 1:
             raise ConfigError(f"behavior_candidates = {self.behavior_candidates}: at least one sample is needed to act")
         for name in ("denoiser_hidden", "critic_hidden"):

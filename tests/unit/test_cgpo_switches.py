@@ -72,13 +72,31 @@ def test_every_switch_trains_finite_networks_and_makes_a_difference(
     assert any(name not in after or not torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("reduction", ["concat", "mean"])
-def test_the_entropy_term_is_switched_off_by_its_weight_not_by_its_samples(
-    reduction: Literal["concat", "mean"],
-) -> None:
-    """The mean over no uniform action is not a number."""
-    with pytest.raises(ConfigError, match="set entropy_weight = 0"):
-        CgpoConfig(entropy_samples=0, entropy_reduction=reduction)
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"entropy_samples": 0},  # the mean over no uniform action is not a number
+        {"entropy_samples": 0, "entropy_reduction": "mean"},
+        {"vbase_samples": 0},
+        {"critic": {"target_candidates": 0}},
+        {"critic": {"huber_kappa": 0.0}},
+        {"guidance": {"best_of": 0}},
+        {"guidance": {"rate": 1.1}},
+        {"cta_ratio": 0},
+        {"discount": 1.0},
+        {"policy": {"num_critics": 0}},
+        {"policy": {"time_embedding_dim": 2}},
+        {"policy": {"time_embedding_dim": 31}},
+        {"policy": {"behavior_candidates": 1}},  # under concat: acting without a critic on raw samples
+        {"critic": {"type": "twin_scalar"}},  # with five quantiles
+        {"policy": {"num_critics": 2, "num_quantiles": 1, "drop_quantiles": 0}},  # scalar critics, quantile loss
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_before_anything_is_built(table: dict[str, Any]) -> None:
+    table = dict(table)
+    with pytest.raises(ConfigError):
+        small_config(policy=table.pop("policy", {}), cgpo=table)
 
 
 def leaves(table: dict[str, Any], prefix: str = "") -> set[tuple[str, Any]]:
