@@ -11,11 +11,17 @@ from policy.errors import EXIT_INTERRUPTED
 
 
 class StopRequest:
-    """The first SIGINT or SIGTERM asks the session to finish, the second ends the process at once."""
+    """The first SIGINT, SIGTERM or SIGHUP (the terminal is gone) asks the session to finish, the second ends at once.
+
+    The handler runs inside the control step: it sets a flag and writes nothing.
+    """
 
     def __init__(self) -> None:
         self.is_set = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup, and meant so
+            signals.append(signal.SIGHUP)
+        for number in signals:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -23,7 +29,6 @@ class StopRequest:
         if self.is_set:
             os._exit(EXIT_INTERRUPTED)  # the spool is a database: whatever it committed stays
         self.is_set = True
-        say("stopping after this step; once more ends the actor at once")
 
 
 def say(line: str) -> None:

@@ -1,5 +1,6 @@
 """One actor process from its first demonstration to its summary. Decides what happens between episodes."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -71,8 +72,11 @@ class Session:
         self._weights_ages_s: list[float] = []
         self._final: Evaluation | None = None
         self._next_mention_s = self._started_s
-        self._open_robot()
-        self._open_link()
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._backend.close)
+            self._open_robot()
+            self._open_link()
+            on_failure.pop_all()
         # Only now: the spool would not have opened if another actor worked in this folder.
         (config.run_dir / "config.toml").write_text(to_toml({"actor": config}))
 
@@ -110,6 +114,7 @@ class Session:
         try:
             self._demonstrate()
             self._train()
+            self._say_if_stopped()
             self._evaluate_finally()
         except RobotError as error:
             raise RobotFailureError(str(error)) from error
@@ -135,9 +140,13 @@ class Session:
             steps_before = self._training_steps
             self._run_episode("training")
             self._throttle.spend(self._training_steps - steps_before)
-            if next_evaluation is not None and self._training_steps >= next_evaluation and not self._must_stop():
+            if next_evaluation is not None and self._training_steps >= next_evaluation and not self._training_is_over():
                 self._evaluate("interim", self._config.interim_eval_episodes)
                 next_evaluation = self._next_interim_evaluation()
+
+    def _say_if_stopped(self) -> None:
+        if self._stop_requested():
+            self._say("stopped: saving what there is; once more ends the actor at once")
 
     def _evaluate_finally(self) -> None:
         if self._config.eval_episodes == 0:
@@ -202,12 +211,16 @@ class Session:
         return result
 
     def _close(self) -> None:
-        self._backend.stop()
-        self._backend.close()
+        """Stop the robot first; whatever fails on the way, the rest is still closed."""
         drain_s = self._config.drain_timeout_s
-        self._link.close(min(drain_s, _STOPPED_DRAIN_S) if self._must_stop() else drain_s)
-        self._spool.close()
-        write_json(self._config.run_dir / "actor_summary.json", self._summary())
+        with contextlib.ExitStack() as last_to_first:
+            last_to_first.callback(lambda: write_json(self._config.run_dir / "actor_summary.json", self._summary()))
+            last_to_first.callback(self._spool.close)
+            last_to_first.callback(
+                lambda: self._link.close(min(drain_s, _STOPPED_DRAIN_S) if self._must_stop() else drain_s)
+            )
+            last_to_first.callback(self._backend.close)
+            last_to_first.callback(self._backend.stop)
 
     def _summary(self) -> dict[str, Any]:
         config, period = self._config, self._env.rate.statistics()

@@ -21,7 +21,7 @@ _CLONING = ("algorithm=bc", "demonstration_fraction=1.0", "intervention.probabil
 _ALONE = ("intervention.probability=0.0",)
 _NO_ACTOR_CRITIC = ("behavior_candidates=1", "entropy_reduction=mean")
 _FEW = "demonstrations=2"
-_NO_LEARNING = ("demonstrations=0", "max_env_steps=1", "training_starts=1000000")
+_NO_LEARNING = ("demonstrations=0", "max_env_steps=1", "training_starts=1000000", "intervention.probability=0.0")
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ class StreamStatistics:
     actor_id: str
     incarnation: str
     records: int
-    distinct: int
+    distinct: int  # sequences
+    distinct_steps: int  # (episode, step) pairs: a step sent under two sequences would show here
     min_sequence: int
     max_sequence: int
 
@@ -66,7 +67,7 @@ class StreamStatistics:
 
     @property
     def duplicated(self) -> int:
-        return self.records - self.distinct
+        return self.records - self.distinct_steps
 
 
 class EpisodeLog:
@@ -144,7 +145,8 @@ class EpisodeLog:
         """Return what is stored of each incarnation, in order of their names."""
         with self._lock:
             rows = self._connection.execute(
-                "SELECT actor_id, incarnation, COUNT(*), COUNT(DISTINCT sequence), MIN(sequence), MAX(sequence) "
+                "SELECT actor_id, incarnation, COUNT(*), COUNT(DISTINCT sequence), "
+                "COUNT(DISTINCT episode << 32 | step), MIN(sequence), MAX(sequence) "
                 "FROM records GROUP BY actor_id, incarnation ORDER BY actor_id, incarnation"
             ).fetchall()
         return [
@@ -153,10 +155,11 @@ class EpisodeLog:
                 incarnation=incarnation,
                 records=records,
                 distinct=distinct,
+                distinct_steps=distinct_steps,
                 min_sequence=first,
                 max_sequence=last,
             )
-            for actor_id, incarnation, records, distinct, first, last in rows
+            for actor_id, incarnation, records, distinct, distinct_steps, first, last in rows
         ]
 
     def close(self) -> None:

@@ -108,7 +108,7 @@ def test_started_again_it_goes_on_where_it_was(tmp_path: Path) -> None:
     assert summary(tmp_path)["env_steps"] == spooled_steps(tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_signal_closes_the_episode_and_keeps_every_step(tmp_path: Path, number: signal.Signals) -> None:
     """Without limits and without learner: only the signal ends it."""
     process = subprocess.Popen(
@@ -122,7 +122,7 @@ def test_a_stop_signal_closes_the_episode_and_keeps_every_step(tmp_path: Path, n
     process.send_signal(number)
     output, errors = process.communicate(timeout=HANG_LIMIT_S)
     assert process.returncode == EXIT_OK, errors
-    assert "stopping after this step" in output
+    assert "stopped: saving what there is" in output
     assert "final evaluation: skipped" in output
     assert "Traceback" not in errors
     written = summary(tmp_path)

@@ -134,7 +134,7 @@ def test_equal_seeds_give_equal_sessions(tmp_path: Path) -> None:
 
 
 def test_interim_evaluations_come_at_their_steps(tmp_path: Path) -> None:
-    changes = {"max_env_steps": 200, "eval_every_steps": 100, "interim_eval_episodes": 2}
+    changes = {"max_env_steps": 300, "eval_every_steps": 100, "interim_eval_episodes": 2}  # the final one is at 300
     run(config(tmp_path, **changes))
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
     assert kinds == ["interim", "interim", "final"]

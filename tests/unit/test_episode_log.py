@@ -84,10 +84,22 @@ def test_statistics_are_per_incarnation(tmp_path: Path) -> None:
     log = EpisodeLog(tmp_path / "log.sqlite")
     log.append([*records(0, 4), *records(0, 2, "b")])
     assert log.statistics() == [
-        StreamStatistics(actor_id="robot", incarnation="a", records=4, distinct=4, min_sequence=0, max_sequence=3),
-        StreamStatistics(actor_id="robot", incarnation="b", records=2, distinct=2, min_sequence=0, max_sequence=1),
+        StreamStatistics(
+            actor_id="robot", incarnation="a", records=4, distinct=4, distinct_steps=4, min_sequence=0, max_sequence=3
+        ),
+        StreamStatistics(
+            actor_id="robot", incarnation="b", records=2, distinct=2, distinct_steps=2, min_sequence=0, max_sequence=1
+        ),
     ]
     assert log.next_sequence("robot", "unknown") == 0
+
+
+def test_a_step_under_two_sequences_counts_as_duplicated(tmp_path: Path) -> None:
+    log = EpisodeLog(tmp_path / "log.sqlite")
+    (first, step), (second, _) = records(0, 2)
+    log.append([(first, step), (second, step)])
+    (stream,) = log.statistics()
+    assert (stream.lost, stream.duplicated) == (0, 1)
 
 
 def test_another_process_reads_while_this_one_writes(tmp_path: Path) -> None:
