@@ -28,6 +28,7 @@ logger = logging.getLogger("learner")
 _FATAL = {EXIT_CONFIG, EXIT_PORT_IN_USE, EXIT_CORRUPT_FILE, EXIT_MISMATCH}  # a restart would end the same way
 _MAX_RESTARTS = 5
 _RESTART_WINDOW_S = 600.0
+_RESTART_PAUSE_S = 2.0
 _STOP_GRACE_S = 30.0
 
 
@@ -52,6 +53,8 @@ class Child:
         if code in _FATAL:
             return code
         now_s = time.monotonic()
+        if self.restarts_s and now_s - self.restarts_s[-1] < _RESTART_PAUSE_S:
+            return None  # it died right after the last start; trying without a pause would only fill the log
         self.restarts_s = [moment for moment in self.restarts_s if now_s - moment < _RESTART_WINDOW_S]
         if len(self.restarts_s) >= _MAX_RESTARTS:
             logger.error("%s died %d times within %.0f s, giving up", self.name, _MAX_RESTARTS + 1, _RESTART_WINDOW_S)
