@@ -199,8 +199,10 @@ class LearnerConfig:
                 "one raw sample in eight is a uniform random action. Set entropy_reduction = 'mean', or "
                 "behavior_candidates = 4."
             )
-        is_scalar = (policy.num_critics, policy.num_quantiles) == (2, 1)
-        if self.algorithm == "cgpo" and (cgpo.critic.type == "twin_scalar") != is_scalar:
+        is_scalar = policy.num_quantiles == 1
+        is_twin = is_scalar and policy.num_critics == 2
+        fits = is_twin if cgpo.critic.type == "twin_scalar" else not is_scalar
+        if self.algorithm == "cgpo" and not fits:
             raise ConfigError(
                 f"cgpo.critic.type = {cgpo.critic.type!r} with policy.num_critics = {policy.num_critics} and "
                 f"num_quantiles = {policy.num_quantiles}: twin_scalar goes with 2 critics of 1 quantile (and "

@@ -46,6 +46,9 @@ class ObservationSpec:
 
     fields: tuple[Field, ...]
 
+    def __post_init__(self) -> None:
+        _check_names(self.fields)
+
     @property
     def feature_dim(self) -> int:
         """Length of the vector that `normalise` returns."""
@@ -72,6 +75,9 @@ class ActionSpec:
     """The elements of one action. Networks, replay and wire use [-1, 1]; the robot uses physical units."""
 
     fields: tuple[Field, ...]
+
+    def __post_init__(self) -> None:
+        _check_names(self.fields)
 
     @property
     def dim(self) -> int:
@@ -120,6 +126,12 @@ class Specs:
 
     def digest(self) -> str:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+
+def _check_names(fields: tuple[Field, ...]) -> None:
+    names = [field.name for field in fields]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"a spec names a field twice: {names}")
 
 
 def _field_from_dict(raw: Mapping[str, object]) -> Field:

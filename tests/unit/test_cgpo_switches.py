@@ -89,6 +89,7 @@ def test_every_switch_trains_finite_networks_and_makes_a_difference(
         {"policy": {"time_embedding_dim": 31}},
         {"policy": {"behavior_candidates": 1}},  # under concat: acting without a critic on raw samples
         {"critic": {"type": "twin_scalar"}},  # with five quantiles
+        {"policy": {"num_critics": 3, "num_quantiles": 1, "drop_quantiles": 0}},  # would silently be a minimum
         {"policy": {"num_critics": 2, "num_quantiles": 1, "drop_quantiles": 0}},  # scalar critics, quantile loss
     ],
     ids=str,

@@ -126,3 +126,9 @@ def test_specs_survive_json_and_any_change_changes_the_digest() -> None:
 def test_text_that_is_not_a_pair_of_specs_is_refused(text: str) -> None:
     with pytest.raises(WireError, match="not a pair of observation and action specs"):
         Specs.from_json(text)
+
+
+@pytest.mark.parametrize("spec", [ObservationSpec, ActionSpec])
+def test_a_field_named_twice_is_refused(spec: type[ObservationSpec] | type[ActionSpec]) -> None:
+    with pytest.raises(ConfigError, match=r"twice: \['position', 'position'\]"):
+        spec((POSITION, POSITION))
