@@ -72,6 +72,11 @@ def combine_denoising_errors(
     return torch.cat([weighted_target, weighted_uniform.flatten()]).mean()
 
 
+def mean_over_human_rows(error: Tensor, is_human: Tensor) -> Tensor:
+    """Mean of error (B,) over rows where a person acted, 0 if there are none: the cloning loss."""
+    return (error * is_human).sum() / is_human.sum().clamp(min=1)
+
+
 def annealed_entropy_weight(initial: float, step: int, anneal_steps: int) -> float:
     """lambda after `step` actor updates: linear to a tenth of its start (QVPO's code); constant for anneal_steps 0."""
     if anneal_steps == 0:

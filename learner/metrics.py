@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from learner.algorithms.base import Metrics
 
 
@@ -14,7 +16,7 @@ class MetricsWriter:
     def __init__(self, path: Path, every: int) -> None:
         self._path = path
         self._every = every
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Tensor | float] = {}  # tensors stay where they are: reading one waits for the device
         self._counts: dict[str, int] = {}
         self._steps = 0
         self._start_s = self._line_start_s = time.monotonic()
@@ -22,7 +24,7 @@ class MetricsWriter:
     def add(self, metrics: Metrics, **position: Any) -> dict[str, Any] | None:
         """Add one learner step; returns the line just written, if any. `position` (counters) is written as it is."""
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
         self._steps += 1
         if self._steps < self._every:
@@ -32,7 +34,7 @@ class MetricsWriter:
             **position,
             "wall_s": round(now_s - self._start_s, 3),
             "updates_per_s": round(self._steps / (now_s - self._line_start_s), 2),
-            **{name: total / self._counts[name] for name, total in self._sums.items()},
+            **{name: float(total) / self._counts[name] for name, total in self._sums.items()},
         }
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -31,11 +31,15 @@ class Algorithm(Protocol):
         """Restore `state()`; raises WeightsError when a tensor is missing or has another shape."""
 
 
-def publishes_critic(config: PolicyConfig) -> bool:
-    return config.behavior_candidates > 1
+def published_tensors(config: PolicyConfig, denoiser: nn.Module, critic: nn.Module) -> dict[str, Tensor]:
+    """Return what the robot needs: the denoiser, and the critic if it is to choose among candidates."""
+    tensors = _named("denoiser", denoiser.state_dict())
+    if config.behavior_candidates > 1:
+        tensors |= _named("critic", critic.state_dict())
+    return tensors
 
 
-def named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return detached copies of tensors with `prefix.` before each name."""
     return {f"{prefix}.{name}": tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 

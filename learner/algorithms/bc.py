@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from learner.algorithms.base import Metrics, SampleBatch, frozen_copy, named, publishes_critic, update_ema
+from learner.algorithms.base import Metrics, SampleBatch, frozen_copy, published_tensors, update_ema
 from learner.algorithms.state import Stateful, collect_state, restore_state
 from learner.config import LearnerConfig
-from learner.losses import denoising_error
+from learner.losses import denoising_error, mean_over_human_rows
 from policy.critic_network import CriticEnsemble
 from policy.diffusion_policy import make_critic, make_denoiser
 from policy.noise_schedule import make_noise_schedule
@@ -27,12 +27,12 @@ class BehaviourCloning:
         self._averaged_denoiser = frozen_copy(self._denoiser)
         self._optimiser = torch.optim.Adam(self._denoiser.parameters(), self._config.learning_rate)
         self._noise = torch.Generator(device).manual_seed(config.seed)
-        self._critic = _indifferent_critic(specs, config) if publishes_critic(self._policy) else None
+        self._critic = _indifferent_critic(specs, config)
 
     def update_step(self, sample_batch: SampleBatch) -> Metrics:
         batch = sample_batch()
         error = denoising_error(self._denoiser, self._schedule, batch.action, batch.feature, self._noise)
-        loss = (error * batch.is_human).sum() / batch.is_human.sum().clamp(min=1)
+        loss = mean_over_human_rows(error, batch.is_human)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
@@ -40,10 +40,7 @@ class BehaviourCloning:
         return {"actor_loss": loss.detach()}
 
     def policy_tensors(self) -> dict[str, Tensor]:
-        tensors = named("denoiser", self._averaged_denoiser.state_dict())
-        if self._critic is not None:
-            tensors |= named("critic", self._critic.state_dict())
-        return tensors
+        return published_tensors(self._policy, self._averaged_denoiser, self._critic)
 
     def state(self) -> dict[str, Tensor]:
         return collect_state(self._parts())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from learner.algorithms.base import Metrics, SampleBatch, frozen_copy, named, publishes_critic, update_ema
+from learner.algorithms.base import Metrics, SampleBatch, frozen_copy, published_tensors, update_ema
 from learner.algorithms.state import Stateful, collect_state, restore_state
 from learner.config import LearnerConfig
 from learner.guidance import make_guide
@@ -22,6 +22,7 @@ from learner.losses import (
     annealed_entropy_weight,
     combine_denoising_errors,
     denoising_error,
+    mean_over_human_rows,
     quantile_huber_loss,
     scalar_critic_loss,
     target_atoms,
@@ -185,7 +186,7 @@ class Cgpo:
     def _imitate(self, batch: Batch) -> Metrics:
         """BC warm-up: plain denoising regression on human rows, none if the batch holds none."""
         error = denoising_error(self._denoiser, self._schedule, batch.action, batch.feature, self._loss_noise)
-        loss = (error * batch.is_human).sum() / batch.is_human.sum().clamp(min=1)
+        loss = mean_over_human_rows(error, batch.is_human)
         self._step(self._denoiser_optimiser, loss)
         return {"actor_loss": loss.detach()}
 
@@ -224,10 +225,7 @@ class Cgpo:
         optimiser.step()
 
     def policy_tensors(self) -> dict[str, Tensor]:
-        tensors = named("denoiser", self._denoiser.state_dict())
-        if publishes_critic(self._policy):
-            tensors |= named("critic", self._critic.state_dict())
-        return tensors
+        return published_tensors(self._policy, self._denoiser, self._critic)
 
     def state(self) -> dict[str, Tensor]:
         return collect_state(self._parts())
