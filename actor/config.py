@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from policy.config import PolicyConfig
 from policy.errors import ConfigError
+from policy.image_codec import ImageCodec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,36 @@ class InterventionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CameraConfig:
+    """One camera of an observation with images."""
+
+    driver: str = "twin"
+    """Name in robot.cameras."""
+    device: str = ""
+    """Which one, as its driver names it (serial number, path); empty: the driver's only one."""
+    crop: tuple[int, ...] = ()
+    """Region of its image that the policy sees, as x, y, width, height in pixels; empty: the largest central square."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamerasConfig:
+    """The cameras of a task with image observations, and when an image is too old."""
+
+    wrist: CameraConfig = field(default_factory=CameraConfig)
+    """On the hand (ZED Mini, left lens, 672 x 376)."""
+    third_person: CameraConfig = field(default_factory=CameraConfig)
+    """Beside the table (RealSense D435i, 640 x 480)."""
+    image_size_px: int = 128
+    """Images are cropped and resized to this many pixels a side."""
+    codec: ImageCodec = "jpeg"
+    """How images are sent and stored; the policy acts on what is left of them. jpeg: quality 95, 4:4:4."""
+    stale_after_s: float = 0.15
+    """A step that acts on an older image is counted and logged."""
+    fail_after_s: float = 0.5
+    """With an older image the arm holds and the episode ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ActorConfig:
     """One actor: a robot, a task and a learner to send every step to."""
 
@@ -42,6 +74,15 @@ class ActorConfig:
     intervention: InterventionConfig = field(default_factory=InterventionConfig)
     task: str = "peg_in_hole"
     """Name in actor.tasks."""
+    pixels: bool = False
+    """Observe the two cameras and the arm instead of the objects' poses."""
+    gripper: Literal["task", "fixed", "continuous", "discrete"] = "task"
+    """fixed: no action for it. continuous: one more element of the policy's action. discrete: close, stay or open,
+    chosen by a critic of its own (HIL-SERL's hybrid). task: what the task recommends."""
+    frame: Literal["base", "reset"] = "base"
+    """Frame of poses, velocities and actions: the robot's base O, or relative to where the episode began (HIL-SERL's
+    relative frame)."""
+    cameras: CamerasConfig = field(default_factory=CamerasConfig)
     backend: str = "twin"
     """Name in robot.backends: twin (MuJoCo) or fake (kinematic)."""
     learner: str = "127.0.0.1:50051"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from policy.database import open_database
-from policy.transition import RecordId, Transition
+from policy.transition import Recordable, RecordId
 from policy.wire import record_to_message
 
 logger = logging.getLogger(__name__)
@@ -87,13 +87,13 @@ class Spool:
         self._writer = threading.Thread(target=self._write, name="spool", daemon=True)
         self._writer.start()
 
-    def offer(self, transition: Transition) -> int:
-        """Keep a transition and return its sequence number. Copies it; waits for no disk and no network.
+    def offer(self, body: Recordable) -> int:
+        """Keep a transition or mark and return its sequence number. Copies it; waits for no disk and no network.
 
         Raises WireError, with nothing kept, for a transition above the size limit.
         """
         sequence = self._offered
-        message = record_to_message(RecordId(self._actor_id, self._incarnation, sequence), transition)
+        message = record_to_message(RecordId(self._actor_id, self._incarnation, sequence), body)
         self._inbox.put(_Offer(sequence, message.SerializeToString()))
         self._offered += 1
         return sequence

@@ -19,8 +19,8 @@ from pathlib import Path
 from policy.database import open_database
 from policy.errors import CorruptFileError, WireError
 from policy.spec import Specs
-from policy.transition import RecordId, Transition
-from policy.wire import transition_from_bytes, transition_to_bytes
+from policy.transition import EpisodeMark, Recordable, RecordId
+from policy.wire import body_from_bytes, body_to_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +30,10 @@ CREATE TABLE records (
     actor_id TEXT NOT NULL,
     incarnation TEXT NOT NULL,
     sequence INTEGER NOT NULL,
+    is_mark INTEGER NOT NULL,      -- an EpisodeMark, not a Transition
     episode INTEGER NOT NULL,
     step INTEGER NOT NULL,
-    payload BLOB NOT NULL,         -- a cgpo.v1.Transition
+    payload BLOB NOT NULL,         -- a cgpo.v1.Record without its id
     crc32 INTEGER NOT NULL,        -- of payload
     UNIQUE (actor_id, incarnation, sequence)
 )
@@ -41,11 +42,11 @@ CREATE TABLE records (
 
 @dataclass(frozen=True)
 class LogEntry:
-    """One transition and its place in the log."""
+    """One record and its place in the log."""
 
     position: int
     record_id: RecordId
-    transition: Transition
+    body: Recordable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class StreamStatistics:
     incarnation: str
     records: int
     distinct: int  # sequences
-    distinct_steps: int  # (episode, step) pairs: a step sent under two sequences would show here
+    distinct_steps: int  # marks, and (episode, step) pairs: a step sent under two sequences would show here
     min_sequence: int
     max_sequence: int
 
@@ -71,7 +72,7 @@ class StreamStatistics:
 
 
 class EpisodeLog:
-    """The log at `path`. Any thread may call it; `specs` is needed to read transitions, for nothing else."""
+    """The log at `path`. Any thread may call it; `specs` is needed to read records, for nothing else."""
 
     def __init__(self, path: Path, specs: Specs | None = None, *, read_only: bool = False) -> None:
         """Open the log, creating it unless read_only. Raises ConfigError or CorruptFileError (see open_database)."""
@@ -80,7 +81,7 @@ class EpisodeLog:
         self._lock = threading.Lock()
         self._connection = open_database(path, _SCHEMA, read_only=read_only)
 
-    def append(self, records: Iterable[tuple[RecordId, Transition]]) -> int:
+    def append(self, records: Iterable[tuple[RecordId, Recordable]]) -> int:
         """Store all records that are new, durably, in one transaction; return how many those were.
 
         Repeated records are passed over, so senders may resend whatever is in doubt. Raises WireError, with nothing
@@ -90,29 +91,29 @@ class EpisodeLog:
         with self._lock, self._connection:
             rows = []
             stored: dict[tuple[str, str], range] = {}
-            for record_id, transition in records:
+            for record_id, body in records:
                 stream = (record_id.actor_id, record_id.incarnation)
                 held = stored[stream] if stream in stored else self._held(*stream)
                 if record_id.sequence in held:
                     continue
                 if held and record_id.sequence != held.stop:
                     raise WireError(
-                        f"transition {record_id.sequence} of {record_id.actor_id}, incarnation {record_id.incarnation},"
+                        f"record {record_id.sequence} of {record_id.actor_id}, incarnation {record_id.incarnation},"
                         f" does not follow: the log holds {held.start} to {held.stop - 1} and needs {held.stop} next"
                     )
                 if not held and record_id.sequence > 0:
                     logger.warning(
-                        "%s, incarnation %s, begins at transition %d here: those before went to another log",
+                        "%s, incarnation %s, begins at record %d here: those before went to another log",
                         *stream,
                         record_id.sequence,
                     )
                 stored[stream] = range(held.start if held else record_id.sequence, record_id.sequence + 1)
-                payload = transition_to_bytes(transition)
-                identity = (*stream, record_id.sequence, transition.episode, transition.step)
+                payload = body_to_bytes(body)
+                identity = (*stream, record_id.sequence, isinstance(body, EpisodeMark), body.episode, body.step)
                 rows.append((*identity, payload, zlib.crc32(payload)))
             self._connection.executemany(
-                "INSERT INTO records (actor_id, incarnation, sequence, episode, step, payload, crc32) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO records (actor_id, incarnation, sequence, is_mark, episode, step, payload, crc32) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
         return len(rows)
@@ -146,7 +147,8 @@ class EpisodeLog:
         with self._lock:
             rows = self._connection.execute(
                 "SELECT actor_id, incarnation, COUNT(*), COUNT(DISTINCT sequence), "
-                "COUNT(DISTINCT episode << 32 | step), MIN(sequence), MAX(sequence) "
+                "COUNT(DISTINCT CASE WHEN is_mark THEN -1 - sequence ELSE episode << 32 | step END), "
+                "MIN(sequence), MAX(sequence) "
                 "FROM records GROUP BY actor_id, incarnation ORDER BY actor_id, incarnation"
             ).fetchall()
         return [
@@ -181,4 +183,4 @@ class EpisodeLog:
                 f"{self._path}: the payload at position {position} does not match its checksum. The disk or something "
                 "on it damaged the file: restore it from a backup, or start a run in another folder."
             )
-        return LogEntry(position, RecordId(actor_id, incarnation, sequence), transition_from_bytes(payload, specs))
+        return LogEntry(position, RecordId(actor_id, incarnation, sequence), body_from_bytes(payload, specs))

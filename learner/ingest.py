@@ -34,7 +34,7 @@ from policy.cli import run_main
 from policy.errors import ConfigError, PortInUseError, SpecMismatchError, WeightsError, WireError
 from policy.files import replace_durably
 from policy.grpc_options import PROTOCOL_VERSION, SERVER_OPTIONS, WEIGHTS_CHUNK_BYTES
-from policy.transition import RecordId, Transition
+from policy.transition import Recordable, RecordId
 from policy.weights_store import WeightsManifest, WeightsStore
 from policy.wire import record_from_message
 
@@ -131,11 +131,11 @@ class LinkServicer(link_pb2_grpc.LinkServicer):
             for incarnation, next_sequence in stored.items()
         ]
 
-    def _decode(self, batch: list[link_pb2.Record]) -> tuple[list[tuple[RecordId, Transition]], WireError | None]:
+    def _decode(self, batch: list[link_pb2.Record]) -> tuple[list[tuple[RecordId, Recordable]], WireError | None]:
         specs = self._handshake.specs
         if specs is None:
             return [], WireError("no actor has said Hello to this run, so its specs are not known")
-        records = []
+        records: list[tuple[RecordId, Recordable]] = []
         for message in batch:
             try:
                 records.append(record_from_message(message, specs))

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.config import ReplayConfig
+from policy.encoder import EncoderInput
 from policy.spec import ObservationSpec
-from policy.transition import RecordId, Transition
+from policy.transition import EpisodeMark, Recordable, RecordId, Transition
 
 _NO_NEXT = -1
 
@@ -22,14 +23,15 @@ Stream = tuple[str, str]  # (actor_id, incarnation)
 
 @dataclass(frozen=True)
 class Batch:
-    """Transitions as an algorithm sees them. All tensors float32 but is_human (bool)."""
+    """Transitions as an algorithm sees them. All tensors float32 but is_human and gripper_toggled (bool)."""
 
-    feature: Tensor  # (B, F) normalised observation
+    observation: EncoderInput
     action: Tensor  # (B, A) executed, in [-1, 1]
     reward: Tensor  # (B,) scaled
-    next_feature: Tensor  # (B, F)
+    next_observation: EncoderInput
     is_terminal: Tensor  # (B,) 1 where nothing is bootstrapped
     is_human: Tensor  # (B,) the executed action was a person's
+    gripper_toggled: Tensor  # (B,) the action really opened or closed the gripper
 
 
 @dataclass
@@ -54,6 +56,7 @@ class ReplayBuffer:
         self._reward = np.zeros(capacity, np.float32)
         self._is_terminal = np.zeros(capacity, np.float32)
         self._is_human = np.zeros(capacity, np.bool_)
+        self._gripper_toggled = np.zeros(capacity, np.bool_)
         self._next_row = np.full(capacity, _NO_NEXT)
         self._open: dict[Stream, _OpenRow] = {}
         self._cursor = 0
@@ -72,6 +75,7 @@ class ReplayBuffer:
         self._reward[row] = reward
         self._is_terminal[row] = is_terminal
         self._is_human[row] = transition.is_human
+        self._gripper_toggled[row] = transition.gripper_toggled
         self._open[stream] = _OpenRow(row, transition.episode, transition.step)
 
     def finish(self, stream: Stream, final_feature: NDArray[np.float32]) -> None:
@@ -106,6 +110,7 @@ class ReplayBuffer:
             self._feature[self._next_row[rows]],
             self._is_terminal[rows],
             self._is_human[rows],
+            self._gripper_toggled[rows],
         )
 
     def _write(self, feature: NDArray[np.float32]) -> int:
@@ -134,14 +139,17 @@ class Replay:
     def __init__(self, config: ReplayConfig, observation_spec: ObservationSpec, action_dim: int, seed: int) -> None:
         self._config = config
         self._spec = observation_spec
-        feature_dim = observation_spec.feature_dim
+        feature_dim = observation_spec.vector_dim
         self.online = ReplayBuffer(config.capacity, feature_dim, action_dim)
         self.demonstrations = ReplayBuffer(config.capacity, feature_dim, action_dim)
         self.rng = np.random.default_rng(seed)
         self.num_transitions = 0
 
-    def add(self, record_id: RecordId, transition: Transition) -> None:
+    def add(self, record_id: RecordId, body: Recordable) -> None:
         """Add the next record of the log. Records of one incarnation must come in sequence order."""
+        if isinstance(body, EpisodeMark):
+            return  # applied by the caller's next change
+        transition = body
         stream = (record_id.actor_id, record_id.incarnation)
         feature = self._spec.normalise(transition.observation)
         is_terminal = transition.terminated or (self._config.timeout_is_terminal and transition.truncated)
@@ -173,7 +181,8 @@ class Replay:
             if count:
                 parts.append(buffer.gather(buffer.sample_rows(count, self.rng)))
         columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return Batch(*(torch.from_numpy(column).to(device) for column in columns))
+        vector, action, reward, next_vector, *flags = (torch.from_numpy(column).to(device) for column in columns)
+        return Batch(EncoderInput(vector), action, reward, EncoderInput(next_vector), *flags)
 
     def _homes(self, transition: Transition) -> tuple[ReplayBuffer, ...]:
         if not transition.is_human:

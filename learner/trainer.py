@@ -170,7 +170,7 @@ class Trainer:
             if not entries:
                 return
             for entry in entries:
-                self._replay.add(entry.record_id, entry.transition)
+                self._replay.add(entry.record_id, entry.body)
             self._log_position = entries[-1].position
 
     def _write_summary(self) -> None:

@@ -26,6 +26,24 @@ PRESET_TABLES = ("policy", "learner", "actor")
 class PolicyConfig:
     """Architecture of everything that crosses the wire as weights. Learner and actor must agree on all of it."""
 
+    distribution: Literal["diffusion", "gaussian"] = "diffusion"
+    """What acts: a diffusion policy (CGPO, cloning), or the tanh-Gaussian of HIL-SERL's SAC."""
+    encoder: Literal["none", "resnet10"] = "none"
+    """Image encoder; none for observations without images."""
+    encoder_weights: str = ""
+    """The frozen backbone: the SHA-256 of its converted file, or "random" (a fixed seed; for tests and trials only)."""
+    image_feature_dim: int = 256
+    """Width of each camera's feature."""
+    proprioception_feature_dim: int = 64
+    """Width of the vector's feature beside images."""
+    spatial_blocks: int = 8
+    """Spatial learned embeddings per channel of the backbone's map."""
+    gripper_critic_hidden: tuple[int, ...] = (256, 256)
+    """Hidden layers of the three-way gripper critic (actor.gripper = discrete)."""
+    gaussian_hidden: tuple[int, ...] = (256, 256)
+    """Hidden layers of the Gaussian policy (LayerNorm and tanh)."""
+    success_classifier: bool = False
+    """Whether a success classifier is published with the policy."""
     denoising_steps: int = 20
     """T, length of the reverse diffusion chain."""
     schedule: Literal["cosine", "vp"] = "cosine"
@@ -56,13 +74,15 @@ class PolicyConfig:
                 f"drop_quantiles = {self.drop_quantiles} must be at least 0 and below "
                 f"num_quantiles = {self.num_quantiles}"
             )
+        if min(self.image_feature_dim, self.proprioception_feature_dim, self.spatial_blocks) < 1:
+            raise ConfigError("image_feature_dim, proprioception_feature_dim and spatial_blocks must be positive")
         if self.num_critics < 1:
             raise ConfigError(f"num_critics = {self.num_critics}: at least one critic is needed")
         if self.time_embedding_dim < 4 or self.time_embedding_dim % 2:
             raise ConfigError(f"time_embedding_dim = {self.time_embedding_dim} must be even and at least 4")
         if self.behavior_candidates < 1:
             raise ConfigError(f"behavior_candidates = {self.behavior_candidates}: at least one sample is needed to act")
-        for name in ("denoiser_hidden", "critic_hidden"):
+        for name in ("denoiser_hidden", "critic_hidden", "gaussian_hidden", "gripper_critic_hidden"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give at least one positive width")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from policy.errors import ConfigError, CorruptFileError
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 def open_database(

@@ -10,6 +10,7 @@ from torch import Tensor
 from policy.config import PolicyConfig
 from policy.critic_network import CriticEnsemble, conservative_value
 from policy.denoiser import Denoiser
+from policy.encoder import EncoderInput, ObservationHeads
 from policy.errors import ConfigError
 from policy.noise_schedule import make_noise_schedule
 from policy.sampler import best_of, draw_noise, sample
@@ -19,8 +20,8 @@ from policy.weights import load_strict
 
 def make_denoiser(specs: Specs, config: PolicyConfig) -> Denoiser:
     return Denoiser(
-        specs.action.dim,
-        specs.observation.feature_dim,
+        specs.action.continuous_dim,
+        ObservationHeads(specs, config).feature_dim,
         config.denoiser_hidden,
         config.denoising_steps,
         config.time_embedding_dim,
@@ -29,8 +30,8 @@ def make_denoiser(specs: Specs, config: PolicyConfig) -> Denoiser:
 
 def make_critic(specs: Specs, config: PolicyConfig) -> CriticEnsemble:
     return CriticEnsemble(
-        specs.action.dim,
-        specs.observation.feature_dim,
+        specs.action.continuous_dim,
+        ObservationHeads(specs, config).feature_dim,
         config.critic_hidden,
         config.num_critics,
         config.num_quantiles,
@@ -57,10 +58,11 @@ class DiffusionPolicy:
             torch.manual_seed(seed)
             self._denoiser = make_denoiser(specs, config)
             self._critic = make_critic(specs, config) if config.behavior_candidates > 1 else None
+            self._heads = ObservationHeads(specs, config)
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace all weights, or none: raises WeightsError naming the differing tensors."""
-        modules = torch.nn.ModuleDict({"denoiser": self._denoiser})
+        modules = torch.nn.ModuleDict({"denoiser": self._denoiser, "heads": self._heads})
         if self._critic is not None:
             modules["critic"] = self._critic
         load_strict(modules, tensors)
@@ -74,8 +76,9 @@ class DiffusionPolicy:
                 f"{count} candidates asked for, but this policy was published without a critic to choose with "
                 "(policy.behavior_candidates = 1). Ask for 1, or train with behavior_candidates above 1."
             )
-        feature = torch.from_numpy(self._specs.observation.normalise(observation)).expand(count, -1)
-        noise = draw_noise(self._schedule, count, self._specs.action.dim, self._generator)
+        vector = torch.from_numpy(self._specs.observation.normalise(observation))[None]
+        feature = self._heads(EncoderInput(vector)).expand(count, -1)
+        noise = draw_noise(self._schedule, count, self._specs.action.continuous_dim, self._generator)
         actions = sample(self._denoiser, self._schedule, feature, noise)
         if self._critic is None or count == 1:
             return actions[0].numpy()

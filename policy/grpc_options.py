@@ -1,6 +1,6 @@
 """What both ends of the link must set alike: protocol version, sizes, keepalive. Imports nothing of gRPC itself."""
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 MAX_TRANSITION_BYTES = 1 << 20
 WEIGHTS_CHUNK_BYTES = 1 << 20

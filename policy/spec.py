@@ -4,13 +4,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policy.errors import ConfigError, WireError
+from policy.image_codec import CodedImage
 
-Observation = Mapping[str, NDArray[np.float32]]
+Observation = Mapping[str, Any]
+"""Field name -> float32 vector, image name -> CodedImage (policy.image_codec)."""
+
+GripperMode = Literal["none", "continuous", "discrete"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,26 +45,66 @@ class Field:
         return len(self.low)
 
 
-@dataclass(frozen=True)
-class ObservationSpec:
-    """The named vectors of one observation. Order matters: it fixes the network's input layout."""
+@dataclass(frozen=True, kw_only=True)
+class ImageField:
+    """One camera's image in an observation: uint8 RGB, cropped and resized."""
 
-    fields: tuple[Field, ...]
+    name: str
+    height: int
+    width: int
 
     def __post_init__(self) -> None:
-        _check_names(self.fields)
+        if not (8 <= self.height <= 1024 and 8 <= self.width <= 1024):
+            raise ConfigError(f"image {self.name}: {self.width} x {self.height} pixels is not within 8 to 1024 a side")
+
+
+@dataclass(frozen=True)
+class ObservationSpec:
+    """The named vectors and images of one observation. Order matters: it fixes the network's input layout."""
+
+    fields: tuple[Field, ...]
+    images: tuple[ImageField, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_names((*self.fields, *self.images))
 
     @property
-    def feature_dim(self) -> int:
+    def names(self) -> list[str]:
+        """All names of an observation: vectors, then images."""
+        return [field.name for field in self.fields] + [image.name for image in self.images]
+
+    @property
+    def vector_dim(self) -> int:
         """Length of the vector that `normalise` returns."""
         return sum(field.size * (2 if field.fine_scale else 1) for field in self.fields)
 
     def check(self, observation: Observation) -> None:
-        """Raise WireError unless every field is there with the right size and finite values."""
-        _check_fields(self.fields, observation, "observation")
+        """Raise WireError unless every field and image is there with the right size and finite values.
+
+        An image may be coded or still a plain uint8 array.
+        """
+        expected = set(self.names)
+        if set(observation) != expected:
+            raise WireError(f"observation has fields {sorted(observation)}, expected {sorted(expected)}")
+        for field in self.fields:
+            value = np.asarray(observation[field.name])
+            if value.shape != (field.size,):
+                raise WireError(f"observation {field.name} has shape {value.shape}, expected ({field.size},)")
+            if not np.isfinite(value).all():
+                raise WireError(
+                    f"observation {field.name} = {value.tolist()} {field.unit} is not finite; check its sensor"
+                )
+        for image in self.images:
+            coded = observation[image.name]
+            pixels = coded.pixels if isinstance(coded, CodedImage) else np.asarray(coded)
+            if pixels.shape != (image.height, image.width, 3) or pixels.dtype != np.uint8:
+                raise WireError(
+                    f"image {image.name} has shape {pixels.shape} and type {pixels.dtype}, expected "
+                    f"({image.height}, {image.width}, 3) uint8"
+                )
 
     def normalise(self, observation: Observation) -> NDArray[np.float32]:
-        """Return the network input (feature_dim,): each bound at -1 and 1, values beyond clipped at +-1.5."""
+        """Return the vectors as network input (vector_dim,): each bound at -1 and 1, values beyond clipped at +-1.5."""
         parts: list[NDArray[np.float32]] = []
         for field in self.fields:
             value = np.asarray(observation[field.name], dtype=np.float32)
@@ -72,16 +117,29 @@ class ObservationSpec:
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """The elements of one action. Networks, replay and wire use [-1, 1]; the robot uses physical units."""
+    """The elements of one action. Networks, replay and wire use [-1, 1]; the robot uses physical units.
+
+    gripper other than none: the last element is the gripper's, below -0.5 close, above 0.5 open, between them stay.
+    continuous: the policy's continuous head draws it like any other. discrete: it is -1, 0 or 1, chosen by a critic of
+    its own (HIL-SERL's hybrid), and the continuous head draws the elements before it only.
+    """
 
     fields: tuple[Field, ...]
+    gripper: GripperMode = "none"
 
     def __post_init__(self) -> None:
         _check_names(self.fields)
+        if self.gripper != "none" and (self.fields[-1].name, self.fields[-1].size) != ("gripper", 1):
+            raise ConfigError(f"an action with gripper {self.gripper!r} must end with one element named 'gripper'")
 
     @property
     def dim(self) -> int:
         return sum(field.size for field in self.fields)
+
+    @property
+    def continuous_dim(self) -> int:
+        """Elements that the diffusion (or Gaussian) policy and the arm's critic see."""
+        return self.dim - (self.gripper == "discrete")
 
     def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return (low, high), each (dim,), in physical units."""
@@ -118,8 +176,14 @@ class Specs:
         """Rebuild from `to_json`. Raises WireError when the text is not a valid pair of specs."""
         try:
             raw = json.loads(text)
-            observation = ObservationSpec(tuple(_field_from_dict(field) for field in raw["observation"]["fields"]))
-            action = ActionSpec(tuple(_field_from_dict(field) for field in raw["action"]["fields"]))
+            observation = ObservationSpec(
+                tuple(_field_from_dict(field) for field in raw["observation"]["fields"]),
+                tuple(ImageField(**image) for image in raw["observation"].get("images", ())),
+            )
+            action = ActionSpec(
+                tuple(_field_from_dict(field) for field in raw["action"]["fields"]),
+                raw["action"].get("gripper", "none"),
+            )
         except (ValueError, KeyError, TypeError, ConfigError) as error:
             raise WireError(f"not a pair of observation and action specs: {error}") from error
         return Specs(observation, action)
@@ -128,7 +192,7 @@ class Specs:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
 
-def _check_names(fields: tuple[Field, ...]) -> None:
+def _check_names(fields: tuple[Field | ImageField, ...]) -> None:
     names = [field.name for field in fields]
     if len(set(names)) != len(names):
         raise ConfigError(f"a spec names a field twice: {names}")
@@ -139,15 +203,3 @@ def _field_from_dict(raw: Mapping[str, object]) -> Field:
     for bound in ("low", "high"):
         values[bound] = tuple(values[bound])  # type: ignore[arg-type]
     return Field(**values)  # type: ignore[arg-type]
-
-
-def _check_fields(fields: tuple[Field, ...], values: Observation, what: str) -> None:
-    expected = {field.name for field in fields}
-    if set(values) != expected:
-        raise WireError(f"{what} has fields {sorted(values)}, expected {sorted(expected)}")
-    for field in fields:
-        value = np.asarray(values[field.name])
-        if value.shape != (field.size,):
-            raise WireError(f"{what} {field.name} has shape {value.shape}, expected ({field.size},)")
-        if not np.isfinite(value).all():
-            raise WireError(f"{what} {field.name} = {value.tolist()} {field.unit} is not finite; check its sensor")

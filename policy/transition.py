@@ -40,7 +40,8 @@ class Transition:
     weights_age_s: float  # since those weights were published by the learner (0 for version 0)
     wall_time_s: float  # for people; ordering never uses it
     monotonic_time_s: float  # actor's monotonic clock
-    reward_source: str = "task"
+    reward_source: str = "task"  # who judged: task (a simulator's ground truth), classifier or human
+    gripper_toggled: bool = False  # the executed action really opened or closed the gripper
     final_observation: Observation | None = None  # set exactly on the last step of an episode
 
     @property
@@ -56,9 +57,35 @@ class Transition:
         return self.source is not ActionSource.POLICY
 
 
+class MarkKind(IntEnum):
+    """What an operator says about an episode, after some of its steps are recorded."""
+
+    SUCCESS = 1  # the step solved the task: reward 1, terminated
+    FAILURE = 2  # the step did not solve it: reward 0; if it was terminated it becomes truncated (a veto)
+    DISCARD = 3  # nothing of the episode is to be learned from
+    BOOKMARK = 4  # for people
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeMark:
+    """An operator's correction of steps recorded before. The log keeps both; the replay applies it.
+
+    It has its place in the sequence of records: a mark concerns an episode of its own incarnation that began before.
+    """
+
+    episode: int
+    step: int  # the step it is about; for DISCARD the last one recorded
+    kind: MarkKind
+    wall_time_s: float
+    note: str = ""
+
+
+Recordable = Transition | EpisodeMark
+
+
 @dataclass(frozen=True, order=True)
 class RecordId:
-    """Names one transition for ever: no restart of either side can reuse it."""
+    """Names one record for ever: no restart of either side can reuse it."""
 
     actor_id: str
     incarnation: str  # new for every actor process, sorts by start time

@@ -1,4 +1,4 @@
-"""Transition and Observation <-> protobuf: the only codec of link, spool and log. Pure functions."""
+"""Transitions and marks <-> protobuf: the only codec of link, spool and log. Pure functions."""
 
 import math
 from collections.abc import Iterable
@@ -10,30 +10,40 @@ from numpy.typing import NDArray
 
 from policy.errors import WireError
 from policy.grpc_options import MAX_TRANSITION_BYTES
+from policy.image_codec import CodedImage, ImageCodec, decode_image
 from policy.spec import Observation, ObservationSpec, Specs
-from policy.transition import ActionSource, RecordId, Transition
+from policy.transition import ActionSource, EpisodeMark, MarkKind, Recordable, RecordId, Transition
 
 _FLOAT32 = np.dtype("<f4")
 _MAX_NAME_LENGTH = 128
 _MAX_INTEGER = (1 << 63) - 1  # SQLite's
 _SOURCES: dict[int, ActionSource] = {int(source): source for source in ActionSource}
+_MARKS: dict[int, MarkKind] = {int(kind): kind for kind in MarkKind}
+_MAX_NOTE_LENGTH = 1000
+_CODEC_NUMBERS: dict[ImageCodec, link_pb2.ImageCodec] = {
+    "raw": link_pb2.IMAGE_CODEC_RAW,
+    "jpeg": link_pb2.IMAGE_CODEC_JPEG,
+    "png": link_pb2.IMAGE_CODEC_PNG,
+}
+_CODEC_NAMES = {int(number): name for name, number in _CODEC_NUMBERS.items()}
 _ACTION_TOLERANCE = 1e-5  # float32 rounding around -1 and 1
 
 
-def record_to_message(record_id: RecordId, transition: Transition) -> link_pb2.Record:
+def record_to_message(record_id: RecordId, body: Recordable) -> link_pb2.Record:
     """Return the message of one record. Raises WireError beyond MAX_TRANSITION_BYTES."""
-    return link_pb2.Record(
-        actor_id=record_id.actor_id,
-        incarnation=record_id.incarnation,
-        sequence=record_id.sequence,
-        transition=_transition_to_message(transition),
+    message = _body_to_message(body)
+    message.actor_id, message.incarnation, message.sequence = (
+        record_id.actor_id,
+        record_id.incarnation,
+        record_id.sequence,
     )
+    return message
 
 
-def record_from_message(message: link_pb2.Record, specs: Specs) -> tuple[RecordId, Transition]:
+def record_from_message(message: link_pb2.Record, specs: Specs) -> tuple[RecordId, Recordable]:
     """Return what a received message says. Arrays are read-only.
 
-    Raises WireError when the id is incomplete or the transition is not one of `specs` in every field, size and value.
+    Raises WireError when the id is incomplete or the body is not one of `specs` in every field, size and value.
     """
     for name, text in (("actor_id", message.actor_id), ("incarnation", message.incarnation)):
         if not 0 < len(text) <= _MAX_NAME_LENGTH or not text.isprintable():
@@ -42,25 +52,58 @@ def record_from_message(message: link_pb2.Record, specs: Specs) -> tuple[RecordI
         raise WireError(f"sequence {message.sequence} is above {_MAX_INTEGER}")
     record_id = RecordId(message.actor_id, message.incarnation, message.sequence)
     try:
-        return record_id, _transition_from_message(message.transition, specs)
+        return record_id, _body_from_message(message, specs)
     except WireError as error:
         raise WireError(
-            f"transition {record_id.sequence} of {record_id.actor_id}, incarnation {record_id.incarnation}: {error}"
+            f"record {record_id.sequence} of {record_id.actor_id}, incarnation {record_id.incarnation}: {error}"
         ) from error
 
 
-def transition_to_bytes(transition: Transition) -> bytes:
-    """Return the bytes that spool and log keep. Raises WireError beyond MAX_TRANSITION_BYTES."""
-    return _transition_to_message(transition).SerializeToString()
+def body_to_bytes(body: Recordable) -> bytes:
+    """Return the bytes that the log keeps: a Record without its id. Raises WireError beyond MAX_TRANSITION_BYTES."""
+    return _body_to_message(body).SerializeToString()
 
 
-def transition_from_bytes(data: bytes, specs: Specs) -> Transition:
-    """Undo `transition_to_bytes`, with the checks of `record_from_message`."""
+def body_from_bytes(data: bytes, specs: Specs) -> Recordable:
+    """Undo `body_to_bytes`, with the checks of `record_from_message`."""
     try:
-        message = link_pb2.Transition.FromString(data)
+        message = link_pb2.Record.FromString(data)
     except DecodeError as error:
-        raise WireError(f"{len(data)} bytes are not a transition: {error}") from error
-    return _transition_from_message(message, specs)
+        raise WireError(f"{len(data)} bytes are not a record: {error}") from error
+    return _body_from_message(message, specs)
+
+
+def _body_to_message(body: Recordable) -> link_pb2.Record:
+    if isinstance(body, Transition):
+        return link_pb2.Record(transition=_transition_to_message(body))
+    mark = link_pb2.EpisodeMark(
+        episode=body.episode,
+        step=body.step,
+        kind=int(body.kind),  # type: ignore[arg-type]  # the stub knows the enum by its own type only
+        wall_time_s=body.wall_time_s,
+        note=body.note[:_MAX_NOTE_LENGTH],
+    )
+    return link_pb2.Record(mark=mark)
+
+
+def _body_from_message(message: link_pb2.Record, specs: Specs) -> Recordable:
+    kind = message.WhichOneof("body")
+    if kind is None:
+        raise WireError("the record is empty: neither a transition nor a mark")
+    if kind == "transition":
+        return _transition_from_message(message.transition, specs)
+    mark = message.mark
+    if mark.kind not in _MARKS:
+        raise WireError(f"mark kind {mark.kind} is none of {', '.join(kind.name for kind in MarkKind)}")
+    if mark.episode > _MAX_INTEGER or not math.isfinite(mark.wall_time_s):
+        raise WireError(f"mark of episode {mark.episode} at {mark.wall_time_s} s is not valid")
+    return EpisodeMark(
+        episode=mark.episode,
+        step=mark.step,
+        kind=_MARKS[mark.kind],
+        wall_time_s=mark.wall_time_s,
+        note=mark.note[:_MAX_NOTE_LENGTH],
+    )
 
 
 def _transition_to_message(transition: Transition) -> link_pb2.Transition:
@@ -81,6 +124,7 @@ def _transition_to_message(transition: Transition) -> link_pb2.Transition:
         monotonic_time_s=transition.monotonic_time_s,
         reward_source=transition.reward_source,
         final_observation=None if final is None else _observation_to_message(final),
+        gripper_toggled=transition.gripper_toggled,
     )
     _check_size(message)
     return message
@@ -121,6 +165,7 @@ def _transition_from_message(message: link_pb2.Transition, specs: Specs) -> Tran
         final_observation=(
             _observation_from_message(message.final_observation, specs.observation) if has_final else None
         ),
+        gripper_toggled=message.gripper_toggled,
     )
 
 
@@ -130,26 +175,42 @@ def _check_size(message: link_pb2.Transition) -> None:
 
 
 def _observation_to_message(observation: Observation) -> link_pb2.Observation:
-    return link_pb2.Observation(
-        fields=[
-            link_pb2.NamedTensor(
+    message = link_pb2.Observation()
+    for name, value in observation.items():
+        if isinstance(value, CodedImage):
+            height, width = value.pixels.shape[:2]
+            message.images.add(
+                name=name, codec=_CODEC_NUMBERS[value.codec], height=height, width=width, data=value.data
+            )
+        elif value.dtype == np.uint8:
+            raise WireError(f"image {name} is not encoded; see policy.image_codec.code_images")
+        else:
+            message.fields.add(
                 name=name,
                 dtype=link_pb2.DTYPE_FLOAT32,
                 shape=value.shape,
                 data=value.astype(_FLOAT32, copy=False).tobytes(),
             )
-            for name, value in observation.items()
-        ]
-    )
+    return message
 
 
 def _observation_from_message(message: link_pb2.Observation, spec: ObservationSpec) -> Observation:
-    """Return the observation with its fields in the spec's order."""
-    values = {tensor.name: _array(tensor) for tensor in message.fields}
-    if len(values) != len(message.fields):
-        raise WireError(f"observation names a field twice: {[tensor.name for tensor in message.fields]}")
+    """Return the observation with its fields, then its images, in the spec's order."""
+    values: dict[str, NDArray[np.float32] | CodedImage] = {tensor.name: _array(tensor) for tensor in message.fields}
+    sizes = {image.name: (image.height, image.width) for image in spec.images}
+    for image in message.images:
+        if (image.height, image.width) != sizes.get(image.name):  # before any pixel is decoded
+            raise WireError(
+                f"image {image.name} of {image.width} x {image.height} pixels is not in the spec, which has {sizes} "
+                "(H, W)"
+            )
+        values[image.name] = decode_image(
+            image.data, _CODEC_NAMES.get(image.codec, f"number {image.codec}"), image.height, image.width
+        )
+    if len(values) != len(message.fields) + len(message.images):
+        raise WireError(f"observation names a field twice: {[*(tensor.name for tensor in message.fields), *sizes]}")
     spec.check(values)
-    return {field.name: values[field.name] for field in spec.fields}
+    return {name: values[name] for name in spec.names}
 
 
 def _array(tensor: link_pb2.NamedTensor) -> NDArray[np.float32]:

@@ -27,6 +27,17 @@ class StaleStateError(RobotError):
         )
 
 
+class CameraStaleError(RobotError):
+    """A camera's newest frame is too old to act on."""
+
+    def __init__(self, camera: str, age_s: float, limit_s: float) -> None:
+        self.camera, self.age_s = camera, age_s
+        super().__init__(
+            f"camera {camera!r}: its newest image is {age_s * 1e3:.0f} ms old (limit {limit_s * 1e3:.0f} ms). Is its "
+            "cable in, and nothing else using it? The arm has been told to hold."
+        )
+
+
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> RobotConfigError:
     """Return the error for a name that does not exist: the nearest one first, then all valid ones."""
     names = sorted(valid)

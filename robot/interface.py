@@ -76,3 +76,53 @@ class SimulatedBackend(RobotBackend, Protocol):
 
     def render(self, width: int, height: int, camera: str = "overview") -> NDArray[np.uint8]:
         """Return an RGB image (height, width, 3); raises RobotError where the backend cannot draw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraFrame:
+    """One image as a camera delivered it."""
+
+    image: NDArray[np.uint8]  # (H, W, 3) RGB at the camera's own size, rows from the top
+    sequence: int  # of the driver, grows with every new image
+    received_monotonic_s: float  # time.monotonic() at arrival
+
+
+class Camera(Protocol):
+    """A colour camera. A thread of its own captures; `read` never waits for it."""
+
+    width: int  # px, of every frame
+    height: int
+
+    def connect(self) -> None:
+        """Start capturing. Raises RobotError with the remedy when there is no such camera."""
+
+    def read(self) -> CameraFrame:
+        """Return the newest frame, however old it is: judging its age is the caller's. Raises RobotError before one."""
+
+    def close(self) -> None:
+        """Stop capturing. Safe to call twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeleopState:
+    """What an input device says now."""
+
+    twist: Array  # (6,) in [-1, 1]: forward x, left y, up z of O, then rotation about them; zeros when untouched
+    buttons: tuple[bool, ...]  # in the device's order; a SpaceMouse's left, right
+    received_monotonic_s: float  # arrival of the newest report
+    is_connected: bool = True
+
+
+class TeleopDevice(Protocol):
+    """An input device in a person's hand. A thread of its own drains it; `read` never blocks."""
+
+    num_buttons: int
+
+    def connect(self) -> None:
+        """Open the device. Raises RobotError with the remedy when there is none."""
+
+    def read(self) -> TeleopState:
+        """Return the newest state. An unplugged device reads as untouched, with is_connected False."""
+
+    def close(self) -> None:
+        """Release the device. Safe to call twice."""

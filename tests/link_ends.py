@@ -17,6 +17,7 @@ from actor.link import Link
 from actor.spool import Spool
 from learner.episode_log import EpisodeLog, LogEntry
 from policy.config import PolicyConfig
+from policy.grpc_options import PROTOCOL_VERSION
 from policy.spec import Specs
 from policy.transition import RecordId
 from policy.weights import PolicyWeights
@@ -128,7 +129,7 @@ class Actor:
 
 def hello(*incarnations: str, specs: Specs = SPECS) -> link_pb2.HelloRequest:
     return link_pb2.HelloRequest(
-        protocol_version=1,
+        protocol_version=PROTOCOL_VERSION,
         actor_id="robot",
         incarnation="a",
         specs_json=specs.to_json(),

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learner.algorithms.cgpo import Cgpo
 from learner.config import LearnerConfig
 from learner.replay import Batch
 from policy.config import from_dict
+from policy.encoder import EncoderInput
 from policy.noise_schedule import NoiseSchedule, make_noise_schedule
+from policy.sampler import NoisePredictor
 from policy.spec import ActionSpec, Field, ObservationSpec, Specs
 
 # The paper's chain. In float64 the closed forms below hold to the rounding of the stored coefficients (1e-7).
@@ -118,10 +121,19 @@ def random_batch(size: int, feature_dim: int, action_dim: int, seed: int = 0) ->
         return 2 * torch.rand(shape, generator=generator) - 1
 
     return Batch(
-        feature=uniform(size, feature_dim),
+        observation=EncoderInput(uniform(size, feature_dim)),
         action=uniform(size, action_dim),
         reward=uniform(size),
-        next_feature=uniform(size, feature_dim),
+        next_observation=EncoderInput(uniform(size, feature_dim)),
         is_terminal=(uniform(size) < -0.5).float(),
         is_human=uniform(size) < 0,
+        gripper_toggled=torch.zeros(size, dtype=torch.bool),
     )
+
+
+def best_of_samples(
+    algorithm: Cgpo, denoiser: NoisePredictor, feature: Tensor, count: int, generator: torch.Generator
+) -> Tensor:
+    """Return the best by the online critic of `count` unguided samples of each state."""
+    candidates = algorithm._candidates(denoiser, feature, count, generator)
+    return algorithm._best_of(algorithm._critic, feature, candidates)

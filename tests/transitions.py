@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from policy.spec import ActionSpec, Field, Observation, ObservationSpec, Specs
-from policy.transition import ActionSource, Transition
+from policy.transition import ActionSource, Recordable, Transition
 
 SPECS = Specs(
     ObservationSpec(
@@ -41,9 +41,10 @@ def make_transition(step: int = 0, *, is_last: bool = False, **changes: Any) -> 
     return Transition(**(values | changes))
 
 
-def assert_equal(left: Transition, right: Transition) -> None:
+def assert_equal(left: Recordable, right: Recordable) -> None:
     """Assert that two transitions are the same in every field and bit."""
-    for field in fields(Transition):
+    assert type(left) is type(right)
+    for field in fields(left):
         a, b = getattr(left, field.name), getattr(right, field.name)
         if isinstance(a, np.ndarray):
             assert a.dtype == b.dtype == np.float32, field.name

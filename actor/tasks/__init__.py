@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from actor.tasks.base import Task
+from actor.tasks.base import Task, TaskOptions
 from policy.registry import resolve
 
 TASKS = {
@@ -12,6 +12,6 @@ TASKS = {
 }
 
 
-def make_task(name: str) -> Task:
+def make_task(name: str, options: TaskOptions | None = None) -> Task:
     """Return the task `name`. Raises ConfigError, listing the valid names, when there is none."""
-    return cast(Task, resolve("task", TASKS, name)())
+    return cast(Task, resolve("task", TASKS, name)(options or TaskOptions()))

@@ -1,7 +1,7 @@
 """What a task is: where episodes start, what is observed, when it is solved, and an operator who can solve it."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,16 @@ from robot.interface import Array, RobotCommand, RobotState, ScenePlacement
 from robot.safety import SafetyConfig
 
 ObjectPoses = dict[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """What can be chosen for every task; the same fields of ActorConfig (actor/config.py) explain them."""
+
+    pixels: bool = False
+    image_size_px: int = 128
+    gripper: Literal["task", "fixed", "continuous", "discrete"] = "task"
+    frame: Literal["base", "reset"] = "base"
 
 
 @dataclass(frozen=True)

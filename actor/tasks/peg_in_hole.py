@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from actor.tasks.base import ObjectPoses, Outcome
+from actor.tasks.base import ObjectPoses, Outcome, TaskOptions
 from actor.tasks.cartesian import CartesianDelta, rotation_error
 from actor.tasks.peg_operator import PegOperator
 from policy.spec import Field, Observation, ObservationSpec
@@ -38,7 +38,7 @@ class PegInHole:
     max_episode_steps = 100
     control_rate_hz = 10.0
 
-    def __init__(self, rotation: bool = False) -> None:
+    def __init__(self, options: TaskOptions, rotation: bool = False) -> None:
         """With rotation the action turns the hand too, and both hand and peg start tilted."""
         self._rotation = rotation
         self._cartesian = CartesianDelta(rotation=rotation)
@@ -103,5 +103,5 @@ class PegInHoleRotation(PegInHole):
 
     name = "peg_in_hole_rotation"
 
-    def __init__(self) -> None:
-        super().__init__(rotation=True)
+    def __init__(self, options: TaskOptions) -> None:
+        super().__init__(options, rotation=True)

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from actor.tasks.base import ObjectPoses, Outcome
+from actor.tasks.base import ObjectPoses, Outcome, TaskOptions
 from actor.tasks.cartesian import CartesianDelta
 from policy.spec import Field, Observation, ObservationSpec
 from robot.interface import Array, RobotCommand, RobotState, ScenePlacement
@@ -23,7 +23,8 @@ class Reach:
     max_episode_steps = 50
     control_rate_hz = 10.0
 
-    def __init__(self) -> None:
+    def __init__(self, options: TaskOptions) -> None:
+        del options
         self._cartesian = CartesianDelta()
         self.action_spec = self._cartesian.spec
         low, high = WORKSPACE_CENTRE_M - 0.15, WORKSPACE_CENTRE_M + 0.15

@@ -22,7 +22,7 @@ class Algorithm(Protocol):
         """Do one learner step, drawing as many batches as it needs. Returns scalars to log."""
 
     def policy_tensors(self) -> dict[str, Tensor]:
-        """Return what DiffusionPolicy loads: tensors named denoiser.* and, if published, critic.*."""
+        """Return what DiffusionPolicy loads: tensors named denoiser.*, heads.*, and, if published, critic.*."""
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that a bit-exact resume needs, by unique name."""
@@ -31,9 +31,14 @@ class Algorithm(Protocol):
         """Restore `state()`; raises WeightsError when a tensor is missing or has another shape."""
 
 
-def published_tensors(config: PolicyConfig, denoiser: nn.Module, critic: nn.Module) -> dict[str, Tensor]:
-    """Return what the robot needs: the denoiser, and the critic if it is to choose among candidates."""
-    tensors = _named("denoiser", denoiser.state_dict())
+def published_tensors(
+    config: PolicyConfig, denoiser: nn.Module, critic: nn.Module, heads: nn.Module
+) -> dict[str, Tensor]:
+    """Return what the robot needs: denoiser, the encoder's heads, and the critic if it chooses among candidates.
+
+    The frozen backbone never changes: both sides load it from the same file.
+    """
+    tensors = _named("denoiser", denoiser.state_dict()) | _named("heads", heads.state_dict())
     if config.behavior_candidates > 1:
         tensors |= _named("critic", critic.state_dict())
     return tensors
@@ -46,7 +51,9 @@ def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def update_ema(target: nn.Module, online: nn.Module, rate: float) -> None:
     """Move every target parameter towards its online twin: target <- (1 - rate) target + rate online."""
-    torch._foreach_lerp_(list(target.parameters()), [parameter.detach() for parameter in online.parameters()], rate)
+    parameters = [parameter.detach() for parameter in online.parameters()]
+    if parameters:  # the heads of an observation without images have none
+        torch._foreach_lerp_(list(target.parameters()), parameters, rate)
 
 
 def frozen_copy(module: Module) -> Module:

@@ -11,6 +11,7 @@ from learner.config import LearnerConfig
 from learner.losses import denoising_error, mean_over_human_rows
 from policy.critic_network import CriticEnsemble
 from policy.diffusion_policy import make_critic, make_denoiser
+from policy.encoder import ObservationHeads
 from policy.noise_schedule import make_noise_schedule
 from policy.spec import Specs
 
@@ -24,23 +25,29 @@ class BehaviourCloning:
         self._config, self._policy = config.bc, config.policy
         self._schedule = make_noise_schedule(self._policy.schedule, self._policy.denoising_steps).to(device)
         self._denoiser = make_denoiser(specs, self._policy).to(device)
+        self._heads = ObservationHeads(specs, self._policy).to(device)
         self._averaged_denoiser = frozen_copy(self._denoiser)
-        self._optimiser = torch.optim.Adam(self._denoiser.parameters(), self._config.learning_rate)
+        self._averaged_heads = frozen_copy(self._heads)
+        trained = [*self._denoiser.parameters(), *self._heads.parameters()]
+        self._optimiser = torch.optim.Adam(trained, self._config.learning_rate)
         self._noise = torch.Generator(device).manual_seed(config.seed)
         self._critic = _indifferent_critic(specs, config)
 
     def update_step(self, sample_batch: SampleBatch) -> Metrics:
         batch = sample_batch()
-        error = denoising_error(self._denoiser, self._schedule, batch.action, batch.feature, self._noise)
+        error = denoising_error(
+            self._denoiser, self._schedule, batch.action, self._heads(batch.observation), self._noise
+        )
         loss = mean_over_human_rows(error, batch.is_human)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
         update_ema(self._averaged_denoiser, self._denoiser, self._config.target_update_rate)
+        update_ema(self._averaged_heads, self._heads, self._config.target_update_rate)
         return {"actor_loss": loss.detach()}
 
     def policy_tensors(self) -> dict[str, Tensor]:
-        return published_tensors(self._policy, self._averaged_denoiser, self._critic)
+        return published_tensors(self._policy, self._averaged_denoiser, self._critic, self._averaged_heads)
 
     def state(self) -> dict[str, Tensor]:
         return collect_state(self._parts())
@@ -51,7 +58,9 @@ class BehaviourCloning:
     def _parts(self) -> dict[str, Stateful]:
         return {
             "denoiser": self._denoiser,
+            "heads": self._heads,
             "averaged_denoiser": self._averaged_denoiser,
+            "averaged_heads": self._averaged_heads,
             "optimiser": self._optimiser,
             "noise": self._noise,
         }

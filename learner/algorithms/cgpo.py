@@ -30,6 +30,7 @@ from learner.losses import (
 from learner.replay import Batch
 from policy.critic_network import CriticEnsemble, conservative_value
 from policy.diffusion_policy import make_critic, make_denoiser
+from policy.encoder import ObservationHeads
 from policy.noise_schedule import make_noise_schedule
 from policy.sampler import NoisePredictor, best_of, draw_noise, sample
 from policy.spec import Specs
@@ -43,15 +44,19 @@ class Cgpo:
         device = torch.device(config.device)
         torch.manual_seed(config.seed)
         self._schedule = make_noise_schedule(self._policy.schedule, self._policy.denoising_steps).to(device)
-        self._action_dim = specs.action.dim
+        self._action_dim = specs.action.continuous_dim
         self._denoiser = make_denoiser(specs, self._policy).to(device)
         self._critic = make_critic(specs, self._policy).to(device)
-        self._value = make_value_network(specs.observation.feature_dim, self._config.value_hidden).to(device)
+        self._heads = ObservationHeads(specs, self._policy).to(device)
+        self._value = make_value_network(self._heads.feature_dim, self._config.value_hidden).to(device)
         self._target_denoiser = frozen_copy(self._denoiser)
         self._target_critic = frozen_copy(self._critic)
+        self._target_heads = frozen_copy(self._heads)
         eps = self._config.adam_eps
         self._denoiser_optimiser = Adam(self._denoiser.parameters(), self._config.actor_learning_rate, eps=eps)
-        self._critic_optimiser = Adam(self._critic.parameters(), self._config.critic.learning_rate, eps=eps)
+        # The heads learn from the critic alone; the actor's loss stops at the feature (DrQ, HIL-SERL).
+        valued = [*self._critic.parameters(), *self._heads.parameters()]
+        self._critic_optimiser = Adam(valued, self._config.critic.learning_rate, eps=eps)
         self._value_optimiser = Adam(self._value.parameters(), self._config.value_learning_rate, eps=eps)
         # One generator per purpose: switching guidance off does not shift the critic's noise.
         self._critic_noise, self._actor_noise, self._loss_noise = (
@@ -63,23 +68,29 @@ class Cgpo:
     def update_step(self, sample_batch: SampleBatch) -> Metrics:
         for _ in range(self._config.cta_ratio - 1):
             self._update_critic(sample_batch())
-            update_ema(self._target_critic, self._critic, self._config.target_update_rate)
+            self._follow_critic()
         batch = sample_batch()
         metrics = self._update_critic(batch)
+        with torch.no_grad():
+            feature = self._heads(batch.observation)  # once per state, for every chain and loss below
         if int(self._actor_updates) < self._config.bc_warmup_steps:
-            metrics |= self._imitate(batch)
+            metrics |= self._imitate(batch, feature)
         else:
-            metrics |= self._update_actor(batch)
+            metrics |= self._update_actor(batch, feature)
         self._actor_updates += 1
-        update_ema(self._target_critic, self._critic, self._config.target_update_rate)
+        self._follow_critic()
         update_ema(self._target_denoiser, self._denoiser, self._config.target_update_rate)
         return metrics
+
+    def _follow_critic(self) -> None:
+        update_ema(self._target_critic, self._critic, self._config.target_update_rate)
+        update_ema(self._target_heads, self._heads, self._config.target_update_rate)
 
     # --- critic ---------------------------------------------------------------------------------------------------
 
     def _update_critic(self, batch: Batch) -> Metrics:
         targets = self._critic_targets(batch)
-        quantiles = self._critic(batch.feature, batch.action)
+        quantiles = self._critic(self._heads(batch.observation), batch.action)
         if self._config.critic.type == "twin_scalar":
             loss = scalar_critic_loss(quantiles, targets)
         else:
@@ -94,11 +105,14 @@ class Cgpo:
         a' is the best of K_t target-policy samples by the online critic (DDQN). CGPO section 4.3, Algorithm 1.
         """
         config = self._config.critic
+        target_feature = self._target_heads(batch.next_observation)
+        feature = self._heads(batch.next_observation) if config.ddqn else target_feature
         selector = self._critic if config.ddqn else self._target_critic
-        next_action = self._best_of_samples(
-            self._target_denoiser, selector, batch.next_feature, config.target_candidates, self._critic_noise
+        candidates = self._candidates(
+            self._target_denoiser, target_feature, config.target_candidates, self._critic_noise
         )
-        quantiles = self._target_critic(batch.next_feature, next_action)
+        next_action = self._best_of(selector, feature, candidates)
+        quantiles = self._target_critic(target_feature, next_action)
         if config.target_type == "scalar" or config.type == "twin_scalar":
             atoms = self._conservative(quantiles)[:, None]
         else:
@@ -108,12 +122,11 @@ class Cgpo:
 
     # --- actor ----------------------------------------------------------------------------------------------------
 
-    def _update_actor(self, batch: Batch) -> Metrics:
+    def _update_actor(self, batch: Batch, feature: Tensor) -> Metrics:
         """Regress the denoiser onto one synthesised action per state, weighted by its advantage (CGPO Eq 15-19)."""
-        feature = batch.feature
         policy_action = self._samples(self._denoiser, feature, self._actor_noise)
         policy_value = self._value_of(feature, policy_action)
-        target_action, metrics = self._target_actions(batch, policy_action)
+        target_action, metrics = self._target_actions(batch, feature, policy_action)
         target_value = self._value_of(feature, target_action)
         base_value = self._base_value(feature, policy_action, policy_value)
         weight = advantage_weight(target_value, base_value)
@@ -131,20 +144,19 @@ class Cgpo:
         self._step(self._denoiser_optimiser, loss)
         return metrics | {"actor_loss": loss.detach()}
 
-    def _target_actions(self, batch: Batch, policy_action: Tensor) -> tuple[Tensor, Metrics]:
+    def _target_actions(self, batch: Batch, feature: Tensor, policy_action: Tensor) -> tuple[Tensor, Metrics]:
         """Return a^g (B, A): guided sample, or the human's action where it is allowed to compete and wins."""
         guidance = self._config.guidance
         if guidance.type == "none":
-            target = self._best_of_samples(
-                self._denoiser, self._critic, batch.feature, guidance.best_of, self._actor_noise
-            )
+            candidates = self._candidates(self._denoiser, feature, guidance.best_of, self._actor_noise)
+            target = self._best_of(self._critic, feature, candidates)
         else:
-            noise = draw_noise(self._schedule, len(batch.feature), self._action_dim, self._actor_noise)
-            target = sample(self._denoiser, self._schedule, batch.feature, noise, self._guide)
+            noise = draw_noise(self._schedule, len(feature), self._action_dim, self._actor_noise)
+            target = sample(self._denoiser, self._schedule, feature, noise, self._guide)
         metrics: Metrics = {"target_move": (target - policy_action).norm(dim=-1).mean()}
         if self._config.human_targets:
-            human_value = self._value_of(batch.feature, batch.action)
-            human_wins = batch.is_human & (human_value > self._value_of(batch.feature, target))
+            human_value = self._value_of(feature, batch.action)
+            human_wins = batch.is_human & (human_value > self._value_of(feature, target))
             target = torch.where(human_wins[:, None], batch.action, target)
             metrics["human_target_fraction"] = human_wins.float().mean()
         return target, metrics
@@ -183,9 +195,9 @@ class Cgpo:
             error[:, 0], error[:, 1:], weight, entropy_weight, self._config.entropy_reduction
         )
 
-    def _imitate(self, batch: Batch) -> Metrics:
+    def _imitate(self, batch: Batch, feature: Tensor) -> Metrics:
         """BC warm-up: plain denoising regression on human rows, none if the batch holds none."""
-        error = denoising_error(self._denoiser, self._schedule, batch.action, batch.feature, self._loss_noise)
+        error = denoising_error(self._denoiser, self._schedule, batch.action, feature, self._loss_noise)
         loss = mean_over_human_rows(error, batch.is_human)
         self._step(self._denoiser_optimiser, loss)
         return {"actor_loss": loss.detach()}
@@ -196,16 +208,20 @@ class Cgpo:
         noise = draw_noise(self._schedule, len(feature), self._action_dim, generator)
         return sample(denoiser, self._schedule, feature, noise)
 
-    @torch.no_grad()
-    def _best_of_samples(
-        self, denoiser: NoisePredictor, critic: CriticEnsemble, feature: Tensor, count: int, generator: torch.Generator
-    ) -> Tensor:
+    def _candidates(self, denoiser: NoisePredictor, feature: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Return unguided samples (B, K, A) of each state."""
         repeated = feature.repeat_interleave(count, dim=0)  # row-major: candidates of one state are neighbours
-        actions = self._samples(denoiser, repeated, generator)
+        return self._samples(denoiser, repeated, generator).view(len(feature), count, -1)
+
+    @torch.no_grad()
+    def _best_of(self, critic: CriticEnsemble, feature: Tensor, candidates: Tensor) -> Tensor:
+        """Return each state's candidate (B, A) of highest conservative value."""
+        count = candidates.shape[1]
         if count == 1:
-            return actions
-        values = self._conservative(critic(repeated, actions))
-        return best_of(actions.view(len(feature), count, -1), values.view(len(feature), count))
+            return candidates[:, 0]
+        repeated = feature.repeat_interleave(count, dim=0)
+        values = self._conservative(critic(repeated, candidates.flatten(0, 1)))
+        return best_of(candidates, values.view(len(feature), count))
 
     def _value_of(self, feature: Tensor, action: Tensor) -> Tensor:
         """Conservative value (B,) of the online critic; differentiable in the action only where grad is enabled."""
@@ -225,7 +241,7 @@ class Cgpo:
         optimiser.step()
 
     def policy_tensors(self) -> dict[str, Tensor]:
-        return published_tensors(self._policy, self._denoiser, self._critic)
+        return published_tensors(self._policy, self._denoiser, self._critic, self._heads)
 
     def state(self) -> dict[str, Tensor]:
         return collect_state(self._parts())
@@ -237,6 +253,8 @@ class Cgpo:
         return {
             "denoiser": self._denoiser,
             "critic": self._critic,
+            "heads": self._heads,
+            "target_heads": self._target_heads,
             "value": self._value,
             "target_denoiser": self._target_denoiser,
             "target_critic": self._target_critic,

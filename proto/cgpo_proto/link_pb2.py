@@ -24,41 +24,49 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63gpo_proto/link.proto\x12\x07\x63gpo.v1\"\x96\x01\n\x0cHelloRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x10\n\x08\x61\x63tor_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x12\n\nspecs_json\x18\x04 \x01(\t\x12\x13\n\x0bpolicy_json\x18\x05 \x01(\t\x12\x1c\n\x14spooled_incarnations\x18\x06 \x03(\t\"h\n\nHelloReply\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x17\n\x0fweights_version\x18\x02 \x01(\x04\x12\'\n\x06resume\x18\x03 \x03(\x0b\x32\x17.cgpo.v1.ResumePosition\"<\n\x0eResumePosition\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x15\n\rnext_sequence\x18\x02 \x01(\x04\"j\n\x06Record\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\'\n\ntransition\x18\x04 \x01(\x0b\x32\x13.cgpo.v1.Transition\"1\n\x03\x41\x63k\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x15\n\rnext_sequence\x18\x02 \x01(\x04\"\xa6\x03\n\nTransition\x12\x0f\n\x07\x65pisode\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\r\x12)\n\x0bobservation\x18\x03 \x01(\x0b\x32\x14.cgpo.v1.Observation\x12\x15\n\rpolicy_action\x18\x04 \x03(\x02\x12\x17\n\x0f\x65xecuted_action\x18\x05 \x03(\x02\x12%\n\x06source\x18\x06 \x01(\x0e\x32\x15.cgpo.v1.ActionSource\x12\x0e\n\x06reward\x18\x07 \x01(\x02\x12\x12\n\nterminated\x18\x08 \x01(\x08\x12\x11\n\ttruncated\x18\t \x01(\x08\x12\x17\n\x0fweights_version\x18\n \x01(\x04\x12\x15\n\rweights_age_s\x18\x0b \x01(\x02\x12\x13\n\x0bwall_time_s\x18\x0c \x01(\x01\x12\x18\n\x10monotonic_time_s\x18\r \x01(\x01\x12\x15\n\rreward_source\x18\x0e \x01(\t\x12\x34\n\x11\x66inal_observation\x18\x0f \x01(\x0b\x32\x14.cgpo.v1.ObservationH\x00\x88\x01\x01\x42\x14\n\x12_final_observation\"3\n\x0bObservation\x12$\n\x06\x66ields\x18\x01 \x03(\x0b\x32\x14.cgpo.v1.NamedTensor\"W\n\x0bNamedTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x05\x64type\x18\x02 \x01(\x0e\x32\x0e.cgpo.v1.DType\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"<\n\x13WatchWeightsRequest\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12\x13\n\x0bhave_sha256\x18\x02 \x01(\t\"i\n\x0cWeightsChunk\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12*\n\x08manifest\x18\x02 \x01(\x0b\x32\x18.cgpo.v1.WeightsManifest\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\x8a\x01\n\x0fWeightsManifest\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x14\n\x0clearner_step\x18\x03 \x01(\x04\x12\x18\n\x10published_wall_s\x18\x04 \x01(\x01\x12$\n\x07tensors\x18\x05 \x03(\x0b\x32\x13.cgpo.v1.TensorInfo\"8\n\nTensorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04*\x94\x01\n\x0c\x41\x63tionSource\x12\x1d\n\x19\x41\x43TION_SOURCE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x43TION_SOURCE_POLICY\x10\x01\x12%\n!ACTION_SOURCE_HUMAN_DEMONSTRATION\x10\x02\x12$\n ACTION_SOURCE_HUMAN_INTERVENTION\x10\x03*B\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x02\x32\xaf\x01\n\x04Link\x12\x33\n\x05Hello\x12\x15.cgpo.v1.HelloRequest\x1a\x13.cgpo.v1.HelloReply\x12+\n\x06\x41ppend\x12\x0f.cgpo.v1.Record\x1a\x0c.cgpo.v1.Ack(\x01\x30\x01\x12\x45\n\x0cWatchWeights\x12\x1c.cgpo.v1.WatchWeightsRequest\x1a\x15.cgpo.v1.WeightsChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63gpo_proto/link.proto\x12\x07\x63gpo.v1\"\x96\x01\n\x0cHelloRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x10\n\x08\x61\x63tor_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x12\n\nspecs_json\x18\x04 \x01(\t\x12\x13\n\x0bpolicy_json\x18\x05 \x01(\t\x12\x1c\n\x14spooled_incarnations\x18\x06 \x03(\t\"h\n\nHelloReply\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x17\n\x0fweights_version\x18\x02 \x01(\x04\x12\'\n\x06resume\x18\x03 \x03(\x0b\x32\x17.cgpo.v1.ResumePosition\"<\n\x0eResumePosition\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x15\n\rnext_sequence\x18\x02 \x01(\x04\"\x9a\x01\n\x06Record\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12)\n\ntransition\x18\x04 \x01(\x0b\x32\x13.cgpo.v1.TransitionH\x00\x12$\n\x04mark\x18\x05 \x01(\x0b\x32\x14.cgpo.v1.EpisodeMarkH\x00\x42\x06\n\x04\x62ody\"1\n\x03\x41\x63k\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x15\n\rnext_sequence\x18\x02 \x01(\x04\"\xbf\x03\n\nTransition\x12\x0f\n\x07\x65pisode\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\r\x12)\n\x0bobservation\x18\x03 \x01(\x0b\x32\x14.cgpo.v1.Observation\x12\x15\n\rpolicy_action\x18\x04 \x03(\x02\x12\x17\n\x0f\x65xecuted_action\x18\x05 \x03(\x02\x12%\n\x06source\x18\x06 \x01(\x0e\x32\x15.cgpo.v1.ActionSource\x12\x0e\n\x06reward\x18\x07 \x01(\x02\x12\x12\n\nterminated\x18\x08 \x01(\x08\x12\x11\n\ttruncated\x18\t \x01(\x08\x12\x17\n\x0fweights_version\x18\n \x01(\x04\x12\x15\n\rweights_age_s\x18\x0b \x01(\x02\x12\x13\n\x0bwall_time_s\x18\x0c \x01(\x01\x12\x18\n\x10monotonic_time_s\x18\r \x01(\x01\x12\x15\n\rreward_source\x18\x0e \x01(\t\x12\x34\n\x11\x66inal_observation\x18\x0f \x01(\x0b\x32\x14.cgpo.v1.ObservationH\x00\x88\x01\x01\x12\x17\n\x0fgripper_toggled\x18\x10 \x01(\x08\x42\x14\n\x12_final_observation\"p\n\x0b\x45pisodeMark\x12\x0f\n\x07\x65pisode\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x1f\n\x04kind\x18\x03 \x01(\x0e\x32\x11.cgpo.v1.MarkKind\x12\x13\n\x0bwall_time_s\x18\x04 \x01(\x01\x12\x0c\n\x04note\x18\x05 \x01(\t\"X\n\x0bObservation\x12$\n\x06\x66ields\x18\x01 \x03(\x0b\x32\x14.cgpo.v1.NamedTensor\x12#\n\x06images\x18\x02 \x03(\x0b\x32\x13.cgpo.v1.NamedImage\"k\n\nNamedImage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x05\x63odec\x18\x02 \x01(\x0e\x32\x13.cgpo.v1.ImageCodec\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05width\x18\x04 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"W\n\x0bNamedTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x05\x64type\x18\x02 \x01(\x0e\x32\x0e.cgpo.v1.DType\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"<\n\x13WatchWeightsRequest\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12\x13\n\x0bhave_sha256\x18\x02 \x01(\t\"i\n\x0cWeightsChunk\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12*\n\x08manifest\x18\x02 \x01(\x0b\x32\x18.cgpo.v1.WeightsManifest\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\x8a\x01\n\x0fWeightsManifest\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x14\n\x0clearner_step\x18\x03 \x01(\x04\x12\x18\n\x10published_wall_s\x18\x04 \x01(\x01\x12$\n\x07tensors\x18\x05 \x03(\x0b\x32\x13.cgpo.v1.TensorInfo\"8\n\nTensorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04*\x82\x01\n\x08MarkKind\x12\x19\n\x15MARK_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11MARK_KIND_SUCCESS\x10\x01\x12\x15\n\x11MARK_KIND_FAILURE\x10\x02\x12\x15\n\x11MARK_KIND_DISCARD\x10\x03\x12\x16\n\x12MARK_KIND_BOOKMARK\x10\x04*\x94\x01\n\x0c\x41\x63tionSource\x12\x1d\n\x19\x41\x43TION_SOURCE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x43TION_SOURCE_POLICY\x10\x01\x12%\n!ACTION_SOURCE_HUMAN_DEMONSTRATION\x10\x02\x12$\n ACTION_SOURCE_HUMAN_INTERVENTION\x10\x03*i\n\nImageCodec\x12\x1b\n\x17IMAGE_CODEC_UNSPECIFIED\x10\x00\x12\x13\n\x0fIMAGE_CODEC_RAW\x10\x01\x12\x14\n\x10IMAGE_CODEC_JPEG\x10\x02\x12\x13\n\x0fIMAGE_CODEC_PNG\x10\x03*B\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x02\x32\xaf\x01\n\x04Link\x12\x33\n\x05Hello\x12\x15.cgpo.v1.HelloRequest\x1a\x13.cgpo.v1.HelloReply\x12+\n\x06\x41ppend\x12\x0f.cgpo.v1.Record\x1a\x0c.cgpo.v1.Ack(\x01\x30\x01\x12\x45\n\x0cWatchWeights\x12\x1c.cgpo.v1.WatchWeightsRequest\x1a\x15.cgpo.v1.WeightsChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cgpo_proto.link_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACTIONSOURCE']._serialized_start=1450
-  _globals['_ACTIONSOURCE']._serialized_end=1598
-  _globals['_DTYPE']._serialized_start=1600
-  _globals['_DTYPE']._serialized_end=1666
+  _globals['_MARKKIND']._serialized_start=1784
+  _globals['_MARKKIND']._serialized_end=1914
+  _globals['_ACTIONSOURCE']._serialized_start=1917
+  _globals['_ACTIONSOURCE']._serialized_end=2065
+  _globals['_IMAGECODEC']._serialized_start=2067
+  _globals['_IMAGECODEC']._serialized_end=2172
+  _globals['_DTYPE']._serialized_start=2174
+  _globals['_DTYPE']._serialized_end=2240
   _globals['_HELLOREQUEST']._serialized_start=35
   _globals['_HELLOREQUEST']._serialized_end=185
   _globals['_HELLOREPLY']._serialized_start=187
   _globals['_HELLOREPLY']._serialized_end=291
   _globals['_RESUMEPOSITION']._serialized_start=293
   _globals['_RESUMEPOSITION']._serialized_end=353
-  _globals['_RECORD']._serialized_start=355
-  _globals['_RECORD']._serialized_end=461
-  _globals['_ACK']._serialized_start=463
-  _globals['_ACK']._serialized_end=512
-  _globals['_TRANSITION']._serialized_start=515
-  _globals['_TRANSITION']._serialized_end=937
-  _globals['_OBSERVATION']._serialized_start=939
-  _globals['_OBSERVATION']._serialized_end=990
-  _globals['_NAMEDTENSOR']._serialized_start=992
-  _globals['_NAMEDTENSOR']._serialized_end=1079
-  _globals['_WATCHWEIGHTSREQUEST']._serialized_start=1081
-  _globals['_WATCHWEIGHTSREQUEST']._serialized_end=1141
-  _globals['_WEIGHTSCHUNK']._serialized_start=1143
-  _globals['_WEIGHTSCHUNK']._serialized_end=1248
-  _globals['_WEIGHTSMANIFEST']._serialized_start=1251
-  _globals['_WEIGHTSMANIFEST']._serialized_end=1389
-  _globals['_TENSORINFO']._serialized_start=1391
-  _globals['_TENSORINFO']._serialized_end=1447
-  _globals['_LINK']._serialized_start=1669
-  _globals['_LINK']._serialized_end=1844
+  _globals['_RECORD']._serialized_start=356
+  _globals['_RECORD']._serialized_end=510
+  _globals['_ACK']._serialized_start=512
+  _globals['_ACK']._serialized_end=561
+  _globals['_TRANSITION']._serialized_start=564
+  _globals['_TRANSITION']._serialized_end=1011
+  _globals['_EPISODEMARK']._serialized_start=1013
+  _globals['_EPISODEMARK']._serialized_end=1125
+  _globals['_OBSERVATION']._serialized_start=1127
+  _globals['_OBSERVATION']._serialized_end=1215
+  _globals['_NAMEDIMAGE']._serialized_start=1217
+  _globals['_NAMEDIMAGE']._serialized_end=1324
+  _globals['_NAMEDTENSOR']._serialized_start=1326
+  _globals['_NAMEDTENSOR']._serialized_end=1413
+  _globals['_WATCHWEIGHTSREQUEST']._serialized_start=1415
+  _globals['_WATCHWEIGHTSREQUEST']._serialized_end=1475
+  _globals['_WEIGHTSCHUNK']._serialized_start=1477
+  _globals['_WEIGHTSCHUNK']._serialized_end=1582
+  _globals['_WEIGHTSMANIFEST']._serialized_start=1585
+  _globals['_WEIGHTSMANIFEST']._serialized_end=1723
+  _globals['_TENSORINFO']._serialized_start=1725
+  _globals['_TENSORINFO']._serialized_end=1781
+  _globals['_LINK']._serialized_start=2243
+  _globals['_LINK']._serialized_end=2418
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class MarkKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MARK_KIND_UNSPECIFIED: _ClassVar[MarkKind]
+    MARK_KIND_SUCCESS: _ClassVar[MarkKind]
+    MARK_KIND_FAILURE: _ClassVar[MarkKind]
+    MARK_KIND_DISCARD: _ClassVar[MarkKind]
+    MARK_KIND_BOOKMARK: _ClassVar[MarkKind]
+
 class ActionSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ACTION_SOURCE_UNSPECIFIED: _ClassVar[ActionSource]
@@ -14,15 +22,31 @@ class ActionSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ACTION_SOURCE_HUMAN_DEMONSTRATION: _ClassVar[ActionSource]
     ACTION_SOURCE_HUMAN_INTERVENTION: _ClassVar[ActionSource]
 
+class ImageCodec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IMAGE_CODEC_UNSPECIFIED: _ClassVar[ImageCodec]
+    IMAGE_CODEC_RAW: _ClassVar[ImageCodec]
+    IMAGE_CODEC_JPEG: _ClassVar[ImageCodec]
+    IMAGE_CODEC_PNG: _ClassVar[ImageCodec]
+
 class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DTYPE_UNSPECIFIED: _ClassVar[DType]
     DTYPE_FLOAT32: _ClassVar[DType]
     DTYPE_UINT8: _ClassVar[DType]
+MARK_KIND_UNSPECIFIED: MarkKind
+MARK_KIND_SUCCESS: MarkKind
+MARK_KIND_FAILURE: MarkKind
+MARK_KIND_DISCARD: MarkKind
+MARK_KIND_BOOKMARK: MarkKind
 ACTION_SOURCE_UNSPECIFIED: ActionSource
 ACTION_SOURCE_POLICY: ActionSource
 ACTION_SOURCE_HUMAN_DEMONSTRATION: ActionSource
 ACTION_SOURCE_HUMAN_INTERVENTION: ActionSource
+IMAGE_CODEC_UNSPECIFIED: ImageCodec
+IMAGE_CODEC_RAW: ImageCodec
+IMAGE_CODEC_JPEG: ImageCodec
+IMAGE_CODEC_PNG: ImageCodec
 DTYPE_UNSPECIFIED: DType
 DTYPE_FLOAT32: DType
 DTYPE_UINT8: DType
@@ -62,16 +86,18 @@ class ResumePosition(_message.Message):
     def __init__(self, incarnation: _Optional[str] = ..., next_sequence: _Optional[int] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("actor_id", "incarnation", "sequence", "transition")
+    __slots__ = ("actor_id", "incarnation", "sequence", "transition", "mark")
     ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TRANSITION_FIELD_NUMBER: _ClassVar[int]
+    MARK_FIELD_NUMBER: _ClassVar[int]
     actor_id: str
     incarnation: str
     sequence: int
     transition: Transition
-    def __init__(self, actor_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., sequence: _Optional[int] = ..., transition: _Optional[_Union[Transition, _Mapping]] = ...) -> None: ...
+    mark: EpisodeMark
+    def __init__(self, actor_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., sequence: _Optional[int] = ..., transition: _Optional[_Union[Transition, _Mapping]] = ..., mark: _Optional[_Union[EpisodeMark, _Mapping]] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("incarnation", "next_sequence")
@@ -82,7 +108,7 @@ class Ack(_message.Message):
     def __init__(self, incarnation: _Optional[str] = ..., next_sequence: _Optional[int] = ...) -> None: ...
 
 class Transition(_message.Message):
-    __slots__ = ("episode", "step", "observation", "policy_action", "executed_action", "source", "reward", "terminated", "truncated", "weights_version", "weights_age_s", "wall_time_s", "monotonic_time_s", "reward_source", "final_observation")
+    __slots__ = ("episode", "step", "observation", "policy_action", "executed_action", "source", "reward", "terminated", "truncated", "weights_version", "weights_age_s", "wall_time_s", "monotonic_time_s", "reward_source", "final_observation", "gripper_toggled")
     EPISODE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     OBSERVATION_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +124,7 @@ class Transition(_message.Message):
     MONOTONIC_TIME_S_FIELD_NUMBER: _ClassVar[int]
     REWARD_SOURCE_FIELD_NUMBER: _ClassVar[int]
     FINAL_OBSERVATION_FIELD_NUMBER: _ClassVar[int]
+    GRIPPER_TOGGLED_FIELD_NUMBER: _ClassVar[int]
     episode: int
     step: int
     observation: Observation
@@ -113,13 +140,44 @@ class Transition(_message.Message):
     monotonic_time_s: float
     reward_source: str
     final_observation: Observation
-    def __init__(self, episode: _Optional[int] = ..., step: _Optional[int] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., policy_action: _Optional[_Iterable[float]] = ..., executed_action: _Optional[_Iterable[float]] = ..., source: _Optional[_Union[ActionSource, str]] = ..., reward: _Optional[float] = ..., terminated: _Optional[bool] = ..., truncated: _Optional[bool] = ..., weights_version: _Optional[int] = ..., weights_age_s: _Optional[float] = ..., wall_time_s: _Optional[float] = ..., monotonic_time_s: _Optional[float] = ..., reward_source: _Optional[str] = ..., final_observation: _Optional[_Union[Observation, _Mapping]] = ...) -> None: ...
+    gripper_toggled: bool
+    def __init__(self, episode: _Optional[int] = ..., step: _Optional[int] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., policy_action: _Optional[_Iterable[float]] = ..., executed_action: _Optional[_Iterable[float]] = ..., source: _Optional[_Union[ActionSource, str]] = ..., reward: _Optional[float] = ..., terminated: _Optional[bool] = ..., truncated: _Optional[bool] = ..., weights_version: _Optional[int] = ..., weights_age_s: _Optional[float] = ..., wall_time_s: _Optional[float] = ..., monotonic_time_s: _Optional[float] = ..., reward_source: _Optional[str] = ..., final_observation: _Optional[_Union[Observation, _Mapping]] = ..., gripper_toggled: _Optional[bool] = ...) -> None: ...
+
+class EpisodeMark(_message.Message):
+    __slots__ = ("episode", "step", "kind", "wall_time_s", "note")
+    EPISODE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    WALL_TIME_S_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    episode: int
+    step: int
+    kind: MarkKind
+    wall_time_s: float
+    note: str
+    def __init__(self, episode: _Optional[int] = ..., step: _Optional[int] = ..., kind: _Optional[_Union[MarkKind, str]] = ..., wall_time_s: _Optional[float] = ..., note: _Optional[str] = ...) -> None: ...
 
 class Observation(_message.Message):
-    __slots__ = ("fields",)
+    __slots__ = ("fields", "images")
     FIELDS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
     fields: _containers.RepeatedCompositeFieldContainer[NamedTensor]
-    def __init__(self, fields: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...) -> None: ...
+    images: _containers.RepeatedCompositeFieldContainer[NamedImage]
+    def __init__(self, fields: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[NamedImage, _Mapping]]] = ...) -> None: ...
+
+class NamedImage(_message.Message):
+    __slots__ = ("name", "codec", "height", "width", "data")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    codec: ImageCodec
+    height: int
+    width: int
+    data: bytes
+    def __init__(self, name: _Optional[str] = ..., codec: _Optional[_Union[ImageCodec, str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class NamedTensor(_message.Message):
     __slots__ = ("name", "dtype", "shape", "data")

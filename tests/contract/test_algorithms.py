@@ -13,6 +13,7 @@ from learner.config import LearnerConfig
 from learner.replay import Batch
 from policy.config import PolicyConfig
 from policy.diffusion_policy import DiffusionPolicy
+from policy.encoder import EncoderInput
 from policy.errors import ConfigError, WeightsError
 from tests.oracles import make_specs, random_batch, small_config
 
@@ -146,7 +147,8 @@ def bandit_batches(generator: torch.Generator) -> Batch:
     demonstrated = feature.sin() + 0.02 * torch.randn(64, 1, generator=generator)
     action = torch.where(is_human[:, None], demonstrated, action)
     reward = -(action - feature.sin()).square().squeeze(-1)
-    return Batch(feature, action, reward, feature, torch.ones(64), is_human)
+    observation, toggled = EncoderInput(feature), torch.zeros(64, dtype=torch.bool)
+    return Batch(observation, action, reward, observation, torch.ones(64), is_human, toggled)
 
 
 def acting_regret(algorithm: Algorithm, config: PolicyConfig) -> float:

@@ -39,7 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def logged(run_dir: Path) -> list[Transition]:
     log = EpisodeLog(run_dir / "log.sqlite", Specs.from_json((run_dir / "specs.json").read_text()), read_only=True)
-    transitions = [entry.transition for entry in log.read_after(0, 1_000_000)]
+    transitions = [e.body for e in log.read_after(0, 1_000_000) if isinstance(e.body, Transition)]
     log.close()
     return transitions
 

@@ -15,6 +15,7 @@ import pytest
 from cgpo_proto import link_pb2, link_pb2_grpc
 
 import actor.link
+from policy.grpc_options import PROTOCOL_VERSION
 from tests.link_ends import HANG_LIMIT_S, Actor, Ingest, append, hello, messages, wait_until
 from tests.transitions import assert_equal, make_transition
 
@@ -39,7 +40,7 @@ def test_every_transition_arrives_once_although_ingest_is_killed_again_and_again
     entries = ingest.entries()
     assert [entry.record_id.sequence for entry in entries] == list(range(800))
     for step, entry in enumerate(entries):
-        assert_equal(entry.transition, make_transition(step))
+        assert_equal(entry.body, make_transition(step))
     statistics = robot.link.statistics
     assert statistics.acked == 800
     assert statistics.reconnects >= 4
@@ -154,7 +155,7 @@ def test_a_learner_that_acknowledges_nothing_is_left(
 
     class Mute(link_pb2_grpc.LinkServicer):
         def Hello(self, request: link_pb2.HelloRequest, context: grpc.ServicerContext) -> link_pb2.HelloReply:
-            return link_pb2.HelloReply(protocol_version=1)
+            return link_pb2.HelloReply(protocol_version=PROTOCOL_VERSION)
 
         def Append(self, records: Iterator[link_pb2.Record], context: grpc.ServicerContext) -> Iterator[link_pb2.Ack]:
             for _ in records:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from learner.algorithms.bc import BehaviourCloning
+from policy.encoder import EncoderInput
 from policy.noise_schedule import make_noise_schedule
 from policy.sampler import draw_noise, sample
 from tests.oracles import make_specs, random_batch, small_config
@@ -75,7 +76,9 @@ def test_demonstrators_with_two_habits_are_cloned_with_both() -> None:
     algorithm = BehaviourCloning(config, make_specs(1, 1))
     batch = random_batch(64, 1, 1)
     habits = torch.tensor([[-0.6], [0.6]]).repeat(32, 1)
-    batch = replace(batch, feature=torch.zeros(64, 1), action=habits, is_human=torch.ones(64, dtype=torch.bool))
+    batch = replace(
+        batch, observation=EncoderInput(torch.zeros(64, 1)), action=habits, is_human=torch.ones(64, dtype=torch.bool)
+    )
     for _ in range(1000):
         algorithm.update_step(lambda: batch)
     schedule = make_noise_schedule("cosine", 10)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from learner.algorithms.base import update_ema
 from learner.algorithms.cgpo import Cgpo
 from learner.replay import Batch
-from tests.oracles import ClosedFormDenoiser, gaussian, make_specs, random_batch, small_config
+from policy.encoder import EncoderInput
+from tests.oracles import ClosedFormDenoiser, best_of_samples, gaussian, make_specs, random_batch, small_config
 
 Critic = Callable[[Tensor, Tensor], Tensor]
 
@@ -20,10 +21,11 @@ def make_cgpo(feature_dim: int = 1, action_dim: int = 1, **tables: Any) -> Cgpo:
     return Cgpo(small_config(**tables), make_specs(feature_dim, action_dim))
 
 
-def batch_of(rows: int, **columns: Tensor) -> Batch:
+def batch_of(rows: int, **columns: Any) -> Batch:
     """A batch of zeros, one feature and one action wide, with some columns replaced."""
     zeros = torch.zeros(rows)
-    empty = Batch(zeros[:, None], zeros[:, None], zeros, zeros[:, None], zeros, torch.zeros(rows, dtype=torch.bool))
+    column, false = EncoderInput(zeros[:, None]), torch.zeros(rows, dtype=torch.bool)
+    empty = Batch(column, zeros[:, None], zeros, column, zeros, false, false)
     return replace(empty, **columns)
 
 
@@ -82,8 +84,8 @@ def test_next_action_and_target_by_hand(
     online = critic_by_candidate([[9.0, 1.0, 1.0]], [[2.0, 9.0, 2.0]])
     target = critic_by_candidate([[4.0, 3.0, 5.0]], [[5.0, 0.0, 1.0]])
     with_two_candidates(monkeypatch, algorithm, online, target)
-    next_feature = torch.full((2, 1), 0.25)
-    batch = batch_of(2, reward=torch.ones(2), is_terminal=torch.tensor([0.0, 1.0]), next_feature=next_feature)
+    following = EncoderInput(torch.full((2, 1), 0.25))
+    batch = batch_of(2, reward=torch.ones(2), is_terminal=torch.tensor([0.0, 1.0]), next_observation=following)
     bootstrapped, terminal = algorithm._critic_targets(batch)
     assert sorted(bootstrapped.tolist()) == pytest.approx(expected)
     assert terminal.tolist() == [1.0] * len(expected)
@@ -97,7 +99,7 @@ def test_twin_scalar_target_is_the_smaller_value_of_the_chosen_action(monkeypatc
     online = critic_by_candidate([[9.0], [1.0]], [[2.0], [3.0]])
     target = critic_by_candidate([[7.0], [8.0]], [[6.0], [4.0]])
     with_two_candidates(monkeypatch, algorithm, online, target)
-    targets = algorithm._critic_targets(batch_of(1, next_feature=torch.full((1, 1), 0.25)))
+    targets = algorithm._critic_targets(batch_of(1, next_observation=EncoderInput(torch.full((1, 1), 0.25))))
     assert targets.tolist() == [[pytest.approx(0.9 * 4)]]
 
 
@@ -105,19 +107,17 @@ def test_candidates_belong_to_their_own_state() -> None:
     """The policy of a state is the point mass on its feature, so any mix of states shows."""
     algorithm = make_cgpo(feature_dim=2, action_dim=2)
     denoiser = ClosedFormDenoiser(lambda x, step, feature: feature, algorithm._schedule)
-    feature = random_batch(7, 2, 2).feature
-    best = algorithm._best_of_samples(denoiser, algorithm._critic, feature, 3, algorithm._critic_noise)
+    feature = random_batch(7, 2, 2).observation.vector
+    best = best_of_samples(algorithm, denoiser, feature, 3, algorithm._critic_noise)
     torch.testing.assert_close(best, feature, rtol=0, atol=1e-6)
 
 
 def test_best_of_many_is_worth_more_than_one() -> None:
     algorithm = make_cgpo(feature_dim=2, action_dim=2)
-    feature = random_batch(200, 2, 2).feature
+    feature = random_batch(200, 2, 2).observation.vector
     noise = torch.Generator().manual_seed(0)
     values = [
-        algorithm._value_of(
-            feature, algorithm._best_of_samples(algorithm._denoiser, algorithm._critic, feature, count, noise)
-        )
+        algorithm._value_of(feature, best_of_samples(algorithm, algorithm._denoiser, feature, count, noise))
         for count in (1, 4, 16)
     ]
     assert values[0].mean() < values[1].mean() < values[2].mean()
@@ -134,7 +134,7 @@ def test_constant_reward_without_end_is_worth_its_geometric_sum(layer_norm: bool
     for _ in range(300):
         algorithm._update_critic(batch)
         update_ema(algorithm._target_critic, algorithm._critic, 0.3)
-    quantiles = algorithm._critic(batch.feature, batch.action)
+    quantiles = algorithm._critic(batch.observation.vector, batch.action)
     # Measured 9.87 to 10.00. Forgetting the first or counting one more reward would give 9 or 10.9.
     torch.testing.assert_close(quantiles, torch.full_like(quantiles, 10.0), rtol=0, atol=0.3)
 
@@ -182,11 +182,11 @@ def test_human_actions_become_targets_where_they_are_human_and_better(monkeypatc
     monkeypatch.setattr(algorithm, "_value_of", lambda feature, action: feature[:, 0] * action[:, 0])
     batch = batch_of(
         4,
-        feature=torch.tensor([[1.0], [-1.0], [1.0], [1.0]]),
         action=torch.tensor([[0.5], [0.5], [0.5], [-0.5]]),
         is_human=torch.tensor([True, True, False, True]),
     )
-    target, metrics = algorithm._target_actions(batch, torch.zeros(4, 1))
+    feature = torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
+    target, metrics = algorithm._target_actions(batch, feature, torch.zeros(4, 1))
     assert target.flatten().tolist() == pytest.approx([0.5, 0, 0, 0], abs=1e-6)
     assert float(metrics["human_target_fraction"]) == 0.25
 
@@ -201,7 +201,7 @@ def test_actor_loss_pairs_every_row_with_its_state_and_weight(monkeypatch: pytes
         return (noisy_action - signal) / schedule.sqrt_one_minus_alpha_bar[step, None]
 
     monkeypatch.setattr(algorithm, "_denoiser", knowing)
-    feature = random_batch(50, 2, 2).feature
+    feature = random_batch(50, 2, 2).observation.vector
     uniform_alone = algorithm._actor_loss(feature, feature, torch.ones(50))
     assert uniform_alone > 1e-3
     torch.testing.assert_close(algorithm._actor_loss(feature, feature, torch.zeros(50)), torch.tensor(0.0))
@@ -244,7 +244,7 @@ def test_critic_and_actor_updates_move_only_their_own_networks(guidance: dict[st
     assert moved_by(algorithm._update_critic) == {"critic"}
     for parameter in algorithm._critic.parameters():
         parameter.grad = None
-    assert moved_by(algorithm._update_actor) == {"denoiser", "value"}
+    assert moved_by(lambda batch: algorithm._update_actor(batch, batch.observation.vector)) == {"denoiser", "value"}
     assert all(parameter.grad is None for parameter in algorithm._critic.parameters())
 
 

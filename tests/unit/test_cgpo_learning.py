@@ -9,8 +9,9 @@ from torch import Tensor
 
 from learner.algorithms.cgpo import Cgpo
 from learner.replay import Batch
+from policy.encoder import EncoderInput
 from policy.sampler import draw_noise, sample
-from tests.oracles import make_specs, small_config
+from tests.oracles import best_of_samples, make_specs, small_config
 
 
 def one_dimensional_cgpo(**tables: Any) -> Cgpo:
@@ -19,7 +20,8 @@ def one_dimensional_cgpo(**tables: Any) -> Cgpo:
 
 def bandit_batch(feature: Tensor, action: Tensor, reward: Tensor) -> Batch:
     """Episodes of a single step."""
-    return Batch(feature, action, reward, feature, torch.ones_like(reward), torch.zeros(len(reward), dtype=torch.bool))
+    observation, false = EncoderInput(feature), torch.zeros(len(reward), dtype=torch.bool)
+    return Batch(observation, action, reward, observation, torch.ones_like(reward), false, false)
 
 
 def share_near(actions: Tensor, point: float, distance: float) -> float:
@@ -70,11 +72,12 @@ def test_both_peaks_are_tried_and_the_higher_one_wins(side: float) -> None:
         cgpo={"actor_learning_rate": 2e-3, "value_learning_rate": 2e-3, "value_hidden": [32]},
     )
     algorithm = KnownValues(config, make_specs(1, 1))
+    zeros = torch.zeros(64, 1)
     for update in range(250):
         if update == 20:
             early = policy_samples(algorithm, 2000)
             assert min(share_near(early, 0.6, 0.25), share_near(early, -0.6, 0.25)) > 0.1  # measured .17 to .21
-        algorithm._update_actor(bandit_batch(torch.zeros(64, 1), torch.zeros(64, 1), torch.zeros(64)))
+        algorithm._update_actor(bandit_batch(zeros, zeros, torch.zeros(64)), zeros)
     late = policy_samples(algorithm, 2000)
     assert share_near(late, 0.6 * side, 0.25) > 0.75  # measured .88 to .92
     assert share_near(late, -0.6 * side, 0.25) < 0.05  # measured 0
@@ -101,7 +104,7 @@ def test_contextual_bandit_is_learned_from_random_actions() -> None:
     def regret(candidates: int) -> float:
         feature = torch.linspace(-1, 1, 500)[:, None]
         noise = torch.Generator().manual_seed(0)
-        action = algorithm._best_of_samples(algorithm._denoiser, algorithm._critic, feature, candidates, noise)
+        action = best_of_samples(algorithm, algorithm._denoiser, feature, candidates, noise)
         return (action - feature.sin()).square().mean().item()
 
     before = regret(1)

@@ -33,7 +33,7 @@ def test_what_is_appended_is_read_back_in_order_from_any_position(tmp_path: Path
     assert [entry.position for entry in entries] == list(range(1, 10))
     assert [entry.record_id for entry in entries] == [record_id for record_id, _ in written]
     for entry, (_, transition) in zip(entries, written, strict=True):
-        assert_equal(entry.transition, transition)
+        assert_equal(entry.body, transition)
     assert log.read_after(9, 1) == []
 
 
@@ -63,7 +63,7 @@ def test_any_overlap_of_resent_batches_leaves_each_record_once(
 def test_a_gap_is_refused_and_nothing_of_its_batch_is_stored(batch: list[Record], tmp_path: Path) -> None:
     log = EpisodeLog(tmp_path / "log.sqlite", SPECS)
     log.append(records(0, 3))
-    with pytest.raises(WireError, match=r"transition \d of robot.*holds 0 to"):
+    with pytest.raises(WireError, match=r"record \d of robot.*holds 0 to"):
         log.append(batch)
     assert log.next_sequence("robot", "a") == log.count() == 3
 
@@ -75,7 +75,7 @@ def test_an_incarnation_whose_beginning_went_to_another_log_is_taken_and_counted
     log.append(records(100, 103))
     (stream,) = log.statistics()
     assert (stream.min_sequence, stream.lost) == (100, 100)
-    assert "begins at transition 100 here" in caplog.text
+    assert "begins at record 100 here" in caplog.text
     with pytest.raises(WireError, match="needs 103 next"):
         log.append(records(99, 100))  # older than all that is held: not a repetition
 
@@ -155,6 +155,6 @@ def test_a_file_that_is_no_log_is_refused(tmp_path: Path) -> None:
 def test_a_log_of_another_format_is_refused(tmp_path: Path) -> None:
     EpisodeLog(tmp_path / "log.sqlite").close()
     with sqlite3.connect(tmp_path / "log.sqlite") as newer:
-        newer.execute("PRAGMA user_version = 2")
-    with pytest.raises(CorruptFileError, match="format 2, this program uses 1"):
+        newer.execute("PRAGMA user_version = 3")
+    with pytest.raises(CorruptFileError, match="format 3, this program uses 2"):
         EpisodeLog(tmp_path / "log.sqlite")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from learner.config import ReplayConfig
 from learner.replay import Batch, Replay, ReplayBuffer
+from policy.encoder import EncoderInput
 from policy.spec import Field, ObservationSpec
 from policy.transition import ActionSource, RecordId, Transition
 
@@ -100,7 +101,7 @@ def naive_rows(records: list[Record]) -> list[tuple[int, ActionSource, Row]]:
 
 
 def rows_of(batch: Batch) -> list[Row]:
-    feature, action, following = batch.feature[:, 0], batch.action[:, 0], batch.next_feature[:, 0]
+    feature, action, following = batch.observation.vector[:, 0], batch.action[:, 0], batch.next_observation.vector[:, 0]
     columns = (feature, action, batch.reward, following, batch.is_terminal.bool(), batch.is_human)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
@@ -116,7 +117,8 @@ def fill(records: list[Record], **settings: object) -> Replay:
 def drawn_rows(buffer: ReplayBuffer) -> set[Row]:
     """Rows of a draw that misses any one of n with probability exp(-20)."""
     columns = buffer.gather(buffer.sample_rows(20 * len(buffer), np.random.default_rng(0)))
-    return set(rows_of(Batch(*(torch.from_numpy(column) for column in columns))))
+    vector, action, reward, next_vector, *flags = (torch.from_numpy(column) for column in columns)
+    return set(rows_of(Batch(EncoderInput(vector), action, reward, EncoderInput(next_vector), *flags)))
 
 
 mixed_sources = st.lists(st.sampled_from([POLICY, INTERVENTION]), min_size=1, max_size=8).map(tuple)
@@ -219,7 +221,7 @@ def test_a_finished_task_never_bootstraps(timeout_is_terminal: bool) -> None:
 
 def test_rewards_are_scaled() -> None:
     batch = fill(episode((POLICY,) * 4), reward_scale=10.0).sample()
-    torch.testing.assert_close(batch.reward, 10 * batch.feature[:, 0])
+    torch.testing.assert_close(batch.reward, 10 * batch.observation.vector[:, 0])
 
 
 def test_actions_are_the_executed_ones() -> None:
@@ -261,11 +263,13 @@ def test_features_are_normalised_and_batches_are_float32() -> None:
         replay.add(record_id, transition)
     batch = replay.sample()
     now, final = 100 * UNIT, -100 * UNIT
-    torch.testing.assert_close(batch.feature[0], torch.tensor([4 * now - 1, np.tanh(10 * now)], dtype=torch.float32))
+    torch.testing.assert_close(
+        batch.observation.vector[0], torch.tensor([4 * now - 1, np.tanh(10 * now)], dtype=torch.float32)
+    )
     # -1.39 lies within the range of 1.5 that values beyond the bounds keep.
     torch.testing.assert_close(
-        batch.next_feature[0], torch.tensor([4 * final - 1, np.tanh(10 * final)], dtype=torch.float32)
+        batch.next_observation.vector[0], torch.tensor([4 * final - 1, np.tanh(10 * final)], dtype=torch.float32)
     )
-    columns = (batch.feature, batch.action, batch.reward, batch.next_feature, batch.is_terminal)
+    columns = (batch.observation.vector, batch.action, batch.reward, batch.next_observation.vector, batch.is_terminal)
     assert {column.dtype for column in columns} == {torch.float32}
     assert batch.is_human.dtype == torch.bool

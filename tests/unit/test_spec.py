@@ -33,7 +33,7 @@ def test_bounds_become_one_and_values_far_outside_are_clipped(
 
 
 def test_a_fine_scale_shows_millimetres_in_a_channel_of_their_own() -> None:
-    assert OBSERVATION.feature_dim == 4
+    assert OBSERVATION.vector_dim == 4
     coarse, fine = OBSERVATION.normalise(observe((0.5, 0.0), offset=0.002))[2:]
     assert (coarse, fine) == pytest.approx((0.02, np.tanh(1)), abs=1e-6)
 

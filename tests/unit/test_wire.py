@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from policy.errors import WireError
 from policy.grpc_options import MAX_TRANSITION_BYTES
 from policy.transition import ActionSource, RecordId, Transition
-from policy.wire import record_from_message, record_to_message, transition_from_bytes, transition_to_bytes
+from policy.wire import body_from_bytes, body_to_bytes, record_from_message, record_to_message
 from tests.transitions import SPECS, assert_equal, make_transition
 
 RECORD_ID = RecordId("robot-1", "20261121T000000.000000000Z-0a1b2c3d", 7)
@@ -66,19 +66,20 @@ def test_every_field_survives_the_wire(transition: Transition) -> None:
 
 @given(transition=transitions())
 def test_every_field_survives_the_disk(transition: Transition) -> None:
-    assert_equal(transition_from_bytes(transition_to_bytes(transition), SPECS), transition)
+    assert_equal(body_from_bytes(body_to_bytes(transition), SPECS), transition)
 
 
 @given(data=st.binary(max_size=300))
 def test_arbitrary_bytes_are_a_wire_error_and_nothing_else(data: bytes) -> None:
     with pytest.raises(WireError):
-        transition_from_bytes(data, SPECS)
+        body_from_bytes(data, SPECS)
 
 
 def test_fields_come_back_in_the_order_of_the_spec() -> None:
     transition = make_transition()
     backwards = dict(reversed(list(transition.observation.items())))
-    received = transition_from_bytes(transition_to_bytes(make_transition(observation=backwards)), SPECS)
+    received = body_from_bytes(body_to_bytes(make_transition(observation=backwards)), SPECS)
+    assert isinstance(received, Transition)
     assert list(received.observation) == ["q", "gripper_width"]
 
 
@@ -99,7 +100,7 @@ REFUSALS: list[tuple[str, Callable[[link_pb2.Record], object], str]] = [
     ("control characters", lambda m: setattr(m, "incarnation", "a\nb"), "incarnation 'a"),
     ("long name", lambda m: setattr(m, "actor_id", "a" * 129), "1 to 128"),
     ("sequence beyond SQLite", lambda m: setattr(m, "sequence", 2**63), "sequence 9223372036854775808"),
-    ("no transition", lambda m: m.ClearField("transition"), "source 0"),
+    ("no transition", lambda m: m.ClearField("transition"), "empty"),
     ("unknown source", lambda m: setattr(m.transition, "source", 9), "source 9"),
     ("reward not finite", lambda m: setattr(m.transition, "reward", float("nan")), "reward = nan"),
     ("time not finite", lambda m: setattr(m.transition, "wall_time_s", float("inf")), "wall_time_s = inf"),
