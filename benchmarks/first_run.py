@@ -5,14 +5,12 @@ benchmarks/results/first_run.md. One line takes five to six minutes on two cores
 """
 
 import argparse
-import json
-import os
-import platform
 import shlex
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from benchmarks.runs import interim_evaluations, machine, read_summary
 
 RESULTS = Path(__file__).parent / "results" / "first_run.md"
 
@@ -80,7 +78,7 @@ def render(out: Path) -> str:
             "evaluation episodes on placements that no training run draws. Brackets: 95 % Wilson interval. Interim:",
             "successes of 10 unassisted episodes after about 1,000, 2,000, ... training steps. Every line is one run.",
             "",
-            f"Measured on {_machine()}.",
+            f"Measured on {machine()}.",
             "",
             "| run | success of 50 | mean length, steps | interim, of 10 | env steps | updates | updates/s "
             "| human share | period p50 / p99, ms | lost / twice | wall, min |",
@@ -98,13 +96,9 @@ def render(out: Path) -> str:
 
 
 def _row(line: Line, directory: Path) -> str:
-    summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
+    summary = read_summary(directory)
     evaluation, link, period = summary["eval"], summary["link"], summary["control"]["period_ms"]
-    interim = [
-        row["successes"]
-        for row in map(json.loads, (directory / "actor" / "evaluations.jsonl").read_text().splitlines())
-        if row["kind"] == "interim"
-    ]
+    interim = [row["successes"] for row in interim_evaluations(directory)]
     cells = [
         line.what,
         f"{evaluation['successes']} ({evaluation['wilson_low']:.0%} to {evaluation['wilson_high']:.0%})",
@@ -119,15 +113,6 @@ def _row(line: Line, directory: Path) -> str:
         f"{summary['wall_s'] / 60:.1f}",
     ]
     return f"| {' | '.join(map(str, cells))} |"
-
-
-def _machine() -> str:
-    model = platform.processor() or platform.machine()
-    for text in Path("/proc/cpuinfo").read_text().splitlines():
-        if text.startswith("model name"):
-            model = text.partition(":")[2].strip()
-            break
-    return f"{os.cpu_count()} cores of {model}, Python {platform.python_version()}, no GPU"
 
 
 if __name__ == "__main__":
