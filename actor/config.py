@@ -67,6 +67,34 @@ class CamerasConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """Where rewards come from, and when a classifier's word is taken."""
+
+    source: Literal["task", "classifier", "human"] = "task"
+    """task: the simulator's ground truth. classifier: the success classifier ends episodes. human: only keys do. In all
+    three the operator's keys go first."""
+    classifier: str = "learner"
+    """Folder that `python -m learner.reward_classifier train` wrote, or "learner": what arrives with the policy."""
+    threshold: float = 0.0
+    """Least probability of a frame that counts as success; 0 takes the one the classifier was measured with."""
+    consecutive_frames: int = 2
+    """Frames in a row that must count."""
+    minimum_steps: int = 10
+    """No success by the classifier in the first so many steps (SiLRI)."""
+    hold_steps: int = 0
+    """Source task: steps that success must last before it is paid. They record what held success looks like."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < 1:
+            raise ConfigError(f"reward.threshold = {self.threshold} is outside [0, 1)")
+        if self.consecutive_frames < 1 or min(self.minimum_steps, self.hold_steps) < 0:
+            raise ConfigError(
+                f"reward.consecutive_frames = {self.consecutive_frames} must be at least 1, minimum_steps = "
+                f"{self.minimum_steps} and hold_steps = {self.hold_steps} must not be negative"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ActorConfig:
     """One actor: a robot, a task and a learner to send every step to."""
 
@@ -83,6 +111,7 @@ class ActorConfig:
     """Frame of poses, velocities and actions: the robot's base O, or relative to where the episode began (HIL-SERL's
     relative frame)."""
     cameras: CamerasConfig = field(default_factory=CamerasConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     backend: str = "twin"
     """Name in robot.backends: twin (MuJoCo) or fake (kinematic)."""
     learner: str = "127.0.0.1:50051"
