@@ -155,6 +155,74 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """The success classifier: examples, training, and retraining beside the trainer."""
+
+    retrain: bool = False
+    """Keep training it from the log in a third process, and publish it with the policy
+    (needs policy.success_classifier)."""
+    initial: Path | None = None
+    """Folder of a trained classifier to begin with; without one the first is trained once there are enough examples."""
+    threshold: float = 0.85
+    """Least probability of a frame that counts as success (HIL-SERL: 0.7 to 0.85)."""
+    held_frames: int = 1
+    """The last frames of each success that all show it: actor.reward.hold_steps + 1, or as long as the operator waits
+    in success before pressing the key."""
+    reaction_steps: int = 3
+    """Frames left out before a success that a person declared: the key comes later than the eye."""
+    negatives_per_positive: int = 3
+    """Frames without success that are kept for each one with it (HIL-SERL: 2 to 3)."""
+    held_out_fraction: float = 0.2
+    """Share of the episodes that is only tested on."""
+    min_positives: int = 20
+    """Refuse to train on fewer frames of success."""
+    shifted_copies: int = 3
+    """Randomly shifted copies of each training frame, beside the frame itself."""
+    shift_px: int = 4
+    """Largest shift of a copy, as in DrQ."""
+    batches: int = 150
+    """Batches of a first training (HIL-SERL)."""
+    retrain_batches: int = 30
+    """Batches of a retraining, which goes on from the last weights."""
+    frames_per_batch: int = 256
+    """Half of them with success."""
+    learning_rate: float = 1e-4
+    """Adam step size."""
+    vetoes_per_version: int = 1
+    """Retrain after this many new marks of an operator."""
+    episodes_per_version: int = 20
+    """Retrain after this many newly labelled episodes."""
+    drift_episodes: int = 20
+    """Latest episodes over which the classifier is compared with marks."""
+    min_agreement: float = 0.9
+    """Warn when it agrees with fewer of them."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1 or not 0 < self.held_out_fraction < 1:
+            raise ConfigError(
+                f"classifier.threshold = {self.threshold} and held_out_fraction = {self.held_out_fraction} must be "
+                "between 0 and 1"
+            )
+        for name in (
+            "held_frames",
+            "min_positives",
+            "negatives_per_positive",
+            "batches",
+            "retrain_batches",
+            "vetoes_per_version",
+            "episodes_per_version",
+            "drift_episodes",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"classifier.{name} = {getattr(self, name)} must be at least 1")
+        if self.frames_per_batch < 4 or min(self.reaction_steps, self.shifted_copies, self.shift_px) < 0:
+            raise ConfigError(
+                f"classifier: frames_per_batch = {self.batch_size} must be at least 4; reaction_steps, shifted_copies and "
+                "shift_px cannot be negative"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearnerConfig:
     """One learner: ingest process and trainer process under one command."""
 
@@ -162,6 +230,7 @@ class LearnerConfig:
     cgpo: CgpoConfig = field(default_factory=CgpoConfig)
     bc: BcConfig = field(default_factory=BcConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     algorithm: str = "cgpo"
     """Name in learner.algorithms."""
     run_dir: Path = Path("runs/learner")
@@ -207,4 +276,9 @@ class LearnerConfig:
                 f"cgpo.critic.type = {cgpo.critic.type!r} with policy.num_critics = {policy.num_critics} and "
                 f"num_quantiles = {policy.num_quantiles}: twin_scalar goes with 2 critics of 1 quantile (and "
                 "drop_quantiles 0), nothing else does."
+            )
+        if self.classifier.retrain and not policy.success_classifier:
+            raise ConfigError(
+                "classifier.retrain = true publishes a success classifier with the policy: set "
+                "policy.success_classifier = true on both sides, or retrain to false"
             )

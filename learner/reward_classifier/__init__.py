@@ -1,0 +1,1 @@
+"""The success classifier: examples from the episode log, training, reports, and retraining beside the trainer."""
