@@ -217,8 +217,8 @@ class ClassifierConfig:
                 raise ConfigError(f"classifier.{name} = {getattr(self, name)} must be at least 1")
         if self.frames_per_batch < 4 or min(self.reaction_steps, self.shifted_copies, self.shift_px) < 0:
             raise ConfigError(
-                f"classifier: frames_per_batch = {self.batch_size} must be at least 4; reaction_steps, shifted_copies and "
-                "shift_px cannot be negative"
+                f"classifier: frames_per_batch = {self.frames_per_batch} must be at least 4; reaction_steps, "
+                "shifted_copies and shift_px cannot be negative"
             )
 
 
