@@ -4,36 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from actor.intervention_config import InterventionConfig
 from policy.config import PolicyConfig
 from policy.errors import ConfigError
 from policy.image_codec import ImageCodec
-
-
-@dataclass(frozen=True, kw_only=True)
-class InterventionConfig:
-    """When the scripted operator takes over from the policy, and for how long a human keeps control."""
-
-    probability: float = 0.7
-    """Probability of a take-over in a training episode, at the start of training."""
-    decay_steps: int = 5000
-    """Training steps over which that probability falls linearly to 0; 0 means that the operator never takes over."""
-    latest_start: float = 0.6
-    """A take-over starts at a random step in this first part of the episode's step limit, and lasts to its end."""
-    action_noise: float = 0.1
-    """Standard deviation of noise on the operator's corrections, in normalised action units."""
-    demonstration_noise: float = 0.0
-    """The same for demonstrations."""
-    hold_s: float = 0.5
-    """A human keeps control for this long after letting go of the input device."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1 or not 0 < self.latest_start <= 1:
-            raise ConfigError(
-                f"intervention.probability = {self.probability} and latest_start = {self.latest_start} must be "
-                "between 0 and 1, latest_start above 0"
-            )
-        if min(self.decay_steps, self.action_noise, self.demonstration_noise, self.hold_s) < 0:
-            raise ConfigError("intervention: decay_steps, action_noise, demonstration_noise, hold_s cannot be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

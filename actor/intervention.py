@@ -6,8 +6,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from actor.config import InterventionConfig
+from actor.deviation import DeviationWatch
 from actor.env import RobotEnv
+from actor.intervention_config import Assistance, InterventionConfig
 from policy.transition import ActionSource
 
 Action = NDArray[np.float32]
@@ -15,20 +16,20 @@ Action = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class HumanInput:
-    """What an input device says now."""
+    """What a human wants now."""
 
-    action: Action  # (A,) in [-1, 1]; zeros when untouched
+    action: Action  # (A,) in [-1, 1]; zeros when nothing is wanted
     is_active: bool
 
 
-class TeleopDevice(Protocol):
+class HumanDriver(Protocol):
     """A source of human actions."""
 
-    def begin_episode(self, is_demonstration: bool) -> None:
-        """Told before each episode's first step."""
+    def begin_episode(self, is_demonstration: bool, assistance: Assistance) -> None:
+        """Told before each episode's first step. `assistance` is for a scripted human; a person decides alone."""
 
     def read(self) -> HumanInput:
-        """Return the present input. Never blocks."""
+        """Return the present input. Called once per step; never blocks."""
 
 
 @dataclass(frozen=True)
@@ -47,27 +48,41 @@ class Arbiter:
     behaves the same. In a demonstration the policy never acts.
     """
 
-    def __init__(self, teleop: TeleopDevice, hold_steps: int) -> None:
-        self._teleop = teleop
+    def __init__(self, driver: HumanDriver, hold_steps: int) -> None:
+        self._driver = driver
         self._hold_steps = hold_steps
-        self.begin_episode(is_demonstration=False)
+        self._is_forced = False
+        self._is_demonstration = False
+        self._steps_since_active: int | None = None
 
-    def begin_episode(self, is_demonstration: bool) -> None:
+    def begin_episode(self, is_demonstration: bool, assistance: Assistance = "random") -> None:
         """Forget the last episode's human. Call before the first step."""
         self._is_demonstration = is_demonstration
-        self._steps_since_active: int | None = None
-        self._teleop.begin_episode(is_demonstration)
+        self._is_forced = False
+        self._steps_since_active = None
+        self._driver.begin_episode(is_demonstration, assistance)
+
+    def toggle_intervention(self) -> bool:
+        """Give the human control until the next call or the episode's end (OperatorSignal.INTERVENE).
+
+        Returns whether the human has it now. What an untouched device says is then a zero action: the arm holds.
+        """
+        self._is_forced = not self._is_forced
+        if not self._is_forced:
+            self._steps_since_active = None
+        return self._is_forced
 
     def decide(self, policy_action: Action) -> Decision:
         """Choose who acts in this step. Never blocks."""
-        human = self._teleop.read()
+        human = self._driver.read()
         if self._is_demonstration:
             return Decision(human.action, ActionSource.HUMAN_DEMONSTRATION)
         if human.is_active:
             self._steps_since_active = 0
         elif self._steps_since_active is not None:
             self._steps_since_active += 1
-        if self._steps_since_active is not None and self._steps_since_active <= self._hold_steps:
+        is_held = self._steps_since_active is not None and self._steps_since_active <= self._hold_steps
+        if self._is_forced or is_held:
             return Decision(human.action, ActionSource.HUMAN_INTERVENTION)
         return Decision(policy_action, ActionSource.POLICY)
 
@@ -75,8 +90,10 @@ class Arbiter:
 class ScriptedTeleop:
     """The task's scripted operator at the input device of a simulated robot.
 
-    Drives demonstrations from the first step; in a training episode it takes over with a probability that falls to 0
-    over the configured number of steps, at a random step, and drives to the episode's end.
+    Drives demonstrations from the first step. In a training episode, by assistance: "none" never; "random" takes over
+    with a probability that falls to 0 over the configured number of steps, at a random step, and drives to the
+    episode's end; "on_deviation" corrects for some steps when the policy deviates (see DeviationWatch), and drives to
+    the end of an episode that takes too long.
     """
 
     def __init__(self, env: RobotEnv, config: InterventionConfig, seed: int, training_steps: int = 0) -> None:
@@ -85,35 +102,59 @@ class ScriptedTeleop:
         self._config = config
         self._rng = np.random.default_rng(seed)
         self._training_steps = training_steps
+        self._watch = DeviationWatch(config.deviation_steps, config.deviation_progress)
 
     @property
     def probability(self) -> float:
-        """Probability that it takes over in the next training episode."""
+        """Probability that it takes over in the next training episode with random assistance."""
         if self._config.decay_steps == 0:
             return 0.0
         return self._config.probability * max(0.0, 1.0 - self._training_steps / self._config.decay_steps)
 
-    def begin_episode(self, is_demonstration: bool) -> None:
+    def begin_episode(self, is_demonstration: bool, assistance: Assistance = "random") -> None:
         self._operator = self._env.task.make_operator()
         self._is_demonstration = is_demonstration
         self._step = 0
-        if is_demonstration:
-            self._start_step = 0
-            self._noise = self._config.demonstration_noise
-            return
-        limit = self._env.task.max_episode_steps
-        takes_over = self._rng.random() < self.probability
-        start_step = int(self._rng.integers(max(1, round(self._config.latest_start * limit))))
-        self._start_step = start_step if takes_over else limit
-        self._noise = self._config.action_noise
+        self._correction_end = 0
+        self._watches = not is_demonstration and assistance == "on_deviation"
+        self._watch.restart()
+        self._noise = self._config.demonstration_noise if is_demonstration else self._config.action_noise
+        self._start_step = 0 if is_demonstration else self._draw_start(assistance)
 
     def read(self) -> HumanInput:
         """Ask the operator about the environment's latest measurement, once per step."""
-        is_active = self._step >= self._start_step
+        step = self._step
         self._step += 1
         self._training_steps += not self._is_demonstration
-        if not is_active:
-            return HumanInput(np.zeros(self._env.task.action_spec.dim, np.float32), is_active=False)
+        is_active = step >= self._start_step or step < self._correction_end
+        if not is_active and not self._watches:
+            return self._at_rest()
         action = self._operator.act(self._env.state, self._env.objects)
+        if not is_active and not self._takes_over(step, action):
+            return self._at_rest()
         noisy = action + self._noise * self._rng.standard_normal(action.shape)
         return HumanInput(np.clip(noisy, -1, 1).astype(np.float32), is_active=True)
+
+    def _draw_start(self, assistance: Assistance) -> int:
+        """Return the step from which it drives to the episode's end; the step limit for never."""
+        limit = self._env.task.max_episode_steps
+        if assistance == "on_deviation":
+            return round(self._config.deviation_latest * limit)
+        if assistance == "none":
+            return limit
+        takes_over = self._rng.random() < self.probability
+        start_step = int(self._rng.integers(max(1, round(self._config.latest_start * limit))))
+        return start_step if takes_over else limit
+
+    def _takes_over(self, step: int, action: Action) -> bool:
+        """Return whether a correction begins at this step, where the operator would do `action`."""
+        state = self._env.state
+        wish = self._env.task.command(action, state).delta_position
+        if not self._watch.see(state.O_T_EE[:3, 3], wish):
+            return False
+        self._correction_end = step + self._config.correction_steps
+        self._watch.restart()
+        return True
+
+    def _at_rest(self) -> HumanInput:
+        return HumanInput(np.zeros(self._env.task.action_spec.dim, np.float32), is_active=False)

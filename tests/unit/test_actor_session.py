@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from actor.config import ActorConfig, InterventionConfig
+from actor.config import ActorConfig
 from actor.env import RobotFailureError
+from actor.intervention_config import InterventionConfig
 from actor.link import Link
 from actor.session import Session
 from actor.spool import Spool

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from actor.config import InterventionConfig
 from actor.env import RobotEnv, connect_backend
 from actor.intervention import Arbiter, HumanInput, ScriptedTeleop
+from actor.intervention_config import Assistance, InterventionConfig
 from actor.tasks import make_task
 from policy.errors import ConfigError
 from policy.transition import ActionSource
@@ -25,7 +25,7 @@ class ScriptedInput:
         self._active = active
         self._step = -1
 
-    def begin_episode(self, is_demonstration: bool) -> None:
+    def begin_episode(self, is_demonstration: bool, assistance: Assistance) -> None:
         self._step = -1
 
     def read(self) -> HumanInput:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from actor.env import RobotEnv, connect_backend
 from actor.intervention import Arbiter, HumanInput
+from actor.intervention_config import Assistance
 from actor.loop import EpisodeTally, run_episode
 from actor.policy_runner import PolicyRunner
 from actor.tasks import make_task
@@ -62,7 +63,7 @@ class OperatorFrom:
         self._operator = env.task.make_operator()
         self._steps_left = first_step
 
-    def begin_episode(self, is_demonstration: bool) -> None:
+    def begin_episode(self, is_demonstration: bool, assistance: Assistance) -> None:
         pass
 
     def read(self) -> HumanInput:
