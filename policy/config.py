@@ -44,6 +44,9 @@ class PolicyConfig:
     """Hidden layers of the Gaussian policy (LayerNorm and tanh)."""
     success_classifier: bool = False
     """Whether a success classifier is published with the policy."""
+    success_classifier_vector: bool = False
+    """Whether the success classifier sees the observation's vector beside the images. It then may learn where the arm
+    usually is in success instead of what the cameras show."""
     denoising_steps: int = 20
     """T, length of the reverse diffusion chain."""
     schedule: Literal["cosine", "vp"] = "cosine"
