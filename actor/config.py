@@ -21,6 +21,13 @@ class CameraConfig:
     crop: tuple[int, ...] = ()
     """Region of its image that the policy sees, as x, y, width, height in pixels; empty: the largest central square."""
 
+    def __post_init__(self) -> None:
+        if self.crop and (len(self.crop) != 4 or min(self.crop) < 0 or min(self.crop[2:]) < 1):
+            raise ConfigError(
+                f"a camera's crop = {list(self.crop)} must be x, y, width, height in pixels, or [] for the largest "
+                "central square"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class CamerasConfig:
@@ -38,6 +45,15 @@ class CamerasConfig:
     """A step that acts on an older image is counted and logged."""
     fail_after_s: float = 0.5
     """With an older image the arm holds and the episode ends."""
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.image_size_px <= 1024:
+            raise ConfigError(f"cameras.image_size_px = {self.image_size_px} must be from 8 to 1024")
+        if not 0 < self.stale_after_s <= self.fail_after_s:
+            raise ConfigError(
+                f"cameras.stale_after_s = {self.stale_after_s} must be above 0 and at most fail_after_s = "
+                f"{self.fail_after_s}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

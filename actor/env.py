@@ -1,25 +1,27 @@
 """RobotEnv: a task on a robot, real or simulated, as a gymnasium environment.
 
-Importing this module registers cgpo/PegInHole-v0, cgpo/PegInHoleRotation-v0 and cgpo/Reach-v0 on the twin, and the
-same with "Fake" before the version on the kinematic fake.
+Importing this module registers each task on the twin, such as cgpo/PegInHole-v0, its variant with images,
+cgpo/PegInHolePixels-v0, and both with "Fake" before the version on the kinematic fake.
 """
 
 import logging
 from typing import Any
 
+import cv2
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from actor.camera_rig import CameraRig, RigReading
 from actor.rate import RateKeeper
 from actor.tasks import TASKS, make_task
 from actor.tasks.base import ObjectPoses, Task
+from actor.tasks.cartesian import commands_close
 from policy.errors import CgpoError, ConfigError
-from policy.spec import Observation
 from robot.backends import make_backend
 from robot.errors import MissingDependencyError, RobotConfigError, RobotError
-from robot.interface import RobotBackend, RobotCommand, RobotState, SimulatedBackend
+from robot.interface import Array, RobotBackend, RobotCommand, RobotState, SimulatedBackend
 from robot.safety import SafetyGate
 
 _log = logging.getLogger(__name__)
@@ -28,23 +30,33 @@ HOLD_AFTER_LATE_PERIODS = 3
 _HOLD = RobotCommand(delta_position=np.zeros(3), delta_rotation=np.zeros(3))
 
 RENDER_WIDTH, RENDER_HEIGHT = 512, 384  # multiples of 16, which video codecs want
+_INSET = RENDER_HEIGHT // 2  # px a side: the cameras' images, one above the other
 
-EnvObservation = dict[str, Any]  # field name -> float32 vector; Any is what gymnasium's Dict space declares
+EnvObservation = dict[str, Any]  # field -> float32 vector, image -> uint8; Any is what gymnasium's Dict space declares
 
 
 class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
     """One task on one backend. Actions are in [-1, 1]; observations in the units of the task's spec.
 
-    Every action passes the safety gate. info["executed_action"] is what was really sent, normalised;
-    info["clip_reasons"] says why it differs from the action; info["is_success"] is the task's own verdict.
+    Every action passes the safety gate. info["executed_action"] is what was really sent, normalised and in the policy's
+    frame; info["clip_reasons"] says why it differs from the action; info["is_success"] is the task's own verdict;
+    info["gripper_toggled"] whether the action opened or closed the gripper; info["stale_cameras"] whose image is old.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - gymnasium's own shape
 
     def __init__(
-        self, task: Task, backend: RobotBackend, rate: RateKeeper | None = None, render_mode: str | None = None
+        self,
+        task: Task,
+        backend: RobotBackend,
+        rate: RateKeeper | None = None,
+        render_mode: str | None = None,
+        cameras: CameraRig | None = None,
     ) -> None:
-        """The backend must be connected, and stays the caller's to close. Without `rate` nothing paces the steps."""
+        """Backend and cameras must be connected and stay the caller's to close. Without `rate` nothing paces the steps.
+
+        Raises ConfigError for a task with images without `cameras`.
+        """
         self.task = task
         self.render_mode = render_mode
         self.rate = rate or RateKeeper(1.0 / task.control_rate_hz, pace=0.0)
@@ -52,17 +64,23 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
         self._simulator = backend if isinstance(backend, SimulatedBackend) else None
         self._gate = SafetyGate(task.safety)
         self._period_s = 1.0 / task.control_rate_hz
+        if task.observation_spec.images and cameras is None:
+            raise ConfigError(f"task {task.name!r} with pixels needs cameras (actor.camera_rig.CameraRig)")
+        self._cameras = cameras if task.observation_spec.images else None
+        self._reading = RigReading({}, ())
         self._state: RobotState | None = None
+        self._O_T_reset: Array = np.eye(4)
         self._objects: ObjectPoses = {}
+        self._is_gripper_closed = False  # as last commanded
         self._step = 0
         self.action_space = spaces.Box(-1.0, 1.0, (task.action_spec.dim,), np.float32)
         # The spec's bounds scale the network's input; a measurement may pass them, so they bound no space.
-        self.observation_space = spaces.Dict(
-            {
-                field.name: spaces.Box(-np.inf, np.inf, (field.size,), np.float32)
-                for field in task.observation_spec.fields
-            }
-        )
+        vectors = {field.name: spaces.Box(-np.inf, np.inf, (field.size,)) for field in task.observation_spec.fields}
+        images = {
+            image.name: spaces.Box(0, 255, (image.height, image.width, 3), np.uint8)
+            for image in task.observation_spec.images
+        }
+        self.observation_space = spaces.Dict({**vectors, **images})
 
     @property
     def state(self) -> RobotState:
@@ -81,18 +99,23 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
     ) -> tuple[EnvObservation, dict[str, Any]]:
         """Draw a placement, move there, observe. Equal seeds give equal episodes in a simulator."""
         super().reset(seed=seed, options=options)
-        self._backend.reset(self.task.sample_placement(self.np_random))
+        state = self._backend.reset(self.task.sample_placement(self.np_random))
+        self._O_T_reset = state.O_T_EE
+        self._is_gripper_closed = commands_close(state.gripper_width)
         self._step = 0
         self.rate.start()
-        return self._measure(), {}
+        return self._measure(), {"stale_cameras": self._reading.stale_cameras}
 
     def step(self, action: NDArray[np.float32]) -> tuple[EnvObservation, float, bool, bool, dict[str, Any]]:
         """Send one action, let the control period pass, observe.
 
         Waiting for the period's end happens here, before measuring: waiting elsewhere would age the observation.
-        Raises WireError for an action of the wrong shape, or a measurement that is not finite.
+        Raises WireError for an action of the wrong shape, or a measurement that is not finite; RobotError from a camera
+        (CameraStaleError where its image is too old to go on), after the arm has been told to hold.
         """
         command, reasons = self._checked(action)
+        executed_action = self._executed_action(action, command)
+        gripper_toggled = self._note_gripper(command)
         self._backend.send_command(command)
         self._backend.advance(self._period_s)
         self.rate.wait()
@@ -101,20 +124,30 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
         outcome = self.task.outcome(self.state, self.objects)
         truncated = not outcome.terminated and self._step >= self.task.max_episode_steps
         info = {
-            "executed_action": self.task.action_of(command),
+            "executed_action": executed_action,
+            "gripper_toggled": gripper_toggled,
             "clip_reasons": reasons,
             "is_success": outcome.is_success,
+            "stale_cameras": self._reading.stale_cameras,
         }
         return observation, outcome.reward, outcome.terminated, truncated, info
 
     def render(self) -> NDArray[np.uint8]:
-        """Return an RGB image (384, 1024, 3): the whole arm, and beside it what it works on.
+        """Return an RGB image: the whole arm (384, 512, 3), beside it what it works on, and what the policy sees.
 
-        Raises RobotError where the backend cannot draw.
+        Without images in the observation it is (384, 1024, 3), with them (384, 1216, 3). Raises RobotError where the
+        backend cannot draw, ConfigError where it is no simulator.
         """
         if self._simulator is None:
             raise ConfigError("this backend is no simulator and cannot draw")
-        return np.hstack([self._simulator.render(RENDER_WIDTH, RENDER_HEIGHT, name) for name in ("overview", "close")])
+        views = [self._simulator.render(RENDER_WIDTH, RENDER_HEIGHT, name) for name in ("overview", "close")]
+        if self._reading.images:
+            insets = [
+                cv2.resize(image, (_INSET, _INSET), interpolation=cv2.INTER_NEAREST)
+                for image in self._reading.images.values()
+            ]
+            views.append(np.vstack(insets).astype(np.uint8))
+        return np.hstack(views)
 
     def _checked(self, action: NDArray[np.float32]) -> tuple[RobotCommand, tuple[str, ...]]:
         command = self.task.command(action, self.state)
@@ -128,15 +161,37 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
                 )
             return _HOLD, ("overrun: control periods too long; the arm holds",)
         result = self._gate.apply(self.state, command, self._period_s)
-        return result.command, result.reasons
+        return self.task.sayable(result.command, self.state), result.reasons
+
+    def _executed_action(self, action: NDArray[np.float32], command: RobotCommand) -> NDArray[np.float32]:
+        """Return the action that stands for what is sent from the present state."""
+        executed = self.task.action_of(command, self.state)
+        asked_width = self.task.command(action, self.state).gripper_width
+        if self.task.action_spec.gripper == "continuous" and command.gripper_width == asked_width:
+            executed[-1] = np.clip(action[-1], -1.0, 1.0)  # many values say the same; this one was the policy's
+        return executed
+
+    def _note_gripper(self, command: RobotCommand) -> bool:
+        """Return whether the command opens a closed gripper or closes an open one."""
+        if command.gripper_width is None:
+            return False
+        was_closed, self._is_gripper_closed = self._is_gripper_closed, commands_close(command.gripper_width)
+        return was_closed != self._is_gripper_closed
 
     def _measure(self) -> EnvObservation:
         self._state = self._backend.read_state()
         if self._simulator is not None:
             self._objects = self._simulator.object_poses()
-        observation: Observation = self.task.observe(self._state, self._objects)
+        observation = dict(self.task.observe(self._state, self._objects, self._O_T_reset))
+        if self._cameras is not None:
+            try:
+                self._reading = self._cameras.read(self._state.O_T_EE[:3, 3])
+            except RobotError:
+                self._backend.stop()
+                raise
+            observation.update(self._reading.images)
         self.task.observation_spec.check(observation)
-        return dict(observation)
+        return observation
 
 
 class _OwningEnv(RobotEnv):

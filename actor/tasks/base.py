@@ -36,7 +36,7 @@ class Operator(Protocol):
     """A closed-loop expert: one object per episode, asked each step, also when it takes over midway."""
 
     def act(self, state: RobotState, objects: ObjectPoses) -> NDArray[np.float32]:
-        """Return the next action (A,) in [-1, 1]."""
+        """Return the next action (A,) in [-1, 1], in the task's frame."""
 
 
 class Task(Protocol):
@@ -53,14 +53,29 @@ class Task(Protocol):
     def sample_placement(self, rng: np.random.Generator) -> ScenePlacement:
         """Draw where an episode starts."""
 
-    def observe(self, state: RobotState, objects: ObjectPoses) -> Observation:
-        """Build the observation; float32, in the spec's units."""
+    def observe(self, state: RobotState, objects: ObjectPoses, O_T_reset: Array) -> Observation:
+        """Build the observation's vectors; float32, in the spec's units. Images are not the task's.
+
+        O_T_reset: pose of EE (4, 4) at the episode's start, for a task in the frame "reset".
+        """
 
     def command(self, action: NDArray[np.float32], state: RobotState) -> RobotCommand:
         """Turn an action (A,) in [-1, 1] into a robot step from the measured `state`."""
 
-    def action_of(self, command: RobotCommand) -> NDArray[np.float32]:
-        """Inverse of `command`, used to record what the safety gate let through."""
+    def sayable(self, command: RobotCommand, state: RobotState) -> RobotCommand:
+        """Shorten what the safety gate let through, where needed, to a step that some action stands for."""
+
+    def action_of(self, command: RobotCommand, state: RobotState) -> NDArray[np.float32]:
+        """Inverse of `command` at the same `state`, used to record what was really sent.
+
+        The gripper's element comes back as -1, 0 or 1.
+        """
+
+    def action_from_twist(self, twist: Array, gripper: float, state: RobotState) -> NDArray[np.float32]:
+        """Return the action (A,) for a person's input: twist (6,) in [-1, 1] along O, gripper in [-1, 1].
+
+        What the action has no element for is dropped.
+        """
 
     def outcome(self, state: RobotState, objects: ObjectPoses) -> Outcome:
         """Judge the situation after a step."""

@@ -3,14 +3,14 @@
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from actor.tasks.base import ObjectPoses, Outcome, TaskOptions
-from actor.tasks.cartesian import CartesianDelta, rotation_error
+from actor.tasks.cartesian import rotation_error
+from actor.tasks.cartesian_task import CartesianTask
 from actor.tasks.peg_operator import PegOperator
-from policy.spec import Field, Observation, ObservationSpec
+from policy.spec import Field
 from robot.geometry import HOLE_RADIUS_M, PEG_LENGTH_M
-from robot.interface import Array, RobotCommand, RobotState, ScenePlacement
+from robot.interface import Array, RobotState, ScenePlacement
 from robot.pose import O_R_DOWN, inverse, make_pose, rotation_from_rotvec
 
 HOLE_CENTRE_M = np.array([0.5, 0.0, 0.06])  # middle of the range of the rim's centre
@@ -26,34 +26,36 @@ PEG_TILT_RAD = 0.05  # in the hand, only with rotation
 SUCCESS_DEPTH_M = 0.02
 
 
-class PegInHole:
+class PegInHole(CartesianTask):
     """Reward 1 and the end once the tip is 2 cm below the rim; 100 steps at 10 Hz.
 
-    The hand's start, the hole and where the peg sits in the hand are drawn for each episode. The hole's position in the
-    observation stands in for a camera.
+    The hand's start, the hole and where the peg sits in the hand are drawn for each episode. In the state observation
+    the peg's place relative to the hole stands in for cameras.
     """
 
     name = "peg_in_hole"
     scene = "peg_in_hole"
     max_episode_steps = 100
-    control_rate_hz = 10.0
 
     def __init__(self, options: TaskOptions, rotation: bool = False) -> None:
         """With rotation the action turns the hand too, and both hand and peg start tilted."""
         self._rotation = rotation
-        self._cartesian = CartesianDelta(rotation=rotation)
-        self.action_spec = self._cartesian.spec
-        low, high = START_CENTRE_M - WORKSPACE_RANGE_M, START_CENTRE_M + WORKSPACE_RANGE_M
-        self.safety = self._cartesian.safety(low, high)
-        fields = [
-            Field(name="O_p_EE", unit="m", low=tuple(low.tolist()), high=tuple(high.tolist())),
-            Field(name="O_v_EE", unit="m/s", low=(-0.2,) * 3, high=(0.2,) * 3),
-            # Axes of O, not of the hole: a round hole has no yaw, and actions are in O.
-            Field(name="hole_to_peg", unit="m", low=(-0.15, -0.15, -0.05), high=(0.15, 0.15, 0.15), fine_scale=0.005),
+        # Axes of O, not of the hole: a round hole has no yaw.
+        differences = [
+            Field(name="hole_to_peg", unit="m", low=(-0.15, -0.15, -0.05), high=(0.15, 0.15, 0.15), fine_scale=0.005)
         ]
         if rotation:
-            fields.append(Field(name="rotation_error", unit="rad", low=(-0.3,) * 3, high=(0.3,) * 3, fine_scale=0.03))
-        self.observation_spec = ObservationSpec(tuple(fields))
+            differences.append(
+                Field(name="rotation_error", unit="rad", low=(-0.3,) * 3, high=(0.3,) * 3, fine_scale=0.03)
+            )
+        super().__init__(
+            options,
+            workspace_min_m=START_CENTRE_M - WORKSPACE_RANGE_M,
+            workspace_max_m=START_CENTRE_M + WORKSPACE_RANGE_M,
+            travel_m=START_RANGE_M + WORKSPACE_RANGE_M,
+            differences=tuple(differences),
+            rotation=rotation,
+        )
 
     def sample_placement(self, rng: np.random.Generator) -> ScenePlacement:
         """Draw the hole's O_T_hole, the hand's O_T_EE and the peg's EE_T_peg."""
@@ -71,21 +73,10 @@ class PegInHole:
             },
         )
 
-    def observe(self, state: RobotState, objects: ObjectPoses) -> Observation:
-        observation = {
-            "O_p_EE": state.O_T_EE[:3, 3].astype(np.float32),
-            "O_v_EE": state.O_twist_EE[:3].astype(np.float32),
-            "hole_to_peg": (objects["peg"][:3, 3] - objects["hole"][:3, 3]).astype(np.float32),
-        }
-        if self._rotation:
-            observation["rotation_error"] = rotation_error(objects["peg"]).astype(np.float32)
-        return observation
-
-    def command(self, action: NDArray[np.float32], state: RobotState) -> RobotCommand:
-        return self._cartesian.command(action, state)
-
-    def action_of(self, command: RobotCommand) -> NDArray[np.float32]:
-        return self._cartesian.action_of(command)
+    def measure(self, state: RobotState, objects: ObjectPoses) -> list[Array]:
+        del state  # what matters is in the hand
+        hole_to_peg = objects["peg"][:3, 3] - objects["hole"][:3, 3]
+        return [hole_to_peg, rotation_error(objects["peg"])] if self._rotation else [hole_to_peg]
 
     def outcome(self, state: RobotState, objects: ObjectPoses) -> Outcome:
         del state  # the peg's tip decides
@@ -95,7 +86,7 @@ class PegInHole:
         return Outcome(reward=float(is_success), terminated=is_success, is_success=is_success)
 
     def make_operator(self) -> PegOperator:
-        return PegOperator(self.action_spec)
+        return PegOperator(self.cartesian)
 
 
 class PegInHoleRotation(PegInHole):

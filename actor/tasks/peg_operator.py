@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actor.tasks.base import ObjectPoses
-from actor.tasks.cartesian import rotation_error
-from policy.spec import ActionSpec
+from actor.tasks.cartesian import CartesianDelta, rotation_error
 from robot.geometry import HOLE_RADIUS_M
 from robot.interface import Array, RobotState
 
@@ -32,8 +31,8 @@ _LIFT_M = 0.01  # commanded step that frees it; the arm makes a third of it
 class PegOperator:
     """Comes down a funnel above the hole, aligns, inserts with limited force; lifts off and retries when it misses."""
 
-    def __init__(self, action_spec: ActionSpec) -> None:
-        self._action_spec = action_spec
+    def __init__(self, cartesian: CartesianDelta) -> None:
+        self._cartesian = cartesian
 
     def act(self, state: RobotState, objects: ObjectPoses) -> NDArray[np.float32]:
         """Return the next action (A,) in [-1, 1]."""
@@ -43,10 +42,8 @@ class PegOperator:
         step[2] = _vertical_step(tip, coasting, state)
         if step[2] > 0.0 and tip[2] < -_ON_RIM_M:
             step[:2] = 0.0  # beside the plate and below its rim: first straight up
-        if self._action_spec.dim == 3:
-            return self._action_spec.to_normalised(step)
         turn = _ROTATION_GAIN * rotation_error(objects["peg"])
-        return self._action_spec.to_normalised(np.concatenate([step, turn]))
+        return self._cartesian.action(step, turn, 0.0, state)
 
 
 def _vertical_step(tip: Array, coasting: Array, state: RobotState) -> float:

@@ -99,7 +99,7 @@ def test_action_of_inverts_command(fake_env: RobotEnv) -> None:
     for _ in range(100):
         action = random_action(fake_env.task, rng)
         command = fake_env.task.command(action, fake_env.state)
-        np.testing.assert_allclose(fake_env.task.action_of(command), action, atol=1e-6)
+        np.testing.assert_allclose(fake_env.task.action_of(command, fake_env.state), action, atol=1e-6)
 
 
 def test_every_action_passes_the_gate_unchanged_inside_the_workspace(fake_env: RobotEnv) -> None:
