@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from policy.config import PolicyConfig
-from policy.encoder import EncoderInput
+from policy.encoder import CameraHead, EncoderInput
 from policy.errors import ConfigError, WeightsError
 from policy.files import make_folder, replace_durably
-from policy.spec import ImageField, Specs
+from policy.spec import Specs
 from policy.weights import deserialise, load_strict, serialise
 from policy.weights_store import sha256
 
@@ -28,26 +28,14 @@ TENSOR_PREFIX = "success_classifier."
 
 _MANIFEST = "manifest.json"
 _KEPT_VERSIONS = 5
-_CAMERA_FEATURE_DIM = 256
-
-
-class SpatialEmbeddings(nn.Module):
-    """Learned spatial weightings of a map: (B, C, h, w) -> (B, C * K). Keeps where things are; pooling would not."""
-
-    def __init__(self, channels: int, height: int, width: int, num_blocks: int) -> None:
-        super().__init__()
-        self.kernel = nn.Parameter(torch.empty(channels, height, width, num_blocks))
-        nn.init.normal_(self.kernel, std=(height * width) ** -0.5)
-
-    def forward(self, feature_map: Tensor) -> Tensor:
-        return torch.einsum("bchw,chwk->bck", feature_map, self.kernel).flatten(1)
 
 
 class SuccessClassifier(nn.Module):
     """EncoderInput -> logit of success (B,).
 
-    Per camera: spatial embeddings, 256, LayerNorm, tanh. The vector joins where policy.success_classifier_vector says
-    so, and where there are no images. Deterministic; the image encoder before it is frozen and not part of it.
+    A head per camera as the policy has, with weights of its own; the vector joins where
+    policy.success_classifier_vector says so, and where there are no images. Deterministic; the backbone before it is
+    frozen and no part of it.
     """
 
     threshold: Tensor
@@ -55,18 +43,15 @@ class SuccessClassifier(nn.Module):
     def __init__(self, specs: Specs, config: PolicyConfig, threshold: float = 0.5) -> None:
         """`threshold`: the least probability that counts as success. It travels with the weights."""
         super().__init__()
-        self.cameras = nn.ModuleList(
-            nn.Sequential(
-                SpatialEmbeddings(*map_shape(image), config.spatial_blocks),
-                *_layer(map_shape(image)[0] * config.spatial_blocks, _CAMERA_FEATURE_DIM),
-            )
-            for image in specs.observation.images
-        )
-        self.vector = None
-        feature_dim = _CAMERA_FEATURE_DIM * len(self.cameras)
+        images = specs.observation.images
+        self.cameras = nn.ModuleList(CameraHead(image, config) for image in images)
+        feature_dim = len(images) * config.image_feature_dim
+        self.vector: nn.Module | None = None
         if uses_vector(specs, config):
-            self.vector = nn.Sequential(*_layer(specs.observation.vector_dim, config.proprioception_feature_dim))
-            feature_dim += config.proprioception_feature_dim
+            width = config.proprioception_feature_dim
+            layer = nn.Linear(specs.observation.vector_dim, width)
+            self.vector = nn.Sequential(layer, nn.LayerNorm(width), nn.Tanh())
+            feature_dim += width
         self.logit = nn.Linear(feature_dim, 1)
         self.register_buffer("threshold", torch.tensor(threshold))
 
@@ -83,15 +68,6 @@ class SuccessClassifier(nn.Module):
         return torch.sigmoid(self(observation))
 
 
-def _layer(fan_in: int, fan_out: int) -> tuple[nn.Module, ...]:
-    return nn.Linear(fan_in, fan_out), nn.LayerNorm(fan_out), nn.Tanh()
-
-
-def map_shape(image: ImageField) -> tuple[int, int, int]:
-    """Return (C, h, w) of the backbone's map."""
-    return 512, -(-image.height // 32), -(-image.width // 32)
-
-
 def uses_vector(specs: Specs, config: PolicyConfig) -> bool:
     return config.success_classifier_vector or not specs.observation.images
 
@@ -101,7 +77,7 @@ def classifier_inputs(specs: Specs, config: PolicyConfig) -> dict[str, Any]:
     inputs: dict[str, Any] = {"images": [dataclasses.asdict(image) for image in specs.observation.images]}
     if specs.observation.images:
         inputs |= {"encoder": config.encoder, "encoder_weights": config.encoder_weights}
-        inputs |= {"spatial_blocks": config.spatial_blocks}
+        inputs |= {"spatial_blocks": config.spatial_blocks, "image_feature_dim": config.image_feature_dim}
     if uses_vector(specs, config):
         inputs |= {"fields": [dataclasses.asdict(field) for field in specs.observation.fields]}
         inputs |= {"proprioception_feature_dim": config.proprioception_feature_dim}
