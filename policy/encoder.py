@@ -9,14 +9,13 @@ Without images the feature is the vector itself, and nothing here has parameters
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from policy.config import PolicyConfig
 from policy.encoder_weights import load_backbone
 from policy.errors import ConfigError
-from policy.image_codec import CodedImage
+from policy.image_codec import CodedImage, Image
 from policy.resnet import MAP_CHANNELS, map_size
 from policy.spec import ImageField, Observation, Specs
 
@@ -60,7 +59,7 @@ class ObservationEncoder:
         vector = torch.from_numpy(self._spec.normalise(observation))[None]
         if self.backbone is None:
             return EncoderInput(vector)
-        images = [torch.from_numpy(_pixels(observation[image.name])[None]) for image in self._spec.images]
+        images = [torch.from_numpy(pixels_of(observation[image.name])[None].copy()) for image in self._spec.images]
         return EncoderInput(vector.to(self.backbone.mean.device), self.maps_of_cameras(images))
 
     @torch.no_grad()
@@ -70,7 +69,7 @@ class ObservationEncoder:
         device = self.backbone.mean.device
         images = images.to(device)
         if device.type == "cpu":
-            return torch.cat([self.backbone(few) for few in images.split(_CPU_BATCH)])
+            return torch.cat([self.backbone(few) for few in torch.split(images, _CPU_BATCH)])
         maps: Tensor = self.backbone(images)
         return maps
 
@@ -133,5 +132,6 @@ def _check_encoder(specs: Specs, config: PolicyConfig) -> None:
         )
 
 
-def _pixels(image: CodedImage | np.ndarray) -> np.ndarray:
-    return image.pixels if isinstance(image, CodedImage) else np.asarray(image)
+def pixels_of(image: CodedImage | Image) -> Image:
+    """Return the pixels (H, W, 3) of an observation's image, coded or plain."""
+    return image.pixels if isinstance(image, CodedImage) else image

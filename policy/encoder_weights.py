@@ -29,7 +29,7 @@ def load_backbone(encoder_weights: str) -> ResNet10:
     else:
         _load(backbone, encoder_weights)
     backbone.requires_grad_(False).eval()
-    return backbone.to(memory_format=torch.channels_last)
+    return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def file_name(digest: str) -> str:
