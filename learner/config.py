@@ -188,14 +188,14 @@ class ClassifierConfig:
     """Half of them with success."""
     learning_rate: float = 1e-4
     """Adam step size."""
-    vetoes_per_version: int = 1
-    """Retrain after this many new marks of an operator."""
+    corrections_per_version: int = 1
+    """Retrain after an operator has marked or overruled this many episodes that the classifier judged."""
     episodes_per_version: int = 20
-    """Retrain after this many newly labelled episodes."""
+    """Retrain after this many episodes more that task or operator judged."""
     drift_episodes: int = 20
     """Latest episodes over which the classifier is compared with marks."""
     min_agreement: float = 0.9
-    """Warn when it agrees with fewer of them."""
+    """Warn when it agrees with fewer of them, or is right on fewer held-out frames."""
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1 or not 0 < self.held_out_fraction < 1:
@@ -209,7 +209,7 @@ class ClassifierConfig:
             "negatives_per_positive",
             "batches",
             "retrain_batches",
-            "vetoes_per_version",
+            "corrections_per_version",
             "episodes_per_version",
             "drift_episodes",
         ):

@@ -96,13 +96,14 @@ class ClassifierManifest:
     inputs: dict[str, Any]  # classifier_inputs
     counts: dict[str, Any] = field(default_factory=dict)  # frames and episodes, training and held out
     metrics: dict[str, Any] = field(default_factory=dict)  # on held-out frames
-    held_out_episodes: list[list[Any]] = field(default_factory=list)  # actor, incarnation, episode
+    episodes: list[list[Any]] = field(default_factory=list)  # actor, incarnation, episode, whether it is held out
+    logs: list[str] = field(default_factory=list)  # run folders that the examples came from
 
 
 def save_classifier(
     folder: Path, classifier: SuccessClassifier, specs: Specs, config: PolicyConfig, version: int, **details: Any
 ) -> ClassifierManifest:
-    """Make the classifier the folder's newest version; `details` are counts, metrics and held_out_episodes.
+    """Make the classifier the folder's newest version; `details` are the manifest's other fields.
 
     Durable when this returns; a crash before leaves the version before.
     """

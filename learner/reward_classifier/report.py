@@ -13,6 +13,8 @@ from learner.reward_classifier.examples import PEERS_POSITIVES, Frame
 from learner.reward_classifier.frames import FrameStore
 from learner.reward_classifier.training import Judged, Trained
 from policy.files import replace_durably
+from policy.image_codec import CodedImage
+from policy.spec import Observation
 from policy.success_classifier import ClassifierManifest
 
 _MISTAKES = 12  # held-out frames that are shown
@@ -25,13 +27,13 @@ def write_report(
 ) -> None:
     """Write the report of one version; without matplotlib there are no plots, and the report says so."""
     mistakes = find_mistakes(trained.judged, manifest.threshold)
-    has_plots = importlib.util.find_spec("matplotlib") is not None
-    if has_plots:
-        _plot(folder, trained.judged, manifest, [(frame, value, store) for frame, value in mistakes])
+    if importlib.util.find_spec("matplotlib") is not None:
+        _plot(folder, trained.judged, manifest)
+        _plot_mistakes(folder, [(store.observation(frame), frame, value) for frame, value in mistakes[:_MISTAKES]])
     else:
         logger.warning("no plots: matplotlib is not installed. It comes with: pip install -e '.[sim]'")
     replace_durably(folder / "report.json", json.dumps(_report_values(manifest, trained, mistakes), indent=1).encode())
-    replace_durably(folder / "report.md", _markdown(manifest, trained, config, has_plots).encode())
+    replace_durably(folder / "report.md", _markdown(folder, manifest, trained, config).encode())
 
 
 def find_mistakes(judged: Judged, threshold: float) -> list[tuple[Frame, float]]:
@@ -60,10 +62,9 @@ def _report_values(
     }
 
 
-def _markdown(manifest: ClassifierManifest, trained: Trained, config: ClassifierConfig, has_plots: bool) -> str:
+def _markdown(folder: Path, manifest: ClassifierManifest, trained: Trained, config: ClassifierConfig) -> str:
     training, held_out, judged = trained.training, trained.held_out, trained.judged
     found = judged.confusion
-    few = len(training.positives) < PEERS_POSITIVES
     lines = [
         f"# Success classifier, version {manifest.version}",
         "",
@@ -87,32 +88,23 @@ def _markdown(manifest: ClassifierManifest, trained: Trained, config: Classifier
         f"{len(training.hard_negatives)} vetoed ones, of {training.episodes} episodes ({training.success_episodes} "
         f"with success), in {len(trained.losses)} batches of {config.frames_per_batch}.",
     ]
-    if few:
+    if len(training.positives) < PEERS_POSITIVES:
         lines += ["", f"Fewer than the usual {PEERS_POSITIVES} frames of success: record more before relying on it."]
-    if has_plots:
-        lines += ["", "![ROC curve and confusion matrix](roc.png)"]
-        lines += ["", "![Held-out mistakes](mistakes.png)"] if (found.total - _num_right(judged)) else []
-    else:
+    if not (folder / "roc.png").exists():
         lines += ["", "No plots: matplotlib is not installed (`pip install -e '.[sim]'`)."]
+    pictures = {"roc.png": "ROC curve and confusion matrix", "mistakes.png": "Held-out mistakes, worst first"}
+    for name, caption in pictures.items():
+        if (folder / name).exists():
+            lines += ["", f"![{caption}]({name})"]
     return "\n".join(lines) + "\n"
-
-
-def _num_right(judged: Judged) -> int:
-    return judged.confusion.true_positives + judged.confusion.true_negatives
 
 
 def _percent(share: float | None) -> str:
     return "none" if share is None else f"{share:.1%}"
 
 
-def _plot(
-    folder: Path, judged: Judged, manifest: ClassifierManifest, mistakes: list[tuple[Frame, float, FrameStore]]
-) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
+def _plot(folder: Path, judged: Judged, manifest: ClassifierManifest) -> None:
+    plt = _pyplot()
     found = judged.confusion
     figure, (roc_axes, matrix_axes) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     roc_axes.plot(judged.roc.false_positive_rates, judged.roc.true_positive_rates, label=f"AUC {judged.roc.auc:.4f}")
@@ -131,20 +123,29 @@ def _plot(
     matrix_axes.set_title("confusion, frames")
     figure.savefig(folder / "roc.png", dpi=110)
     plt.close(figure)
-    (folder / "mistakes.png").unlink(missing_ok=True)
-    if mistakes:
-        _plot_mistakes(folder, plt, mistakes[:_MISTAKES])
 
 
-def _plot_mistakes(folder: Path, plt: Any, mistakes: list[tuple[Frame, float, FrameStore]]) -> None:
-    observations = [store.observation(frame) for frame, _, store in mistakes]
-    images = [[value.pixels for value in seen.values() if hasattr(value, "pixels")] for seen in observations]
-    if not images[0]:
-        return  # nothing to see in a task without cameras
-    figure, axes = plt.subplots(1, len(images), figsize=(2 * len(images), 4), squeeze=False, layout="constrained")
-    for axis, shown, (frame, value, _) in zip(axes[0], images, mistakes, strict=True):
-        axis.imshow(np.concatenate(shown))
-        axis.set_title(f"record {frame.position}\nsaid {value:.2f}", fontsize=8)
+def _plot_mistakes(folder: Path, mistakes: list[tuple[Observation, Frame, float]]) -> None:
+    """Show what the cameras saw, one column per mistake."""
+    path = folder / "mistakes.png"
+    path.unlink(missing_ok=True)
+    columns = [[value.pixels for value in seen.values() if isinstance(value, CodedImage)] for seen, _, _ in mistakes]
+    if not any(columns):
+        return
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(columns), figsize=(2 * len(columns), 4), squeeze=False, layout="constrained")
+    for axis, images, (_, frame, probability) in zip(axes[0], columns, mistakes, strict=True):
+        axis.imshow(np.concatenate(images))
+        axis.set_title(f"record {frame.position}\nsaid {probability:.2f}", fontsize=8)
         axis.axis("off")
-    figure.savefig(folder / "mistakes.png", dpi=110)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot

@@ -25,7 +25,7 @@ from learner.reward_classifier.metrics import Confusion, RocCurve, confusion, ro
 from policy.config import PolicyConfig
 from policy.encoder import EncoderInput
 from policy.spec import Specs
-from policy.success_classifier import SuccessClassifier
+from policy.success_classifier import ClassifierManifest, SuccessClassifier
 
 _TEST_BATCH = 256
 _FULL_HARD_SHARE = 16  # this many vetoed frames fill half of the negatives in a batch; fewer take a share in proportion
@@ -63,8 +63,9 @@ class Trained:
         return {**self.judged.confusion.to_dict(), "auc": self.judged.roc.auc, "training_loss": self.losses[-1]}
 
     @property
-    def held_out_episodes(self) -> list[list[Any]]:
-        return [list(key) for key, held_out in self.is_held_out.items() if held_out]
+    def episodes(self) -> list[list[Any]]:
+        """The split as a manifest keeps it."""
+        return [[*key, held_out] for key, held_out in self.is_held_out.items()]
 
 
 def train(
@@ -91,6 +92,11 @@ def train(
     judged = judge_frames(classifier, store, held_out, device)
     store.keep_only({*held_out.positives, *held_out.negatives, *(frame for frames in groups for frame in frames)})
     return Trained(classifier, is_held_out, training, held_out, judged, losses)
+
+
+def split_of(manifest: ClassifierManifest | None) -> dict[EpisodeKey, bool]:
+    """Return which episodes a version was trained on (False) and tested on (True)."""
+    return {EpisodeKey(*names): held_out for *names, held_out in manifest.episodes} if manifest else {}
 
 
 def make_classifier(specs: Specs, policy: PolicyConfig, threshold: float, seed: int) -> SuccessClassifier:
