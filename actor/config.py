@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from actor.intervention_config import InterventionConfig
+from actor.intervention_config import InterventionConfig, KeysConfig, TeleopConfig
 from policy.config import PolicyConfig
 from policy.errors import ConfigError
 from policy.image_codec import ImageCodec
@@ -90,6 +90,8 @@ class ActorConfig:
 
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     intervention: InterventionConfig = field(default_factory=InterventionConfig)
+    teleop: TeleopConfig = field(default_factory=TeleopConfig)
+    keys: KeysConfig = field(default_factory=KeysConfig)
     task: str = "peg_in_hole"
     """Name in actor.tasks."""
     pixels: bool = False

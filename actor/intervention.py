@@ -1,5 +1,6 @@
 """Who acts: the arbiter between policy and human, and a scripted stand-in for the human."""
 
+import logging
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +12,8 @@ from actor.env import RobotEnv
 from actor.intervention_config import Assistance, InterventionConfig
 from policy.transition import ActionSource
 
+_log = logging.getLogger(__name__)
+
 Action = NDArray[np.float32]
 
 
@@ -20,6 +23,7 @@ class HumanInput:
 
     action: Action  # (A,) in [-1, 1]; zeros when nothing is wanted
     is_active: bool
+    fault: str | None = None  # why the device cannot be trusted; then the action is zero and not active
 
 
 class HumanDriver(Protocol):
@@ -46,20 +50,46 @@ class Arbiter:
     The hold avoids the policy and the human alternating within one correction, which would cut it into many short
     interventions in the replay buffer. It is counted in control steps, so that a simulation faster than real time
     behaves the same. In a demonstration the policy never acts.
+
+    When the device fails in the human's hand, the intervention ends and the arm holds: the human took over for a
+    reason, so the policy does not go on. It holds until a working device is moved again, the operator's key for
+    intervening, or the episode's end. Nobody wanted these steps, so they count as the policy's: standing still is no
+    example to learn from.
     """
 
     def __init__(self, driver: HumanDriver, hold_steps: int) -> None:
         self._driver = driver
         self._hold_steps = hold_steps
-        self._is_forced = False
+        self._fault: str | None = None
+        self._forget()
+
+    def _forget(self) -> None:
         self._is_demonstration = False
+        self._is_forced = False
+        self._is_abandoned = False
         self._steps_since_active: int | None = None
+        self._was_human = False
+        self._take_overs = self._human_steps = 0
+
+    @property
+    def fault(self) -> str | None:
+        """Why the input device cannot be trusted at the moment; None when all is well."""
+        return self._fault
+
+    @property
+    def take_overs(self) -> int:
+        """How often the human took over in this episode."""
+        return self._take_overs
+
+    @property
+    def human_steps(self) -> int:
+        """Steps of this episode in which the human drove, demonstrations included."""
+        return self._human_steps
 
     def begin_episode(self, is_demonstration: bool, assistance: Assistance = "random") -> None:
         """Forget the last episode's human. Call before the first step."""
+        self._forget()
         self._is_demonstration = is_demonstration
-        self._is_forced = False
-        self._steps_since_active = None
         self._driver.begin_episode(is_demonstration, assistance)
 
     def toggle_intervention(self) -> bool:
@@ -68,23 +98,46 @@ class Arbiter:
         Returns whether the human has it now. What an untouched device says is then a zero action: the arm holds.
         """
         self._is_forced = not self._is_forced
-        if not self._is_forced:
-            self._steps_since_active = None
+        self._is_abandoned = False
+        self._steps_since_active = None
         return self._is_forced
 
     def decide(self, policy_action: Action) -> Decision:
         """Choose who acts in this step. Never blocks."""
         human = self._driver.read()
-        if self._is_demonstration:
-            return Decision(human.action, ActionSource.HUMAN_DEMONSTRATION)
+        self._note_fault(human)
+        decision = self._choose(human, policy_action)
+        is_human = decision.source is not ActionSource.POLICY
+        self._human_steps += is_human
+        self._take_overs += is_human and not self._was_human and not self._is_demonstration
+        self._was_human = is_human
+        return decision
+
+    def _choose(self, human: HumanInput, policy_action: Action) -> Decision:
         if human.is_active:
             self._steps_since_active = 0
         elif self._steps_since_active is not None:
             self._steps_since_active += 1
         is_held = self._steps_since_active is not None and self._steps_since_active <= self._hold_steps
-        if self._is_forced or is_held:
+        is_human = self._is_demonstration or self._is_forced or is_held
+        if human.fault is not None and is_human:
+            self._is_abandoned, self._is_forced, self._steps_since_active = True, False, None
+        elif human.is_active or self._is_demonstration:
+            self._is_abandoned = False
+        if self._is_abandoned:
+            return Decision(np.zeros_like(policy_action), ActionSource.POLICY)
+        if self._is_demonstration:
+            return Decision(human.action, ActionSource.HUMAN_DEMONSTRATION)
+        if is_human:
             return Decision(human.action, ActionSource.HUMAN_INTERVENTION)
         return Decision(policy_action, ActionSource.POLICY)
+
+    def _note_fault(self, human: HumanInput) -> None:
+        if human.fault is not None and self._fault is None:
+            _log.error("input device: %s", human.fault)
+        elif human.fault is None and self._fault is not None:
+            _log.info("the input device works again")
+        self._fault = human.fault
 
 
 class ScriptedTeleop:

@@ -86,7 +86,7 @@ class Session:
         # An environment of its own, so that drawing videos does not count as overruns of the control loop.
         self._evaluation_env = RobotEnv(self._task, self._backend, RateKeeper(period_s, config.eval_pace))
         teleop = ScriptedTeleop(self._env, config.intervention, self._seed(_OPERATOR), self._training_steps)
-        self._arbiter = Arbiter(teleop, round(config.intervention.hold_s * self._task.control_rate_hz))
+        self._arbiter = Arbiter(teleop, round(config.intervention.settings.hold_s * self._task.control_rate_hz))
         self._throttle = VersionThrottle(config.max_steps_per_version, config.max_version_wait_s)
 
     def _open_link(self) -> None:
