@@ -5,13 +5,21 @@ and lets the operator's keys go before any verdict. A source never blocks.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
+
+from torch import Tensor
 
 from actor.config import RewardConfig
 from actor.tasks.base import Outcome
-from policy.spec import Observation
+from policy.config import PolicyConfig
+from policy.encoder import EncoderInput
+from policy.errors import ConfigError, WeightsError
+from policy.spec import Observation, Specs
+from policy.success_classifier import SuccessClassifier, load_classifier
+from policy.weights import load_strict
 
 _log = logging.getLogger(__name__)
 
@@ -86,8 +94,18 @@ class HumanReward:
         return Verdict(0.0, terminated=False, is_success=False, source="human")
 
 
-SuccessProbability = Callable[[Observation], float | None]
-"""Observation -> probability that it shows success; None as long as there is no classifier."""
+class SuccessJudge(Protocol):
+    """Whatever tells success from an observation."""
+
+    @property
+    def threshold(self) -> float:
+        """Least probability that counts as success."""
+
+    def refresh(self) -> None:
+        """Take over a newer classifier, if one has arrived. Called between episodes."""
+
+    def probability(self, observation: Observation) -> float:
+        """Return the probability that the observation shows success; 0 while there is no classifier."""
 
 
 class ClassifierReward:
@@ -96,24 +114,86 @@ class ClassifierReward:
     Frames of the first `minimum_steps` steps do not count, and a frame below the threshold starts the count again.
     """
 
-    def __init__(self, probability: SuccessProbability, threshold: Callable[[], float], config: RewardConfig) -> None:
-        """`threshold` is asked at each step: a retrained classifier may bring its own."""
-        self._probability = probability
-        self._threshold = threshold
+    def __init__(self, judge: SuccessJudge, config: RewardConfig) -> None:
+        self._judge = judge
         self._config = config
         self.begin_episode()
 
     def begin_episode(self) -> None:
         self._step = 0
         self._frames_in_a_row = 0
+        self._judge.refresh()
 
     def judge(self, observation: Observation, outcome: Outcome) -> Verdict:
         del outcome  # what the cameras do not show does not count
         self._step += 1
-        probability = self._probability(observation)
-        counts = (
-            probability is not None and probability >= self._threshold() and self._step > self._config.minimum_steps
-        )
+        threshold = self._config.threshold or self._judge.threshold
+        counts = self._step > self._config.minimum_steps and self._judge.probability(observation) >= threshold
         self._frames_in_a_row = self._frames_in_a_row + 1 if counts else 0
         is_success = self._frames_in_a_row >= self._config.consecutive_frames
         return Verdict(float(is_success), terminated=is_success, is_success=is_success, source="classifier")
+
+
+Encode = Callable[[Observation], EncoderInput]
+PublishedTensors = Callable[[], Mapping[str, Tensor]]
+"""Returns the classifier's tensors among the newest weights, without prefix; the same object until others arrive."""
+
+
+class TrainedJudge:
+    """A success classifier from a folder, or whichever one last arrived with the policy."""
+
+    def __init__(self, classifier: SuccessClassifier, encode: Encode, published: PublishedTensors | None) -> None:
+        """`published` replaces the classifier's weights as they arrive; until the first do, nothing is a success."""
+        self._classifier = classifier
+        self._encode = encode
+        self._published = published
+        self._loaded: Mapping[str, Tensor] = {}
+        self._is_trained = published is None
+        self._threshold = float(classifier.threshold)
+
+    @property
+    def threshold(self) -> float:
+        return self._threshold
+
+    def refresh(self) -> None:
+        """Load what has arrived, whole or not at all; a classifier that does not fit is reported once."""
+        newest = self._published() if self._published is not None else self._loaded
+        if newest is self._loaded or not newest:
+            return
+        self._loaded = newest
+        try:
+            load_strict(self._classifier, newest)
+        except WeightsError as error:
+            _log.error("the success classifier that came with the policy is refused: %s", error)
+            return
+        self._threshold = float(self._classifier.threshold)
+        self._is_trained = True
+
+    def probability(self, observation: Observation) -> float:
+        if not self._is_trained:
+            return 0.0
+        return float(self._classifier.probability(self._encode(observation)))
+
+
+def make_rewards(
+    config: RewardConfig, specs: Specs, policy: PolicyConfig, encode: Encode, published: PublishedTensors
+) -> RewardSource:
+    """Return the configured source; `encode` and `published` serve the classifier.
+
+    Raises ConfigError when the classifier's folder holds none for these inputs or the learner is to publish none,
+    WeightsError when it is damaged.
+    """
+    if config.source == "human":
+        return HumanReward()
+    if config.source == "task":
+        return HeldReward(TaskReward(), config.hold_steps) if config.hold_steps else TaskReward()
+    if config.classifier != "learner":
+        classifier, manifest = load_classifier(Path(config.classifier), specs, policy)
+        _log.info("success classifier %s, version %d: %s", config.classifier, manifest.version, manifest.metrics)
+        return ClassifierReward(TrainedJudge(classifier, encode, None), config)
+    if not policy.success_classifier:
+        raise ConfigError(
+            "actor.reward.classifier = 'learner', but no classifier is published with the policy. Set "
+            "policy.success_classifier = true on both sides, or give the folder of a trained one."
+        )
+    return ClassifierReward(TrainedJudge(SuccessClassifier(specs, policy), encode, published), config)

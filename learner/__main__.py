@@ -1,6 +1,7 @@
 """python -m learner: start ingest and trainer, keep both alive, stop both together.
 
-Two processes, because a crash, an out-of-memory or a slow import of the trainer must never stop intake.
+Two processes, because a crash, an out-of-memory or a slow import of the trainer must never stop intake. A third one
+retrains the success classifier where that is asked for; without it training goes on.
 """
 
 import json
@@ -40,6 +41,8 @@ class Child:
     command: Callable[[], list[str]]
     process: subprocess.Popen[bytes] | None = None
     restarts_s: list[float] = field(default_factory=list)
+    is_optional: bool = False  # it stays down where another one would end the learner
+    has_given_up: bool = False
 
     def start(self) -> None:
         self.process = subprocess.Popen(self.command(), preexec_fn=die_with_parent)
@@ -48,20 +51,27 @@ class Child:
         """Restart the process if it died; return an exit code when it must not be restarted."""
         assert self.process is not None
         code = self.process.poll()
-        if code is None:
+        if code is None or self.has_given_up:
             return None
         if code in _FATAL:
-            return code
+            return self._give_up(code)
         now_s = time.monotonic()
         if self.restarts_s and now_s - self.restarts_s[-1] < _RESTART_PAUSE_S:
             return None  # it died right after the last start; trying without a pause would only fill the log
         self.restarts_s = [moment for moment in self.restarts_s if now_s - moment < _RESTART_WINDOW_S]
         if len(self.restarts_s) >= _MAX_RESTARTS:
             logger.error("%s died %d times within %.0f s, giving up", self.name, _MAX_RESTARTS + 1, _RESTART_WINDOW_S)
-            return code if code > 0 else 1
+            return self._give_up(code if code > 0 else 1)
         logger.warning("%s ended with code %d, starting it again", self.name, code)
         self.restarts_s.append(now_s)
         self.start()
+        return None
+
+    def _give_up(self, code: int) -> int | None:
+        if not self.is_optional:
+            return code
+        self.has_given_up = True
+        logger.error("%s stays down (exit code %d, see above); everything else goes on", self.name, code)
         return None
 
     def stop(self) -> None:
@@ -107,6 +117,9 @@ def _supervise(config: LearnerConfig, stop: threading.Event) -> int:
     ingest = Child("ingest", lambda: ingest_command(config, config_path, ready_path))
     trainer = Child("trainer", lambda: [sys.executable, "-m", "learner.trainer", str(config_path)])
     children = [ingest, trainer]
+    if config.classifier.retrain:
+        watch = [sys.executable, "-m", "learner.reward_classifier", "watch", str(config_path)]
+        children.append(Child("classifier", lambda: watch, is_optional=True))
     try:
         for child in children:
             child.start()
@@ -116,7 +129,7 @@ def _supervise(config: LearnerConfig, stop: threading.Event) -> int:
                 if code is not None:
                     return code
     finally:
-        for child in (trainer, ingest):  # ingest last: it takes data until the end
+        for child in reversed(children):  # ingest last: it takes data until the end
             if child.process is not None:
                 child.stop()
     return 0

@@ -21,6 +21,7 @@ from learner.config import LearnerConfig
 from learner.episode_log import EpisodeLog
 from learner.metrics import MetricsWriter
 from learner.replay import Replay
+from learner.reward_classifier.feed import ClassifierFeed
 from policy.config import from_dict
 from policy.errors import ConfigError, WeightsError
 from policy.files import replace_durably
@@ -47,6 +48,7 @@ class Trainer:
         self._metrics = MetricsWriter(run_dir / "metrics.jsonl", config.metrics_every)
         self._summary_path = run_dir / "learner_summary.json"
         self.algorithm = make_algorithm(config, specs)
+        self._classifier = ClassifierFeed(config, specs)
         self._replay = Replay(config.replay, specs.observation, specs.action.dim, config.seed)
         self._log_position = 0
         self._weights_version = 0
@@ -114,7 +116,7 @@ class Trainer:
 
     def publish(self) -> None:
         """Make the current policy the newest weights; refuses non-finite ones and keeps the last good version."""
-        tensors = self._finite_policy()
+        tensors = {**self._finite_policy(), **self._classifier.tensors()}
         self._weights_version += 1
         self._store.publish(serialise(tensors), self._weights_version, self.learner_step)
 
