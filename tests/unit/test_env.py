@@ -7,14 +7,19 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from numpy.typing import NDArray
 
 import actor.env
+from actor.camera_rig import CameraRig
+from actor.config import CamerasConfig
 from actor.env import HOLD_AFTER_LATE_PERIODS, RobotEnv, connect_backend
 from actor.rate import RateKeeper
 from actor.tasks import make_task
+from actor.tasks.base import TaskOptions
 from policy.errors import ConfigError, WireError
 from robot.backends.fake import FakeBackend
-from robot.interface import RobotCommand
+from robot.errors import CameraStaleError
+from robot.interface import CameraFrame, RobotCommand
 
 ENV_IDS = [
     "cgpo/PegInHole-v0",
@@ -32,10 +37,45 @@ class RecordingBackend(FakeBackend):
     def __init__(self, scene: str) -> None:
         super().__init__(scene)
         self.sent: list[RobotCommand] = []
+        self.stops = 0
 
     def send_command(self, command: RobotCommand) -> None:
         self.sent.append(command)
         super().send_command(command)
+
+    def stop(self) -> None:
+        self.stops += 1
+        super().stop()
+
+    def render(self, width: int, height: int, camera: str = "overview") -> NDArray[np.uint8]:
+        return np.full((height, width, 3), {"overview": 1, "close": 2}[camera], np.uint8)
+
+
+class StubCamera:
+    """An image of one colour, which the test ages."""
+
+    def __init__(self, width: int, height: int, colour: int) -> None:
+        self.width, self.height, self.colour = width, height, colour
+        self.arrived_s, self.sequence = 0.0, 0
+
+    def connect(self) -> None: ...
+
+    def read(self) -> CameraFrame:
+        image = np.full((self.height, self.width, 3), self.colour, np.uint8)
+        return CameraFrame(image=image, sequence=self.sequence, received_monotonic_s=self.arrived_s)
+
+    def close(self) -> None: ...
+
+
+class PixelEnv:
+    """Reach with pixels on the recording fake, its cameras and their clock."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.cameras = {"wrist": StubCamera(672, 376, 50), "third_person": StubCamera(640, 480, 60)}
+        rig = CameraRig(self.cameras, CamerasConfig(image_size_px=32), clock=lambda: self.now_s)
+        self.backend = RecordingBackend("reach")
+        self.env = RobotEnv(make_task("reach", TaskOptions(pixels=True, image_size_px=32)), self.backend, cameras=rig)
 
 
 @pytest.fixture
@@ -142,3 +182,55 @@ def test_importing_twice_registers_once() -> None:
     before = gymnasium.registry["cgpo/Reach-v0"]
     actor.env._register()
     assert gymnasium.registry["cgpo/Reach-v0"] is before
+
+
+def test_pixels_replace_the_objects_and_fit_the_declared_space() -> None:
+    env = PixelEnv().env
+    observation, _ = env.reset(seed=0)
+    assert observation in env.observation_space
+    assert set(observation) == {
+        "O_p_EE", "O_rotvec_EE", "O_twist_EE", "gripper_width", "wrist", "third_person"
+    }  # fmt: skip
+    assert {
+        name: (observation[name].dtype, observation[name].shape) for name in ("wrist", "third_person")
+    } == dict.fromkeys(("wrist", "third_person"), (np.dtype(np.uint8), (32, 32, 3)))
+    assert (observation["wrist"] == 50).all()
+    assert (observation["third_person"] == 60).all()
+
+
+def test_a_task_with_pixels_needs_cameras(backend: RecordingBackend) -> None:
+    with pytest.raises(ConfigError, match="'reach' with pixels needs cameras"):
+        RobotEnv(make_task("reach", TaskOptions(pixels=True)), backend)
+
+
+def test_a_stale_image_is_flagged_in_its_step_and_too_old_a_one_stops_the_arm() -> None:
+    pixel = PixelEnv()
+    env, backend = pixel.env, pixel.backend
+    env.reset(seed=0)
+    action = np.zeros(3, np.float32)
+    assert env.step(action)[-1]["stale_cameras"] == ()
+    pixel.now_s = 0.3
+    pixel.cameras["wrist"].arrived_s, pixel.cameras["wrist"].sequence = 0.3, 1
+    assert env.step(action)[-1]["stale_cameras"] == ("third_person",)
+    assert backend.stops == 0
+    pixel.now_s = 0.6
+    with pytest.raises(CameraStaleError, match="third_person"):
+        env.step(action)
+    assert backend.stops == 1
+
+
+def test_the_video_frame_shows_what_the_policy_sees() -> None:
+    env = PixelEnv().env
+    env.reset(seed=0)
+    frame = env.render()
+    assert frame.shape == (384, 1216, 3)
+    assert all(size % 16 == 0 for size in frame.shape[:2])
+    colours = [frame[y, x, 0] for y, x in ((0, 0), (383, 511), (0, 512), (383, 1023))]
+    assert colours == [1, 1, 2, 2]
+    assert (frame[:192, 1024:] == 50).all()
+    assert (frame[192:, 1024:] == 60).all()
+
+
+def test_without_pixels_the_video_frame_has_no_room_for_them(env: RobotEnv) -> None:
+    env.reset(seed=0)
+    assert env.render().shape == (384, 1024, 3)
