@@ -7,6 +7,7 @@ from policy.registry import resolve
 
 TASKS = {
     "peg_in_hole": "actor.tasks.peg_in_hole:PegInHole",
+    "peg_in_hole_blind": "actor.tasks.peg_in_hole:PegInHoleBlind",
     "peg_in_hole_rotation": "actor.tasks.peg_in_hole:PegInHoleRotation",
     "reach": "actor.tasks.reach:Reach",
 }

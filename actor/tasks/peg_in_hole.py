@@ -40,22 +40,18 @@ class PegInHole(CartesianTask):
     def __init__(self, options: TaskOptions, rotation: bool = False) -> None:
         """With rotation the action turns the hand too, and both hand and peg start tilted."""
         self._rotation = rotation
-        # Axes of O, not of the hole: a round hole has no yaw.
-        differences = [
-            Field(name="hole_to_peg", unit="m", low=(-0.15, -0.15, -0.05), high=(0.15, 0.15, 0.15), fine_scale=0.005)
-        ]
-        if rotation:
-            differences.append(
-                Field(name="rotation_error", unit="rad", low=(-0.3,) * 3, high=(0.3,) * 3, fine_scale=0.03)
-            )
         super().__init__(
             options,
             workspace_min_m=START_CENTRE_M - WORKSPACE_RANGE_M,
             workspace_max_m=START_CENTRE_M + WORKSPACE_RANGE_M,
             travel_m=START_RANGE_M + WORKSPACE_RANGE_M,
-            differences=tuple(differences),
+            differences=self._differences(),
             rotation=rotation,
         )
+
+    def _differences(self) -> tuple[Field, ...]:
+        turn = Field(name="rotation_error", unit="rad", low=(-0.3,) * 3, high=(0.3,) * 3, fine_scale=0.03)
+        return (_to_hole("hole_to_peg"), turn) if self._rotation else (_to_hole("hole_to_peg"),)
 
     def sample_placement(self, rng: np.random.Generator) -> ScenePlacement:
         """Draw the hole's O_T_hole, the hand's O_T_EE and the peg's EE_T_peg."""
@@ -96,3 +92,26 @@ class PegInHoleRotation(PegInHole):
 
     def __init__(self, options: TaskOptions) -> None:
         super().__init__(options, rotation=True)
+
+
+class PegInHoleBlind(PegInHole):
+    """Peg in hole where nothing says how the peg sits in the hand: up to 4 mm aside, with 1 mm clearance.
+
+    In place of the tip the policy knows where it would be in a perfect grasp, and feels the contact's force. It has to
+    search. The scripted operator still sees the tip.
+    """
+
+    name = "peg_in_hole_blind"
+
+    def _differences(self) -> tuple[Field, ...]:
+        force = Field(name="contact_force", unit="N", low=(-20.0,) * 3, high=(20.0,) * 3)
+        return _to_hole("hole_to_nominal_tip"), force
+
+    def measure(self, state: RobotState, objects: ObjectPoses) -> list[Array]:
+        nominal_tip = (state.O_T_EE @ np.append(PEG_IN_HAND_M, 1.0))[:3]
+        return [nominal_tip - objects["hole"][:3, 3], state.O_F_ext_hat_K[:3]]
+
+
+def _to_hole(name: str) -> Field:
+    """Return the field of a point relative to the hole, along O's axes and not the hole's: a round hole has no yaw."""
+    return Field(name=name, unit="m", low=(-0.15, -0.15, -0.05), high=(0.15, 0.15, 0.15), fine_scale=0.005)
