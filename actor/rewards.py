@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -19,11 +19,10 @@ from policy.encoder import EncoderInput
 from policy.errors import ConfigError, WeightsError
 from policy.spec import Observation, Specs
 from policy.success_classifier import SuccessClassifier, load_classifier
+from policy.transition import HELD_SUFFIX
 from policy.weights import load_strict
 
 _log = logging.getLogger(__name__)
-
-Source = Literal["task", "classifier", "human"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Verdict:
     reward: float
     terminated: bool
     is_success: bool
-    source: Source
+    source: str  # task, classifier or human; with HELD_SUFFIX while success has yet to last
 
 
 DECLARED_SUCCESS = Verdict(reward=1.0, terminated=True, is_success=True, source="human")
@@ -79,7 +78,7 @@ class HeldReward:
         verdict = self._rewards.judge(observation, outcome)
         self._held = self._held + 1 if verdict.is_success else 0
         if verdict.is_success and self._held <= self._hold_steps:
-            return Verdict(0.0, terminated=False, is_success=False, source=verdict.source)
+            return Verdict(0.0, terminated=False, is_success=False, source=verdict.source + HELD_SUFFIX)
         return verdict
 
 

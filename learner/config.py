@@ -146,8 +146,22 @@ class ReplayConfig:
     """Rewards are multiplied by this. Sparse 0/1 rewards need about 10: returns must be large against huber_kappa."""
     timeout_is_terminal: bool = False
     """Do not bootstrap at time limits either: QVPO's and HIL-SERL's behaviour, for comparison only."""
+    image_storage: Literal["pixels", "maps"] = "pixels"
+    """pixels: shift and encode a frame whenever it is drawn, which needs a GPU. maps: encode it once, in map_variants
+    random shifts, and draw one of them; for learners on a CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Memory that holds the images; auto is the trainer's device."""
+    random_shift_px: int = 4
+    """DrQ: every image that is drawn is shifted by up to this many pixels; 0 leaves images as they are."""
+    map_variants: int = 2
+    """Shifted variants of each frame with image_storage = maps."""
 
     def __post_init__(self) -> None:
+        if self.random_shift_px < 0 or self.map_variants < 1:
+            raise ConfigError(
+                f"replay: random_shift_px = {self.random_shift_px} must not be negative, map_variants = "
+                f"{self.map_variants} at least 1"
+            )
         if not 0 <= self.demonstration_fraction <= 1:
             raise ConfigError(f"replay.demonstration_fraction = {self.demonstration_fraction} is outside [0, 1]")
         if self.batch_size < 1 or self.capacity < 2:
@@ -166,8 +180,7 @@ class ClassifierConfig:
     threshold: float = 0.85
     """Least probability of a frame that counts as success (HIL-SERL: 0.7 to 0.85)."""
     held_frames: int = 1
-    """The last frames of each success that all show it: actor.reward.hold_steps + 1, or as long as the operator waits
-    in success before pressing the key."""
+    """Frames that show success when a person declares it: as many as they wait in success before pressing the key."""
     reaction_steps: int = 3
     """Frames left out before a success that a person declared: the key comes later than the eye."""
     negatives_per_positive: int = 3

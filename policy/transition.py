@@ -9,6 +9,10 @@ from numpy.typing import NDArray
 from policy.spec import Observation
 
 
+HELD_SUFFIX = ":held"
+"""Ends the reward_source of a step that shows success which has yet to last before it is paid."""
+
+
 class ActionSource(IntEnum):
     """Who chose the executed action."""
 
@@ -40,7 +44,7 @@ class Transition:
     weights_age_s: float  # since those weights were published by the learner (0 for version 0)
     wall_time_s: float  # for people; ordering never uses it
     monotonic_time_s: float  # actor's monotonic clock
-    reward_source: str = "task"  # who judged: task (a simulator's ground truth), classifier or human
+    reward_source: str = "task"  # who judged: task (a simulator's ground truth), classifier or human; see HELD_SUFFIX
     gripper_toggled: bool = False  # the executed action really opened or closed the gripper
     final_observation: Observation | None = None  # set exactly on the last step of an episode
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from learner.config import ClassifierConfig
 from learner.episode_log import LogEntry
 from policy.errors import CgpoError
-from policy.transition import EpisodeMark, MarkKind, Transition
+from policy.transition import HELD_SUFFIX, EpisodeMark, MarkKind, Transition
 
 PEERS_POSITIVES = 200  # HIL-SERL's recipe, for a hint when there are fewer
 
@@ -63,6 +63,10 @@ class EpisodeRecord:
     def is_success(self) -> bool:
         """As far as is known: marks go before what was recorded."""
         return MarkKind.SUCCESS in self.marks.values() or (self.is_claimed and not self.is_vetoed)
+
+    def judge_of(self, step: int) -> str:
+        """Return task, classifier or human."""
+        return self.sources[step].removesuffix(HELD_SUFFIX)
 
     def frame_after(self, step: int) -> Frame | None:
         """Return the observation that a step led to; step -1 gives the first of the episode."""
@@ -128,9 +132,11 @@ def label_episode(record: EpisodeRecord, config: ClassifierConfig) -> Labels:
     by_task: set[int] = set()
     unconfirmed: set[int] = set()
     if record.is_claimed and record.last_mark is None:
-        judged = {"task": by_task, "human": human}.get(record.sources[record.last_step], unconfirmed)
+        judged = {"task": by_task, "human": human}.get(record.judge_of(record.last_step), unconfirmed)
         judged.add(record.last_step)
-    positives = {step - back for step in by_task | human for back in range(config.held_frames)} - failures
+    held = {step for step, source in record.sources.items() if source.endswith(HELD_SUFFIX)}
+    waited = {step - back for step in human for back in range(config.held_frames)}
+    positives = (by_task | held | waited) - failures
     unsure = {step - config.held_frames - back for step in human for back in range(config.reaction_steps)}
     unsure |= {step - back for step in unconfirmed for back in range(config.reaction_steps + 1)}
     if human:
@@ -233,6 +239,6 @@ def _require_enough(training: Examples, held_out: Examples, config: ClassifierCo
             f"cannot train a success classifier from {training.episodes + held_out.episodes} labelled episodes, "
             f"{training.success_episodes + held_out.success_episodes} of them with success: {'; '.join(lacks)}. Record "
             "demonstrations that end in success (actor.reward.source = task or human) and episodes that do not. Each "
-            "success gives one frame; with actor.reward.hold_steps = 9 and classifier.held_frames = 10 it gives ten. "
+            "success gives one frame; with actor.reward.hold_steps = 9 the task's own verdict gives ten. "
             f"About {PEERS_POSITIVES} frames of success are usual."
         )
