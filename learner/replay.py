@@ -1,10 +1,11 @@
 """Replay: observations stored once, next observations found within the episode, half of each batch from humans.
 
-The episode log is the truth; this is a cache of it, rebuilt by feeding the same records in the same order.
+The episode log is the truth; this is a cache of it, rebuilt by feeding the same records in the same order. What can be
+drawn follows from the records and the state of `rng` alone, not from when they were read.
 """
 
+import logging
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.config import ReplayConfig
-from policy.encoder import EncoderInput
-from policy.spec import ObservationSpec
-from policy.transition import EpisodeMark, Recordable, RecordId, Transition
+from learner.replay_buffer import ReplayBuffer, Stream
+from learner.replay_images import make_images
+from policy.encoder import EncoderInput, ObservationEncoder
+from policy.spec import Observation, ObservationSpec
+from policy.transition import EpisodeMark, MarkKind, Recordable, RecordId, Transition
 
-_NO_NEXT = -1
+logger = logging.getLogger(__name__)
 
-Stream = tuple[str, str]  # (actor_id, incarnation)
+_BEFORE_FIRST_STEP = -1
 
 
 @dataclass(frozen=True)
@@ -34,141 +37,114 @@ class Batch:
     gripper_toggled: Tensor  # (B,) the action really opened or closed the gripper
 
 
-@dataclass
-class _OpenRow:
-    """A row whose next observation has not arrived yet."""
-
-    row: int
-    episode: int
-    step: int
-
-
-class ReplayBuffer:
-    """A ring of rows, one per observation; a row is a transition once it points to the row of its next observation.
-
-    Rows of several actors may interleave. A row always points to a younger one, so the ring evicts a transition before
-    the observation that it needs.
-    """
-
-    def __init__(self, capacity: int, feature_dim: int, action_dim: int) -> None:
-        self._feature = np.zeros((capacity, feature_dim), np.float32)
-        self._action = np.zeros((capacity, action_dim), np.float32)
-        self._reward = np.zeros(capacity, np.float32)
-        self._is_terminal = np.zeros(capacity, np.float32)
-        self._is_human = np.zeros(capacity, np.bool_)
-        self._gripper_toggled = np.zeros(capacity, np.bool_)
-        self._next_row = np.full(capacity, _NO_NEXT)
-        self._open: dict[Stream, _OpenRow] = {}
-        self._cursor = 0
-        self._valid_rows: NDArray[np.int64] | None = None
-
-    def __len__(self) -> int:
-        """Number of transitions that can be sampled."""
-        return len(self._rows())
-
-    def add(
-        self, stream: Stream, transition: Transition, feature: NDArray[np.float32], reward: float, is_terminal: bool
-    ) -> None:
-        """Store a step of one actor's stream; it becomes a transition when its next observation is known."""
-        row = self.observe(stream, transition, feature)
-        self._action[row] = transition.executed_action
-        self._reward[row] = reward
-        self._is_terminal[row] = is_terminal
-        self._is_human[row] = transition.is_human
-        self._gripper_toggled[row] = transition.gripper_toggled
-        self._open[stream] = _OpenRow(row, transition.episode, transition.step)
-
-    def finish(self, stream: Stream, final_feature: NDArray[np.float32]) -> None:
-        """Give the stream's open row its final observation."""
-        opened = self._open.pop(stream)
-        self._next_row[opened.row] = self._write(final_feature)
-
-    def observe(self, stream: Stream, transition: Transition, feature: NDArray[np.float32]) -> int:
-        """Store an observation and link the step before it, if that is open here; returns the observation's row."""
-        is_next = self.is_waiting_for(stream, transition)
-        row = self._write(feature)  # may evict the open row, if others filled the ring since
-        opened = self._open.pop(stream, None)
-        if opened is not None and is_next:
-            self._next_row[opened.row] = row
-        return row
-
-    def is_waiting_for(self, stream: Stream, transition: Transition) -> bool:
-        """Whether the step before `transition` is here and lacks its next observation."""
-        opened = self._open.get(stream)
-        return opened is not None and (opened.episode, opened.step + 1) == (transition.episode, transition.step)
-
-    def sample_rows(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        rows = self._rows()
-        return rows[rng.integers(len(rows), size=count)]
-
-    def gather(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-        """Return the columns of a Batch for `rows`, in its order."""
-        return (
-            self._feature[rows],
-            self._action[rows],
-            self._reward[rows],
-            self._feature[self._next_row[rows]],
-            self._is_terminal[rows],
-            self._is_human[rows],
-            self._gripper_toggled[rows],
-        )
-
-    def _write(self, feature: NDArray[np.float32]) -> int:
-        row = self._cursor
-        self._cursor = (row + 1) % len(self._feature)
-        for stream, opened in list(self._open.items()):
-            if opened.row == row:  # the ring came round before the step's next observation did
-                del self._open[stream]
-        self._feature[row] = feature
-        self._next_row[row] = _NO_NEXT
-        self._valid_rows = None
-        return row
-
-    def _rows(self) -> NDArray[np.int64]:
-        if self._valid_rows is None:
-            self._valid_rows = np.flatnonzero(self._next_row != _NO_NEXT)
-        return self._valid_rows
-
-
 class Replay:
     """The online and the demonstration buffer, and batches mixed from both.
 
     Demonstrations go to the demonstration buffer, policy steps to the online one, interventions to both (HIL-SERL).
     """
 
-    def __init__(self, config: ReplayConfig, observation_spec: ObservationSpec, action_dim: int, seed: int) -> None:
+    def __init__(
+        self,
+        config: ReplayConfig,
+        observation_spec: ObservationSpec,
+        action_dim: int,
+        seed: int,
+        encoder: ObservationEncoder | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`encoder` is needed for images only; `device` is the trainer's, where batches go."""
         self._config = config
         self._spec = observation_spec
+        self._device = device
+        self._images = make_images(config, observation_spec, encoder, device)
+        frames = self._images.store if self._images else None
         feature_dim = observation_spec.vector_dim
-        self.online = ReplayBuffer(config.capacity, feature_dim, action_dim)
-        self.demonstrations = ReplayBuffer(config.capacity, feature_dim, action_dim)
+        self.online = ReplayBuffer(config.capacity, feature_dim, action_dim, frames)
+        self.demonstrations = ReplayBuffer(config.capacity, feature_dim, action_dim, frames)
         self.rng = np.random.default_rng(seed)
         self.num_transitions = 0
+        self._last_steps: dict[Stream, dict[int, int]] = {}  # of marked episodes; steps after it are left out
 
     def add(self, record_id: RecordId, body: Recordable) -> None:
         """Add the next record of the log. Records of one incarnation must come in sequence order."""
-        if isinstance(body, EpisodeMark):
-            return  # applied by the caller's next change
-        transition = body
         stream = (record_id.actor_id, record_id.incarnation)
-        feature = self._spec.normalise(transition.observation)
-        is_terminal = transition.terminated or (self._config.timeout_is_terminal and transition.truncated)
-        reward = transition.reward * self._config.reward_scale
-        homes = self._homes(transition)
-        for buffer in (self.online, self.demonstrations):
+        if isinstance(body, EpisodeMark):
+            self._apply(stream, body)
+        else:
+            self._add_step(stream, record_id, body)
+            self.num_transitions += 1
+
+    def _add_step(self, stream: Stream, record_id: RecordId, step: Transition) -> None:
+        homes = () if self._is_left_out(stream, step) else self._homes(step)
+        buffers = (self.online, self.demonstrations)
+        takers = [buffer for buffer in buffers if buffer in homes or buffer.is_waiting_for(stream, step)]
+        if not takers:
+            return
+        feature, frame = self._stored(step.observation, record_id, is_final=False)
+        for buffer in takers:
             if buffer in homes:
-                buffer.add(stream, transition, feature, reward, is_terminal)
-            elif buffer.is_waiting_for(stream, transition):
-                buffer.observe(stream, transition, feature)
-            if buffer in homes and transition.final_observation is not None:
-                buffer.finish(stream, self._spec.normalise(transition.final_observation))
-        self.num_transitions += 1
+                is_terminal = step.terminated or (self._config.timeout_is_terminal and step.truncated)
+                buffer.add(stream, step, feature, frame, step.reward * self._config.reward_scale, is_terminal)
+            else:
+                buffer.observe(stream, step, feature, frame)
+        if homes and step.final_observation is not None:
+            feature, frame = self._stored(step.final_observation, record_id, is_final=True)
+            for buffer in homes:
+                buffer.finish(stream, feature, frame)
+
+    def _stored(
+        self, observation: Observation, record_id: RecordId, is_final: bool
+    ) -> tuple[NDArray[np.float32], int | None]:
+        """Return the vector to store in rows, and the slot of the images, which are stored already."""
+        frame = self._images.put(observation, record_id, is_final) if self._images else None
+        return self._spec.normalise(observation), frame
+
+    def _apply(self, stream: Stream, mark: EpisodeMark) -> None:
+        """Apply an operator's mark.
+
+        DISCARD: nothing of the episode is drawn again, also steps that are still to come. SUCCESS: the step is worth 1,
+        nothing is bootstrapped from it and later steps are left out. FAILURE: it is worth 0; if it was terminated it is
+        truncated now, and bootstraps from its next observation.
+        """
+        buffers = (self.online, self.demonstrations)
+        last_steps = self._last_steps.setdefault(stream, {})
+        if mark.kind is MarkKind.DISCARD:
+            last_steps[mark.episode] = _BEFORE_FIRST_STEP
+            found = [buffer.remove_after(stream, mark.episode, _BEFORE_FIRST_STEP) for buffer in buffers]
+        elif mark.kind is MarkKind.SUCCESS:
+            reward = self._config.reward_scale
+            found = [buffer.judge(stream, mark.episode, mark.step, reward, True) for buffer in buffers]
+            if any(found):
+                last_steps[mark.episode] = mark.step
+                for buffer in buffers:
+                    buffer.remove_after(stream, mark.episode, mark.step)
+        elif mark.kind is MarkKind.FAILURE:
+            # Where time limits count as terminal, a truncated step stays terminal.
+            is_terminal = None if self._config.timeout_is_terminal else False
+            found = [buffer.judge(stream, mark.episode, mark.step, 0.0, is_terminal) for buffer in buffers]
+            if any(found) and last_steps.get(mark.episode) == mark.step:
+                del last_steps[mark.episode]  # the success that ended the episode here is taken back
+        else:
+            return
+        if not any(found):
+            logger.info(
+                "%s of episode %d, step %d of %s, changes nothing here: the step is no longer kept or never was",
+                mark.kind.name, mark.episode, mark.step, stream[0],
+            )  # fmt: skip
+
+    def _is_left_out(self, stream: Stream, step: Transition) -> bool:
+        last_steps = self._last_steps.get(stream)
+        if not last_steps:
+            return False
+        for episode in [episode for episode in last_steps if episode < step.episode]:
+            del last_steps[episode]  # nothing of it can come any more
+        return step.step > last_steps.get(step.episode, step.step)
 
     def is_ready(self) -> bool:
         has_samples = len(self.online) + len(self.demonstrations) > 0
         return has_samples and self.num_transitions >= self._config.training_starts
 
-    def sample(self, device: torch.device | str = "cpu") -> Batch:
+    def sample(self) -> Batch:
         """Draw a batch: demonstration_fraction from the demonstration buffer, the rest online; an empty one yields."""
         size = self._config.batch_size
         num_demonstration = round(size * self._config.demonstration_fraction)
@@ -176,13 +152,21 @@ class Replay:
             num_demonstration = 0
         elif not len(self.online):
             num_demonstration = size
-        parts = []
-        for buffer, count in ((self.online, size - num_demonstration), (self.demonstrations, num_demonstration)):
-            if count:
-                parts.append(buffer.gather(buffer.sample_rows(count, self.rng)))
+        counts = ((self.online, size - num_demonstration), (self.demonstrations, num_demonstration))
+        drawn = [(buffer, buffer.sample_rows(count, self.rng)) for buffer, count in counts if count]
+        parts = [buffer.gather(rows) for buffer, rows in drawn]
         columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-        vector, action, reward, next_vector, *flags = (torch.from_numpy(column).to(device) for column in columns)
-        return Batch(EncoderInput(vector), action, reward, EncoderInput(next_vector), *flags)
+        vector, action, reward, next_vector, *flags = (torch.from_numpy(column).to(self._device) for column in columns)
+        maps, next_maps = self._maps(drawn)
+        return Batch(EncoderInput(vector, maps), action, reward, EncoderInput(next_vector, next_maps), *flags)
+
+    def _maps(self, drawn: list[tuple[ReplayBuffer, NDArray[np.int64]]]) -> tuple[tuple[Tensor, ...], ...]:
+        """Return each camera's maps of the drawn rows' observations, and of their next observations."""
+        if self._images is None:
+            return (), ()
+        now, following = zip(*(buffer.frames(rows) for buffer, rows in drawn), strict=True)
+        both = self._images.maps(np.concatenate([*now, *following]), self.rng)
+        return tuple(zip(*(maps.chunk(2) for maps in both), strict=True))
 
     def _homes(self, transition: Transition) -> tuple[ReplayBuffer, ...]:
         if not transition.is_human:

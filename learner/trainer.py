@@ -23,6 +23,7 @@ from learner.metrics import MetricsWriter
 from learner.replay import Replay
 from learner.reward_classifier.feed import ClassifierFeed
 from policy.config import from_dict
+from policy.encoder import ObservationEncoder
 from policy.errors import ConfigError, WeightsError
 from policy.files import replace_durably
 from policy.spec import Specs
@@ -49,7 +50,7 @@ class Trainer:
         self._summary_path = run_dir / "learner_summary.json"
         self.algorithm = make_algorithm(config, specs)
         self._classifier = ClassifierFeed(config, specs)
-        self._replay = Replay(config.replay, specs.observation, specs.action.dim, config.seed)
+        self._replay = make_replay(config, specs)
         self._log_position = 0
         self._weights_version = 0
         self.learner_step = 0
@@ -105,7 +106,7 @@ class Trainer:
     def update(self) -> None:
         """Do one learner step."""
         start_s = time.monotonic()
-        metrics = self.algorithm.update_step(lambda: self._replay.sample(self._config.device))
+        metrics = self.algorithm.update_step(self._replay.sample)
         self.learner_step += 1
         self._steps_here += 1
         self._busy_s += time.monotonic() - start_s
@@ -185,6 +186,17 @@ class Trainer:
             "device": self._config.device,
         }
         replace_durably(self._summary_path, json.dumps(summary, indent=1).encode())
+
+
+def make_replay(config: LearnerConfig, specs: Specs) -> Replay:
+    """Return the empty replay. Raises ConfigError or WeightsError for images without a usable encoder."""
+    encoder = ObservationEncoder(specs, config.policy).to(config.device)
+    if specs.observation.images and config.replay.image_storage == "pixels" and config.device == "cpu":
+        logger.warning(
+            "replay.image_storage = 'pixels' encodes %d images for each batch, seconds on a CPU; set it to 'maps'",
+            2 * len(specs.observation.images) * config.replay.batch_size,
+        )
+    return Replay(config.replay, specs.observation, specs.action.dim, config.seed, encoder, config.device)
 
 
 def run_trainer(config: LearnerConfig) -> int:

@@ -47,6 +47,11 @@ class ObservationEncoder:
             _check_encoder(specs, config)
         self.backbone = load_backbone(config.encoder_weights) if self._spec.images else None
 
+    @property
+    def device(self) -> torch.device:
+        """Where maps come out."""
+        return torch.device("cpu") if self.backbone is None else self.backbone.mean.device
+
     def to(self, device: torch.device | str) -> "ObservationEncoder":
         """Move the backbone, in place."""
         if self.backbone is not None:
@@ -60,15 +65,14 @@ class ObservationEncoder:
         if self.backbone is None:
             return EncoderInput(vector)
         images = [torch.from_numpy(pixels_of(observation[image.name])[None].copy()) for image in self._spec.images]
-        return EncoderInput(vector.to(self.backbone.mean.device), self.maps_of_cameras(images))
+        return EncoderInput(vector.to(self.device), self.maps_of_cameras(images))
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> Tensor:
         """Return the maps (B, C, h, w) of uint8 images (B, H, W, 3), on the backbone's device."""
         assert self.backbone is not None, "a spec without images has no backbone"
-        device = self.backbone.mean.device
-        images = images.to(device)
-        if device.type == "cpu":
+        images = images.to(self.device)
+        if self.device.type == "cpu":
             return torch.cat([self.backbone(few) for few in torch.split(images, _CPU_BATCH)])
         maps: Tensor = self.backbone(images)
         return maps
