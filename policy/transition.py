@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from policy.spec import Observation
 
-
 HELD_SUFFIX = ":held"
 """Ends the reward_source of a step that shows success which has yet to last before it is paid."""
 
