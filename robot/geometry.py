@@ -4,3 +4,6 @@ PEG_RADIUS_M = 0.012
 HOLE_RADIUS_M = 0.013  # 1 mm radial clearance
 HOLE_DEPTH_M = 0.03
 PEG_LENGTH_M = 0.07  # from the EE frame's origin between the finger tips to the peg's tip, nominal in-hand pose
+
+CUBE_EDGE_M = 0.045
+GRIPPER_OPEN_M = 0.085  # Robotiq 2F-85 data sheet: its stroke

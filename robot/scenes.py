@@ -10,9 +10,12 @@ from robot.interface import ScenePlacement
 #   target: a free pose in the air, drawn but without contact.
 #   hole:   origin at the centre of the rim, z up out of the hole.
 #   peg:    origin at the centre of the tip, axes as EE (z out of the tip). Rigidly held: EE_T_peg lasts an episode.
+#   cube_*: origin at the centre, axes along the edges. Free on the table (its top is z = 0), to be moved by the hand,
+#           which starts open. In this scene alone the fingers move; in the others they are frozen around a peg.
 SCENES: dict[str, dict[str, str]] = {
     "reach": {"target": "O"},
     "peg_in_hole": {"hole": "O", "peg": "EE"},
+    "cube_stacking": {"cube_top": "O", "cube_bottom": "O"},
 }
 
 
