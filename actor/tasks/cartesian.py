@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 
 from actor.reference_frame import ReferenceFrame
 from policy.spec import ActionSpec, Field, GripperMode
+from robot.geometry import GRIPPER_OPEN_M
 from robot.interface import Array, RobotCommand, RobotState
 from robot.pose import O_R_DOWN, rotvec_from_rotation
 from robot.safety import SafetyConfig
 
 _CUBE_CORNER = 3**0.5 * (1 + 1e-6)  # distance of a cube's corner in half edges, with room for rounding
 GRIPPER_THRESHOLD = 0.5  # beyond it, the gripper's element of an action means close (-) or open (+); else stay
-GRIPPER_OPEN_M = 0.085  # Robotiq 2F-85 data sheet
 _GRIPPER_HALF_M = GRIPPER_OPEN_M / 2  # a commanded width below it is a command to close
 
 

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from actor.reference_frame import ReferenceFrame
 from actor.tasks.base import ObjectPoses, Operator, Outcome, TaskOptions
-from actor.tasks.cartesian import GRIPPER_OPEN_M, CartesianDelta
+from actor.tasks.cartesian import CartesianDelta
 from policy.errors import ConfigError
 from policy.spec import Field, GripperMode, ImageField, Observation, ObservationSpec
+from robot.geometry import GRIPPER_OPEN_M
 from robot.interface import Array, RobotCommand, RobotState, ScenePlacement
 
 IMAGE_NAMES = ("wrist", "third_person")
