@@ -120,7 +120,7 @@ class Arbiter:
             self._steps_since_active += 1
         is_held = self._steps_since_active is not None and self._steps_since_active <= self._hold_steps
         is_human = self._is_demonstration or self._is_forced or is_held
-        if human.fault is not None and is_human:
+        if human.fault is not None and (is_human or self._was_human):
             self._is_abandoned, self._is_forced, self._steps_since_active = True, False, None
         elif human.is_active or self._is_demonstration:
             self._is_abandoned = False

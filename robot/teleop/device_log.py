@@ -108,7 +108,7 @@ class ReplayDevice:
     Rests when an episode outlasts its record, and reads as unplugged after the last one.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str = "") -> None:
         """Raises RobotConfigError when the file is no device log."""
         if not path:
             raise RobotConfigError("input device 'replay' needs the path of a device log")

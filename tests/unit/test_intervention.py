@@ -74,6 +74,90 @@ def test_the_policy_never_acts_in_a_demonstration() -> None:
     assert [decision.action[0] for decision in decisions] == [0, 1, 0, 0]
 
 
+def test_the_key_gives_the_human_control_until_pressed_again_or_the_episode_ends() -> None:
+    arbiter = Arbiter(ScriptedInput(set()), hold_steps=3)
+    arbiter.begin_episode(is_demonstration=False)
+    assert arbiter.toggle_intervention()
+    assert sources(arbiter, 5) == [HUMAN] * 5
+    assert not arbiter.toggle_intervention()
+    assert sources(arbiter, 2) == [POLICY] * 2
+    arbiter.toggle_intervention()
+    arbiter.begin_episode(is_demonstration=False)
+    assert sources(arbiter, 2) == [POLICY] * 2
+
+
+def test_take_overs_and_human_steps_are_counted_per_episode() -> None:
+    arbiter = Arbiter(ScriptedInput({1, 2, 5}), hold_steps=1)
+    arbiter.begin_episode(is_demonstration=False)
+    sources(arbiter, 8)  # human in 1, 2, 3 and 5, 6
+    assert (arbiter.take_overs, arbiter.human_steps) == (2, 5)
+    arbiter.begin_episode(is_demonstration=True)
+    sources(arbiter, 4)
+    assert (arbiter.take_overs, arbiter.human_steps) == (0, 4)
+
+
+class FaultyInput:
+    """Plays a table: "-" untouched, "h" the human acts, "x" the device has failed."""
+
+    def __init__(self, table: str) -> None:
+        self._table = iter(table)
+
+    def begin_episode(self, is_demonstration: bool, assistance: Assistance) -> None:
+        pass
+
+    def read(self) -> HumanInput:
+        now = next(self._table)
+        return HumanInput(np.full(3, now == "h", np.float32), now == "h", fault="unplugged" if now == "x" else None)
+
+
+@pytest.mark.parametrize(
+    ("says", "does"),
+    [
+        # p policy, h human, 0 the arm holds and nobody drives
+        ("--hhh----", "pphhhhhpp"),
+        ("--hhxx---", "pphh00000"),  # back, but untouched: whoever took over has not given back
+        ("--hhxxh---", "pphh00hhhp"),  # moved again: the human has it, then the hold, then the policy
+        ("--h-x----", "pphh00000"),  # failed during the hold: the human had control
+        ("--xxx--", "ppppppp"),  # failed while the policy drove
+        ("--xxh---", "pppphhhp"),
+    ],
+)
+def test_a_device_that_fails_in_the_humans_hand_leaves_the_arm_holding(says: str, does: str) -> None:
+    arbiter = Arbiter(FaultyInput(says), hold_steps=2)
+    arbiter.begin_episode(is_demonstration=False)
+    done = ""
+    for _ in says:
+        decision = arbiter.decide(POLICY_ACTION)
+        if decision.source is HUMAN:
+            done += "h"
+        else:
+            done += "p" if decision.action.any() else "0"
+    assert done == does
+
+
+def test_a_failed_device_is_reported_once_and_the_key_ends_the_holding(caplog: pytest.LogCaptureFixture) -> None:
+    arbiter = Arbiter(FaultyInput("hxxx-"), hold_steps=0)
+    arbiter.begin_episode(is_demonstration=False)
+    for _ in range(3):
+        decision = arbiter.decide(POLICY_ACTION)
+    assert arbiter.fault == "unplugged"
+    assert not decision.action.any()
+    assert [record.message for record in caplog.records] == ["input device: unplugged"]
+    arbiter.toggle_intervention()
+    arbiter.toggle_intervention()
+    assert arbiter.decide(POLICY_ACTION).action.any()
+    arbiter.decide(POLICY_ACTION)
+    assert arbiter.fault is None
+
+
+def test_while_its_device_has_failed_a_demonstration_holds_and_nothing_of_it_is_an_example() -> None:
+    arbiter = Arbiter(FaultyInput("hxx-h"), hold_steps=0)
+    arbiter.begin_episode(is_demonstration=True)
+    decisions = [arbiter.decide(POLICY_ACTION) for _ in range(5)]
+    assert [decision.source for decision in decisions] == [DEMONSTRATION, POLICY, POLICY, DEMONSTRATION, DEMONSTRATION]
+    assert [bool(decision.action.any()) for decision in decisions] == [True, False, False, False, True]
+
+
 @pytest.fixture
 def env() -> RobotEnv:
     task = make_task("reach")
@@ -130,12 +214,67 @@ def test_noise_moves_corrections_and_leaves_demonstrations_alone(env: RobotEnv) 
     assert np.abs(human.action).max() <= 1
 
 
+def drive(env: RobotEnv, teleop: ScriptedTeleop, policy_action: str) -> str:
+    """Run an episode in which the policy does what is named; return who acted in each step."""
+    env.reset(seed=3)
+    teleop.begin_episode(is_demonstration=False, assistance="on_deviation")
+    who, operator = "", env.task.make_operator()
+    while True:
+        good = operator.act(env.state, env.objects)
+        policy = {"good": good, "away": -good, "nothing": np.zeros_like(good), "half": 0.5 * good}[policy_action]
+        human = teleop.read()
+        who += "h" if human.is_active else "p"
+        _, _, terminated, truncated, _ = env.step(human.action if human.is_active else policy)
+        if terminated or truncated:
+            return who
+
+
+DEVIATION = InterventionConfig(
+    action_noise=0.0, deviation_steps=4, correction_steps=3, deviation_latest=0.6, deviation_progress=0.2
+)
+
+
+@pytest.mark.parametrize("policy_action", ["good", "half"])
+def test_on_deviation_a_policy_that_gets_there_is_left_alone(env: RobotEnv, policy_action: str) -> None:
+    assert "h" not in drive(env, ScriptedTeleop(env, DEVIATION, seed=0), policy_action)
+
+
+@pytest.mark.parametrize("policy_action", ["away", "nothing"])
+def test_on_deviation_a_policy_that_goes_astray_is_corrected_for_some_steps(env: RobotEnv, policy_action: str) -> None:
+    """Four judged steps need five measurements; a correction has three steps, and then the policy tries again."""
+    who = drive(env, ScriptedTeleop(env, DEVIATION, seed=0), policy_action)
+    assert who.startswith("pppphhhpppphhh")
+
+
+def test_on_deviation_an_episode_that_takes_too_long_is_driven_to_its_end(env: RobotEnv) -> None:
+    patient = InterventionConfig(action_noise=0.0, deviation_steps=10**6, deviation_latest=0.6)
+    who = drive(env, ScriptedTeleop(env, patient, seed=0), "nothing")
+    assert who.rstrip("h") == "p" * 30  # 60 % of 50 steps
+
+
+def test_without_assistance_the_scripted_human_never_takes_over(env: RobotEnv) -> None:
+    teleop = ScriptedTeleop(env, InterventionConfig(probability=1.0), seed=0)
+    for _ in range(20):
+        teleop.begin_episode(is_demonstration=False, assistance="none")
+        assert not any(teleop.read().is_active for _ in range(env.task.max_episode_steps))
+
+
 def _begun(teleop: ScriptedTeleop) -> HumanInput:
     teleop.begin_episode(is_demonstration=False)
     return teleop.read()
 
 
-@pytest.mark.parametrize("bad", [{"probability": 1.5}, {"latest_start": 0.0}, {"hold_s": -1.0}, {"decay_steps": -1}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"probability": 1.5},
+        {"latest_start": 0.0},
+        {"hold_s": -1.0},
+        {"decay_steps": -1},
+        {"dead_zone": 1.0},
+        {"correction_steps": 0},
+    ],
+)
 def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
         InterventionConfig(**bad)  # type: ignore[arg-type]
