@@ -115,9 +115,11 @@ def _plot(folder: Path, judged: Judged, manifest: ClassifierManifest) -> None:
     roc_axes.set(xlabel="false positive rate", ylabel="true positive rate", title="held-out frames")
     roc_axes.legend(loc="lower right")
     counts = np.array([[found.true_positives, found.false_negatives], [found.false_positives, found.true_negatives]])
-    matrix_axes.imshow(counts / counts.sum(axis=1, keepdims=True), cmap="Blues", vmin=0, vmax=1)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    matrix_axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
-        matrix_axes.text(column, row, str(count), ha="center", va="center", color="black", fontsize=14)
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        matrix_axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=14)
     matrix_axes.set_xticks([0, 1], ["said success", "said no"])
     matrix_axes.set_yticks([0, 1], ["success", "no success"])
     matrix_axes.set_title("confusion, frames")
@@ -133,7 +135,8 @@ def _plot_mistakes(folder: Path, mistakes: list[tuple[Observation, Frame, float]
     if not any(columns):
         return
     plt = _pyplot()
-    figure, axes = plt.subplots(1, len(columns), figsize=(2 * len(columns), 4), squeeze=False, layout="constrained")
+    size = (2 * len(columns), 2 * len(columns[0]) + 0.5)
+    figure, axes = plt.subplots(1, len(columns), figsize=size, squeeze=False, layout="constrained")
     for axis, images, (_, frame, probability) in zip(axes[0], columns, mistakes, strict=True):
         axis.imshow(np.concatenate(images))
         axis.set_title(f"record {frame.position}\nsaid {probability:.2f}", fontsize=8)
