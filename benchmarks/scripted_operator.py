@@ -1,10 +1,11 @@
-"""How often the scripted operator solves each task on the twin: from the start, with noise, after a take-over.
+"""How often the scripted operator solves each task: from the start, with noise, after whatever a policy may have done.
 
 `python -m benchmarks.scripted_operator --episodes 200` writes benchmarks/results/scripted_operator.md.
 """
 
 import argparse
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,8 +15,31 @@ import numpy as np
 from actor.env import RobotEnv, connect_backend
 from actor.evaluate import wilson_interval
 from actor.tasks import TASKS, make_task
+from robot.geometry import CUBE_EDGE_M
 
 RESULTS = Path(__file__).parent / "results" / "scripted_operator.md"
+BACKENDS = ("twin", "fake")
+
+
+@dataclass(frozen=True)
+class Spoiler:
+    """What acts before the operator takes over."""
+
+    motion: Literal["random", "drift"]  # drift: one direction, with noise 0.5
+    begins: Literal["start", "lifted", "landed"] = "start"  # before that the operator acts: cube in the air, or stacked
+    gripper: float | None = None  # its element of the action; None: like the others
+
+    def begins_now(self, env: RobotEnv) -> bool:
+        if self.begins == "start":
+            return True
+        x, y, z = env.objects["cube_top"][:3, 3] - env.objects["cube_bottom"][:3, 3]
+        if self.begins == "lifted":
+            return bool(z > 0.75 * CUBE_EDGE_M)
+        return bool(math.hypot(x, y) < 0.25 * CUBE_EDGE_M and z < 1.1 * CUBE_EDGE_M)
+
+    def steps(self, limit: int, rng: np.random.Generator) -> int:
+        """Return for how long it acts: a fifth to two fifths of the limit from the start, ten steps from later on."""
+        return int(rng.integers(limit // 5, 2 * limit // 5 + 1)) if self.begins == "start" else 10
 
 
 @dataclass(frozen=True)
@@ -24,73 +48,90 @@ class Case:
 
     what: str
     noise: float = 0.0  # on each of its own actions
-    before: Literal["", "random", "drift"] = ""  # what acts until the take-over; drift: one direction, noise 0.5
+    spoiler: Spoiler | None = None
 
 
 CASES = (
     Case("from the start"),
     Case("noise 0.2 on its actions", noise=0.2),
-    Case("takes over after random actions", before="random"),
-    Case("takes over after a drift", before="drift"),
-    Case("takes over after a drift, noise 0.2", before="drift", noise=0.2),
+    Case("takes over after random actions", spoiler=Spoiler("random")),
+    Case("takes over after a drift", spoiler=Spoiler("drift")),
+    Case("takes over after a drift, noise 0.2", noise=0.2, spoiler=Spoiler("drift")),
+)
+CUBE_CASES = (
+    Case("takes over with the cube in the drifting hand", spoiler=Spoiler("drift", "lifted", gripper=-1.0)),
+    Case("takes over after the cube was dropped on the way", spoiler=Spoiler("random", "lifted", gripper=1.0)),
+    Case("takes over after the cube was dragged off the other one", spoiler=Spoiler("drift", "landed", gripper=-1.0)),
 )
 
 
 def run_episode(env: RobotEnv, case: Case, seed: int) -> tuple[bool, int] | None:
     """Return success and length, None if luck solved the task before the operator took over.
 
-    A take-over comes after a fifth to two fifths of the episode's step limit, which counts from the start.
+    The step limit counts from the episode's start.
     """
     rng = np.random.default_rng(seed)
     env.reset(seed=seed)
     operator = env.task.make_operator()
     limit, size = env.task.max_episode_steps, env.task.action_spec.dim
-    taken_over_at = 0 if not case.before else int(rng.integers(limit // 5, 2 * limit // 5 + 1))
+    spoiler = case.spoiler
+    has_begun, steps_left = False, spoiler.steps(limit, rng) if spoiler else 0
     direction = rng.uniform(-1, 1, size)
     for step in range(1, limit + 1):
-        if step > taken_over_at:
-            action = operator.act(env.state, env.objects) + case.noise * rng.normal(size=size)
-        elif case.before == "drift":
-            action = direction + 0.5 * rng.normal(size=size)
+        has_begun = has_begun or (spoiler is not None and spoiler.begins_now(env))
+        is_spoilt = has_begun and steps_left > 0
+        if spoiler is not None and is_spoilt:
+            steps_left -= 1
+            action = rng.uniform(-1, 1, size) if spoiler.motion == "random" else direction + 0.5 * rng.normal(size=size)
+            if spoiler.gripper is not None:
+                action[-1] = spoiler.gripper
         else:
-            action = rng.uniform(-1, 1, size)
+            action = operator.act(env.state, env.objects) + case.noise * rng.normal(size=size)
         _, _, terminated, _, _ = env.step(np.clip(action, -1, 1).astype(np.float32))
         if terminated:
-            return (True, step) if step > taken_over_at else None
+            return None if steps_left > 0 or is_spoilt else (True, step)
     return False, limit
+
+
+def measure(env: RobotEnv, backend_name: str, case: Case, episodes: int) -> str:
+    """Return the table's line of one case."""
+    attempts = (run_episode(env, case, seed) for seed in itertools.count())
+    results = list(itertools.islice((result for result in attempts if result), episodes))
+    successes = sum(success for success, _ in results)
+    low, high = wilson_interval(successes, episodes)
+    length = np.mean([length for _, length in results])
+    success = f"{successes} of {episodes} ({low:.0%} to {high:.0%})"
+    return f"| {env.task.name} | {backend_name} | {case.what} | {success} | {length:.1f} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--episodes", type=int, default=200, help="episodes of each case")
-    episodes = parser.parse_args().episodes
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), help="some tasks only; then nothing is written")
+    arguments = parser.parse_args()
     rows = []
-    for name in TASKS:
+    for name, backend_name in itertools.product(arguments.tasks, BACKENDS):
         task = make_task(name)
-        backend = connect_backend("twin", task)
+        backend = connect_backend(backend_name, task)
         env = RobotEnv(task, backend)
-        for case in CASES:
-            attempts = (run_episode(env, case, seed) for seed in itertools.count())
-            results = list(itertools.islice((result for result in attempts if result), episodes))
-            successes = sum(success for success, _ in results)
-            low, high = wilson_interval(successes, episodes)
-            length = np.mean([length for _, length in results])
-            rows.append(
-                f"| {name} | {case.what} | {successes} of {episodes} ({low:.0%} to {high:.0%}) | {length:.1f} |"
-            )
+        for case in CASES + CUBE_CASES * (task.scene == "cube_stacking"):
+            rows.append(measure(env, backend_name, case, arguments.episodes))
             print(rows[-1], flush=True)
         backend.close()
+    if arguments.tasks != list(TASKS):
+        return
     RESULTS.write_text(
         "\n".join(
             [
-                "# The scripted operator on the twin",
+                "# The scripted operator",
                 "",
-                f"`python -m benchmarks.scripted_operator --episodes {episodes}`. The step limit of the task counts",
-                "from the episode's start; a take-over comes at a random step between a fifth and two fifths of it.",
-                "Brackets: 95 % Wilson interval.",
+                f"`python -m benchmarks.scripted_operator --episodes {arguments.episodes}`. The step limit of the task",
+                "counts from the episode's start. A take-over from random actions or a drift comes at a random step",
+                "between a fifth and two fifths of it; the cases with a cube begin with the operator and are then",
+                "disturbed for ten steps. Brackets: 95 % Wilson interval.",
                 "",
-                "| task | operator | success | mean length, steps |",
-                "| --- | --- | --- | --- |",
+                "| task | backend | operator | success | mean length, steps |",
+                "| --- | --- | --- | --- | --- |",
                 *rows,
                 "",
             ]
