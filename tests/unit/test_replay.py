@@ -1,7 +1,9 @@
 """The replay against a naive list: whatever arrives in whatever order, every sampled row is a true transition."""
 
+import logging
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from learner.config import ReplayConfig
-from learner.replay import Batch, Replay, ReplayBuffer
+from learner.replay import Batch, Replay
+from learner.replay_buffer import ReplayBuffer, RowSet
 from policy.encoder import EncoderInput
 from policy.spec import Field, ObservationSpec
-from policy.transition import ActionSource, RecordId, Transition
+from policy.transition import ActionSource, EpisodeMark, MarkKind, Recordable, RecordId, Transition
 
 # Observations, actions and rewards are small integers over 1024: exact in float32, so rows compare bit for bit.
 UNIT = 1 / 1024
@@ -106,16 +109,18 @@ def rows_of(batch: Batch) -> list[Row]:
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def fill(records: list[Record], **settings: object) -> Replay:
+def fill(records: Sequence[tuple[RecordId, Recordable]], **settings: object) -> Replay:
     values: dict[str, object] = {"capacity": 4096, "batch_size": 64, "demonstration_fraction": 0.5}
     replay = Replay(ReplayConfig(**(values | settings)), SPEC, action_dim=1, seed=0)  # type: ignore[arg-type]
-    for record_id, transition in records:
-        replay.add(record_id, transition)
+    for record_id, body in records:
+        replay.add(record_id, body)
     return replay
 
 
 def drawn_rows(buffer: ReplayBuffer) -> set[Row]:
     """Rows of a draw that misses any one of n with probability exp(-20)."""
+    if not len(buffer):
+        return set()
     columns = buffer.gather(buffer.sample_rows(20 * len(buffer), np.random.default_rng(0)))
     vector, action, reward, next_vector, *flags = (torch.from_numpy(column) for column in columns)
     return set(rows_of(Batch(EncoderInput(vector), action, reward, EncoderInput(next_vector), *flags)))
@@ -171,6 +176,168 @@ def test_same_records_and_seed_give_the_same_batches(actors: list[list[EpisodePl
     assume(len(first.online) or len(first.demonstrations))
     for _ in range(3):
         assert rows_of(first.sample()) == rows_of(again.sample())
+
+
+@dataclass(frozen=True)
+class MarkPlan:
+    """A mark after the record at `position` (modulo their number): about an episode of the same stream."""
+
+    position: int
+    kind: MarkKind
+    episodes_back: int
+    step: int
+
+
+mark_plans = st.builds(
+    MarkPlan,
+    position=st.integers(0, 100),
+    kind=st.sampled_from(MarkKind),
+    episodes_back=st.sampled_from([0, 0, 1]),
+    step=st.integers(0, 6),
+)
+
+
+def with_marks(records: list[Record], plans: list[MarkPlan]) -> list[tuple[RecordId, Recordable]]:
+    marked: list[tuple[RecordId, Recordable]] = list(records)
+    for plan in plans:
+        steps = [index for index, (_, body) in enumerate(marked) if isinstance(body, Transition)]
+        if steps:
+            index = steps[plan.position % len(steps)]
+            record_id, body = marked[index]
+            mark = EpisodeMark(
+                episode=max(0, body.episode - plan.episodes_back), step=plan.step, kind=plan.kind, wall_time_s=0.0
+            )
+            marked.insert(index + 1, (record_id, mark))
+    return marked
+
+
+Key = tuple[str, str, int, int]  # actor, incarnation, episode, step
+
+
+@dataclass
+class NaiveRow:
+    observation: float
+    key: Key | None = None  # None: only somebody's next observation
+    action: float = 0.0
+    reward: float = 0.0
+    is_terminal: bool = False
+    is_human: bool = False
+    following: "NaiveRow | None" = None
+
+
+@dataclass
+class NaiveReplay:
+    """What marks and rings mean, by searching lists. A ring keeps the last `capacity` observations ever written."""
+
+    capacity: int
+    buffers: tuple[list[NaiveRow], list[NaiveRow]] = field(default_factory=lambda: ([], []))  # online, demonstrations
+    last_steps: dict[tuple[str, str, int], int] = field(default_factory=dict)
+
+    def kept(self, buffer: list[NaiveRow]) -> list[NaiveRow]:
+        return buffer[-self.capacity :]
+
+    def find(self, key: Key) -> list[NaiveRow]:
+        return [row for buffer in self.buffers for row in self.kept(buffer) if row.key == key]
+
+    def add(self, record_id: RecordId, body: Recordable) -> None:
+        episode = (record_id.actor_id, record_id.incarnation, body.episode)
+        if isinstance(body, EpisodeMark):
+            self.mark(episode, body)
+            return
+        is_left_out = body.step > self.last_steps.get(episode, body.step)
+        for buffer, is_home in zip(self.buffers, (body.source != DEMONSTRATION, body.source != POLICY), strict=True):
+            row = NaiveRow(float(body.observation["number"][0]))
+            before = [
+                other
+                for other in self.kept(buffer)
+                if other.key == (*episode, body.step - 1) and other.following is None
+            ]
+            if is_left_out or not is_home:
+                if not before:
+                    continue
+            else:
+                row = NaiveRow(
+                    row.observation,
+                    (*episode, body.step),
+                    float(body.executed_action[0]),
+                    body.reward,
+                    body.terminated,
+                    body.is_human,
+                )
+            buffer.append(row)
+            for other in before:
+                if any(other is kept for kept in self.kept(buffer)):
+                    other.following = row
+            if row.key and body.final_observation is not None:
+                buffer.append(NaiveRow(float(body.final_observation["number"][0])))
+                row.following = buffer[-1]
+
+    def mark(self, episode: tuple[str, str, int], mark: EpisodeMark) -> None:
+        about = self.find((*episode, mark.step))
+        if mark.kind is MarkKind.DISCARD:
+            self.cut(episode, -1)
+        for row in about:
+            if mark.kind is MarkKind.SUCCESS:
+                row.reward, row.is_terminal = 1.0, True
+            elif mark.kind is MarkKind.FAILURE:
+                row.reward, row.is_terminal = 0.0, False
+        if about and mark.kind is MarkKind.SUCCESS:
+            self.cut(episode, mark.step)
+        if about and mark.kind is MarkKind.FAILURE and self.last_steps.get(episode) == mark.step:
+            del self.last_steps[episode]
+
+    def cut(self, episode: tuple[str, str, int], last_step: int) -> None:
+        self.last_steps[episode] = last_step
+        for row in (row for buffer in self.buffers for row in buffer):
+            if row.key and row.key[:3] == episode and row.key[3] > last_step:
+                row.key = None
+
+    def rows(self, buffer: list[NaiveRow]) -> set[Row]:
+        return {
+            (row.observation, row.action, row.reward, row.following.observation, row.is_terminal, row.is_human)
+            for row in self.kept(buffer)
+            if row.key and row.following
+        }
+
+
+@given(all_actors, seeds, st.lists(mark_plans, max_size=6), st.sampled_from([3, 7, 12, 4096]))
+def test_marks_and_rings_of_any_size_mean_what_a_list_makes_of_them(
+    actors: list[list[EpisodePlan]], order_seed: int, plans: list[MarkPlan], capacity: int
+) -> None:
+    records = with_marks(write_streams(actors, order_seed), plans)
+    naive = NaiveReplay(capacity)
+    for record_id, body in records:
+        naive.add(record_id, body)
+    replay = fill(records, capacity=capacity)
+    for buffer, rows in zip((replay.online, replay.demonstrations), naive.buffers, strict=True):
+        expected = naive.rows(rows)
+        assert len(buffer) == len(expected)
+        assert drawn_rows(buffer) == expected
+
+
+@given(all_actors, seeds, st.lists(mark_plans, max_size=4), st.sampled_from([7, 4096]))
+def test_batches_follow_from_records_and_random_state_whatever_was_drawn_before(
+    actors: list[list[EpisodePlan]], order_seed: int, plans: list[MarkPlan], capacity: int
+) -> None:
+    records = with_marks(write_streams(actors, order_seed), plans)
+    at_once, in_parts = fill(records, capacity=capacity), fill([], capacity=capacity)
+    for record_id, body in records:
+        in_parts.add(record_id, body)
+        if len(in_parts.online) or len(in_parts.demonstrations):
+            in_parts.sample()
+    assume(len(at_once.online) or len(at_once.demonstrations))
+    in_parts.rng.bit_generator.state = at_once.rng.bit_generator.state
+    assert rows_of(in_parts.sample()) == rows_of(at_once.sample())
+
+
+@given(st.integers(1, 200), st.lists(st.tuples(st.booleans(), st.integers(0, 199)), max_size=300))
+def test_ranks_in_a_row_set_are_those_of_the_sorted_members(capacity: int, changes: list[tuple[bool, int]]) -> None:
+    rows, members = RowSet(capacity), set[int]()
+    for is_added, row in changes:
+        (rows.add if is_added else rows.discard)(row % capacity)
+        (members.add if is_added else members.discard)(row % capacity)
+    assert len(rows) == len(members)
+    assert rows.at(np.arange(len(members))).tolist() == sorted(members)
 
 
 def episode(sources: tuple[ActionSource, ...], end: str = "truncated", actor: str = "robot") -> list[Record]:
@@ -273,3 +440,77 @@ def test_features_are_normalised_and_batches_are_float32() -> None:
     columns = (batch.observation.vector, batch.action, batch.reward, batch.next_observation.vector, batch.is_terminal)
     assert {column.dtype for column in columns} == {torch.float32}
     assert batch.is_human.dtype == torch.bool
+
+
+def mark(kind: MarkKind, step: int, episode: int = 0) -> tuple[RecordId, EpisodeMark]:
+    return RecordId("robot", "incarnation", 99), EpisodeMark(episode=episode, step=step, kind=kind, wall_time_s=0.0)
+
+
+def numbers(buffer: ReplayBuffer) -> list[float]:
+    return sorted(row[0] / UNIT for row in drawn_rows(buffer))
+
+
+def test_a_discarded_episode_is_gone_from_both_buffers_with_what_is_still_to_come() -> None:
+    steps = episode((POLICY, INTERVENTION, POLICY, INTERVENTION, POLICY))
+    replay = fill([*steps[:3], mark(MarkKind.DISCARD, 2), *steps[3:]])  # step 2 was open
+    assert numbers(replay.online) == numbers(replay.demonstrations) == []
+    assert replay.num_transitions == 5
+
+
+def test_success_ends_the_episode_there() -> None:
+    steps = episode((POLICY, POLICY, INTERVENTION, POLICY, POLICY))
+    replay = fill([*steps[:4], mark(MarkKind.SUCCESS, 2), *steps[4:]], reward_scale=10.0)
+    rows = {round(row[0] / UNIT): row for row in drawn_rows(replay.online)}
+    assert sorted(rows) == [100, 101, 102]
+    _, _, reward, following, is_terminal, _ = rows[102]
+    assert (reward, following, is_terminal) == (10.0, 103 * UNIT, True)
+    assert not rows[101][4]
+    assert drawn_rows(replay.demonstrations) == {rows[102]}
+
+
+def test_success_of_the_step_that_was_just_recorded_counts_once_its_next_observation_is_here() -> None:
+    steps = episode((POLICY,) * 4)
+    replay = fill([*steps[:2], mark(MarkKind.SUCCESS, 1)])
+    assert numbers(replay.online) == [100]
+    for record_id, step in steps[2:]:
+        replay.add(record_id, step)
+    rows = {round(row[0] / UNIT): row for row in drawn_rows(replay.online)}
+    assert sorted(rows) == [100, 101]
+    assert rows[101][2:5] == (1.0, 102 * UNIT, True)
+
+
+@pytest.mark.parametrize(("timeout_is_terminal", "is_terminal"), [(False, False), (True, True)])
+def test_a_vetoed_success_is_truncated(timeout_is_terminal: bool, is_terminal: bool) -> None:
+    steps = episode((POLICY,) * 3, "terminated")
+    replay = fill([*steps, mark(MarkKind.FAILURE, 2)], timeout_is_terminal=timeout_is_terminal)
+    rows = {round(row[0] / UNIT): row for row in drawn_rows(replay.online)}
+    assert rows[102][2:5] == (0.0, -102 * UNIT, is_terminal)
+
+
+def test_a_success_that_is_taken_back_lets_later_steps_in_again() -> None:
+    steps = episode((POLICY,) * 6)
+    replay = fill(
+        [*steps[:3], mark(MarkKind.SUCCESS, 1), steps[3], mark(MarkKind.FAILURE, 1), *steps[4:]], reward_scale=10.0
+    )
+    rows = {round(row[0] / UNIT): row for row in drawn_rows(replay.online)}
+    assert sorted(rows) == [100, 101, 104, 105]
+    assert rows[101][2:5] == (0.0, 102 * UNIT, False)
+
+
+@pytest.mark.parametrize("kind", MarkKind)
+def test_a_mark_about_a_step_that_is_not_here_changes_nothing_and_is_logged(
+    kind: MarkKind, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = episode((POLICY,) * 3)
+    with caplog.at_level(logging.INFO):
+        replay = fill([*steps, mark(kind, 1, episode=7)])
+    assert drawn_rows(replay.online) == drawn_rows(fill(steps).online)
+    assert ("changes nothing here" in caplog.text) == (kind is not MarkKind.BOOKMARK)
+
+
+def test_a_mark_about_an_evicted_step_changes_nothing() -> None:
+    """Three rows: the final observation takes that of step 0."""
+    steps = episode((POLICY,) * 3)
+    replay = fill([*steps, mark(MarkKind.SUCCESS, 0)], capacity=3)
+    assert drawn_rows(replay.online) == drawn_rows(fill(steps, capacity=3).online)
+    assert numbers(replay.online) == [101, 102]
