@@ -83,7 +83,7 @@ class ReplayBuffer:
         self._episode = np.zeros(capacity, np.int64)
         self._step = np.full(capacity, _NONE)
         self._frames = frames
-        self._frame = np.full(capacity if frames else 0, _NONE)
+        self._frame = np.full(0 if frames is None else capacity, _NONE)
         self._stream_numbers: dict[Stream, int] = {}
         self._open: dict[Stream, _OpenRow] = {}
         self._cursor = 0
