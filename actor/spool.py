@@ -68,8 +68,12 @@ class Spool:
     everything else may be called from any.
     """
 
-    def __init__(self, path: Path, actor_id: str, incarnation: str) -> None:
-        """Open the spool of this actor. Raises ConfigError when another actor process has it open."""
+    def __init__(self, path: Path, actor_id: str, incarnation: str, written_before: int | None = None) -> None:
+        """Open the spool of this actor. Raises ConfigError when another actor process has it open.
+
+        written_before: what `written` was when the incarnation began; goes on after the last record that a process of
+        it, which may have been killed, committed here. Without it the incarnation is new.
+        """
         self._path = path
         self._actor_id = actor_id
         self._incarnation = incarnation
@@ -84,6 +88,7 @@ class Spool:
         self._is_closing = threading.Event()
         self._inbox: queue.SimpleQueue[_Offer | _Acknowledgement | None] = queue.SimpleQueue()  # put never blocks
         self._changed = threading.Condition()  # one user of the connection at a time; notified after each commit
+        self._first_sequence = 0 if written_before is None else self.written - written_before
         self._writer = threading.Thread(target=self._write, name="spool", daemon=True)
         self._writer.start()
 
@@ -92,7 +97,7 @@ class Spool:
 
         Raises WireError, with nothing kept, for a transition above the size limit.
         """
-        sequence = self._offered
+        sequence = self.next_sequence
         message = record_to_message(RecordId(self._actor_id, self._incarnation, sequence), body)
         self._inbox.put(_Offer(sequence, message.SerializeToString()))
         self._offered += 1
@@ -102,6 +107,21 @@ class Spool:
     def offered(self) -> int:
         """Transitions offered to this object."""
         return self._offered
+
+    @property
+    def next_sequence(self) -> int:
+        """Sequence number of the next record to be offered."""
+        return self._first_sequence + self._offered
+
+    @property
+    def written(self) -> int:
+        """Records that processes with this file ever committed, those included that are sent and deleted.
+
+        The difference between two moments is the number of records committed between them, whatever killed whom.
+        """
+        with self._changed:
+            row = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
+            return int(row[0]) if row else 0
 
     @property
     def pending(self) -> int:

@@ -42,10 +42,12 @@ def parse_config(
     *,
     example: str,
     default_preset: str = "",
+    program: str = "",
 ) -> Config:
     """Build a program's configuration: defaults of `cls`, then the preset's tables, then flags.
 
     `section` is the program's own table in a preset ("learner"); the table "policy" becomes the field `policy`.
+    `program` is its name after "python -m" where that is not the section's.
     Exits with code 2 on an unknown flag and with 0 on --help. Raises ConfigError for a preset or combination of values
     that makes no sense.
     """
@@ -53,7 +55,7 @@ def parse_config(
     default = config_from_preset(cls, section, config_module.load_preset(name) if name else {})
     line = tyro.cli(
         _CommandLine[cls],  # type: ignore[valid-type]
-        prog=f"python -m {section}",
+        prog=f"python -m {program or section}",
         description=help_text(description, example),
         args=list(argv),
         default=_CommandLine(config=default, preset=name),

@@ -181,3 +181,24 @@ def test_the_spool_is_a_sound_database_after_use(path: Path) -> None:
     with sqlite3.connect(path) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert database.execute("SELECT COUNT(*), MAX(sequence) FROM records").fetchone() == (11, 299)
+
+
+def test_another_process_can_continue_an_incarnation_after_its_last_commit(path: Path) -> None:
+    """Also when some or all of its records are acknowledged and gone, and others came before it."""
+    with_before = Spool(path, "robot", "before")
+    with_before.offer(make_transition(0))
+    with_before.flush(10.0)
+    begun = with_before.written
+    with_before.close()
+    for acknowledged in (0, 2, 4):
+        spool = Spool(path, "robot", "a", begun if acknowledged else None)
+        assert spool.next_sequence == acknowledged
+        for step in range(2):
+            assert spool.offer(make_transition(step)) == acknowledged + step
+        spool.acknowledge("a", acknowledged)
+        spool.flush(10.0)
+        spool.close()
+    spool = Spool(path, "robot", "other")
+    assert (spool.written - begun, spool.next_sequence) == (6, 0)
+    assert [record.sequence for record in spool.read_after(0, 100) if record.incarnation == "a"] == [4, 5]
+    spool.close()
