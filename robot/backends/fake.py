@@ -1,7 +1,8 @@
 """A robot made of two formulas: no physics engine, microseconds per step, bit-identical runs.
 
 EE follows each step as the twin's ideal operational-space controller would, a critically damped spring towards the
-goal, integrated exactly. Contact knows one thing, peg and plate: see `_push_out_of_plate`. Joints and forces stay zero.
+goal, integrated exactly. Contact is peg and plate, see `_push_out_of_plate`, and what fake_cubes.py says of cubes. Joints
+and forces stay zero.
 """
 
 import math
@@ -10,6 +11,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from robot.backends.fake_cubes import Cubes
 from robot.errors import RobotError
 from robot.geometry import HOLE_DEPTH_M, HOLE_RADIUS_M, PEG_RADIUS_M
 from robot.interface import Array, RobotCommand, RobotState, ScenePlacement
@@ -32,7 +34,7 @@ class FakeBackend:
         self._placement: ScenePlacement | None = None
         self._O_T_EE = self._O_T_EE_goal = np.eye(4)
         self._twist = np.zeros(6)
-        self._gripper_width = 2.0 * PEG_RADIUS_M
+        self._cubes: Cubes | None = None
 
     def connect(self) -> None:
         """Nothing to open."""
@@ -43,7 +45,7 @@ class FakeBackend:
         self._placement = placement
         self._O_T_EE = self._O_T_EE_goal = placement.O_T_EE.astype(np.float64)
         self._twist = np.zeros(6)
-        self._gripper_width = 2.0 * PEG_RADIUS_M
+        self._cubes = Cubes(placement.objects) if self._scene == "cube_stacking" else None
         return self.read_state()
 
     def read_state(self) -> RobotState:
@@ -56,20 +58,20 @@ class FakeBackend:
             dq=np.zeros(7),
             tau_J=np.zeros(7),
             O_F_ext_hat_K=np.zeros(6),
-            gripper_width=self._gripper_width,
+            gripper_width=self._cubes.width if self._cubes else 2.0 * PEG_RADIUS_M,
             robot_time_s=self._time_s,
             received_monotonic_s=time.monotonic(),
         )
 
     def send_command(self, command: RobotCommand) -> None:
-        """Set the goal to the present pose plus the step. The gripper is where it is told to be at once."""
+        """Set the goal to the present pose plus the step. Without cubes the fingers are frozen around a peg."""
         self._require_reset()
         self._O_T_EE_goal = apply_delta(self._O_T_EE, command.delta_position, command.delta_rotation)
-        if command.gripper_width is not None and self._scene != "peg_in_hole":  # there it holds the peg
-            self._gripper_width = command.gripper_width
+        if command.gripper_width is not None and self._cubes:
+            self._cubes.commanded_width = command.gripper_width
 
     def advance(self, period_s: float) -> None:
-        """Move towards the goal for period_s, then undo what the plate forbids."""
+        """Move towards the goal for period_s, then undo what plate, table and cubes forbid."""
         placement = self._require_reset()
         error_position, error_rotation = pose_difference(self._O_T_EE, self._O_T_EE_goal)
         position_left, linear = _approach(error_position, self._twist[:3], _TRANSLATION_RATE, period_s)
@@ -78,10 +80,15 @@ class FakeBackend:
             rotation_from_rotvec(-rotation_left) @ self._O_T_EE_goal[:3, :3],
             self._O_T_EE_goal[:3, 3] - position_left,
         )
+        push = np.zeros(3)
         if self._scene == "peg_in_hole":
             push = _push_out_of_plate(self._O_T_EE, O_T_EE, placement)
-            O_T_EE[:3, 3] += push
-            linear = _stopped_by(push, linear)
+        elif self._cubes:
+            push = self._cubes.push_out(O_T_EE)
+        O_T_EE[:3, 3] += push
+        linear = _stopped_by(push, linear)
+        if self._cubes:
+            self._cubes.follow(O_T_EE, period_s)
         self._O_T_EE = O_T_EE
         self._twist = np.concatenate([linear, angular])
         self._time_s += period_s
@@ -99,7 +106,8 @@ class FakeBackend:
         objects = self._require_reset().objects
         if self._scene == "peg_in_hole":
             return {"hole": objects["hole"].copy(), "peg": self._O_T_EE @ objects["peg"]}
-        return {name: pose.copy() for name, pose in objects.items()}
+        poses = self._cubes.poses if self._cubes else objects
+        return {name: pose.copy() for name, pose in poses.items()}
 
     def render(self, width: int, height: int, camera: str = "overview") -> NDArray[np.uint8]:
         """Raise RobotError: there is nothing to draw."""

@@ -9,7 +9,7 @@ import pytest
 
 from robot.backends import BACKENDS, make_backend
 from robot.errors import MissingDependencyError, RobotConfigError, RobotError
-from robot.geometry import HOLE_DEPTH_M, HOLE_RADIUS_M, PEG_LENGTH_M, PEG_RADIUS_M
+from robot.geometry import CUBE_EDGE_M, HOLE_DEPTH_M, HOLE_RADIUS_M, PEG_LENGTH_M, PEG_RADIUS_M
 from robot.interface import Array, RobotCommand, RobotState, ScenePlacement, SimulatedBackend
 from robot.pose import O_R_DOWN, inverse, make_pose, pose_difference, rotation_from_rotvec, translation
 from robot.scenes import SCENES
@@ -32,6 +32,10 @@ def placement_in(scene: str, rotation: Array = O_R_DOWN, height_m: float = 0.22)
     objects = {
         "reach": {"target": translation(0.55, 0.1, 0.3)},
         "peg_in_hole": {"hole": translation(0.5, 0.02, RIM_M), "peg": translation(0.002, 0.001, PEG_LENGTH_M)},
+        "cube_stacking": {
+            "cube_top": make_pose(rotation_from_rotvec((0.0, 0.0, 0.2)), (0.45, -0.06, CUBE_EDGE_M / 2)),
+            "cube_bottom": translation(0.53, 0.05, CUBE_EDGE_M / 2),
+        },
     }
     return ScenePlacement(O_T_EE=make_pose(rotation, (0.48, 0.01, height_m)), objects=objects[scene])
 
