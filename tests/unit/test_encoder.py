@@ -55,7 +55,8 @@ def windows(x: Array, kernel: int, stride: int) -> Array:
 
 
 def convolve(x: Array, weight: torch.Tensor, stride: int) -> Array:
-    return np.einsum("bhwcij,ocij->bhwo", windows(x, weight.shape[-1], stride), weight.double().numpy())
+    result: Array = np.einsum("bhwcij,ocij->bhwo", windows(x, weight.shape[-1], stride), weight.double().numpy())
+    return result
 
 
 def group_norm(x: Array, scale: torch.Tensor, bias: torch.Tensor) -> Array:
@@ -63,10 +64,11 @@ def group_norm(x: Array, scale: torch.Tensor, bias: torch.Tensor) -> Array:
     grouped = x.reshape(batch, height, width, 4, channels // 4)
     mean, variance = grouped.mean((1, 2, 4), keepdims=True), grouped.var((1, 2, 4), keepdims=True)
     normal = ((grouped - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
-    return normal * scale.double().numpy() + bias.double().numpy()
+    result: Array = normal * scale.double().numpy() + bias.double().numpy()
+    return result
 
 
-def oracle(pixels: torch.Tensor, w: dict[str, torch.Tensor]) -> Array:
+def oracle(pixels: torch.Tensor, w: dict[str, torch.Tensor]) -> Any:
     """resnetv1-10-frozen in Flax's layout and padding; returns (B, h, w, 512)."""
     relu: Callable[[Array], Array] = lambda x: np.maximum(x, 0)  # noqa: E731
     x = (pixels.numpy() / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
