@@ -19,16 +19,20 @@ POLICY = PolicyConfig(success_classifier=True, proprioception_feature_dim=16)
 
 def episode(
     number: int,
-    xs: Sequence[float],
+    xs: Sequence[float | tuple[float, float]],
     *,
     success: bool,
     source: str = "task",
     sources: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[Transition]:
-    """Return the steps between the observations `xs`; the last one pays where success is set, else it is cut off."""
+    """Return the steps between the observations `xs`; the last one pays where success is set, else it is cut off.
+
+    Where only the first coordinate is given the second is drawn from [-1, 1].
+    """
     rng = np.random.default_rng((seed, number))
-    observations = [{"x": np.array([x, rng.uniform(-1, 1)], np.float32)} for x in xs]
+    pairs = [x if isinstance(x, tuple) else (x, rng.uniform(-1, 1)) for x in xs]
+    observations = [{"x": np.array(pair, np.float32)} for pair in pairs]
     last = len(xs) - 2
     return [
         Transition(
@@ -67,8 +71,8 @@ def append(run_dir: Path, bodies: Sequence[Recordable]) -> None:
     (run_dir / "specs.json").write_text(SPECS.to_json())
     (run_dir / "policy.json").write_text(POLICY.to_json())
     log = EpisodeLog(run_dir / "log.sqlite", SPECS)
-    start = log.next_sequence("robot", "first")
-    log.append([(RecordId("robot", "first", start + index), body) for index, body in enumerate(bodies)])
+    start = log.next_sequence("robot", run_dir.name)
+    log.append([(RecordId("robot", run_dir.name, start + index), body) for index, body in enumerate(bodies)])
     log.close()
 
 
@@ -77,6 +81,6 @@ def judged_by_task(first: int, count: int, seed: int = 0) -> list[Recordable]:
     rng = np.random.default_rng((seed, first))
     bodies: list[Recordable] = []
     for number in range(first, first + count):
-        xs = [*rng.uniform(-1, 0.3, 5), rng.uniform(0.6, 1.0) if number % 2 else 0.2]
+        xs: list[float | tuple[float, float]] = [*rng.uniform(-1, 0.3, 5), rng.uniform(0.6, 1.0) if number % 2 else 0.2]
         bodies += episode(number, xs, success=bool(number % 2), seed=seed)
     return bodies

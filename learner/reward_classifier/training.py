@@ -28,6 +28,7 @@ from policy.spec import Specs
 from policy.success_classifier import ClassifierManifest, SuccessClassifier
 
 _TEST_BATCH = 256
+_MORE_BATCHES = 10  # at a time, and times as many in all, while vetoed frames are still taken for success
 _FULL_HARD_SHARE = 16  # this many vetoed frames fill half of the negatives in a batch; fewer take a share in proportion
 
 
@@ -117,7 +118,11 @@ def fit(
     seed: int,
     device: torch.device | str,
 ) -> list[float]:
-    """Minimise the cross-entropy of class-balanced batches with Adam; returns the loss of each batch."""
+    """Minimise the cross-entropy of class-balanced batches with Adam; returns the loss of each batch.
+
+    Goes on beyond `batches`, up to ten times as many, until no vetoed frame is taken for success any more: an operator
+    should not have to veto the same thing twice.
+    """
     rng = np.random.default_rng(seed)
     optimiser = torch.optim.Adam(classifier.to(device).parameters(), lr=config.learning_rate)
     half = config.frames_per_batch // 2
@@ -126,7 +131,10 @@ def fit(
         num_hard = half
     target = torch.cat([torch.ones(half), torch.zeros(half)]).to(device)
     losses: list[Tensor] = []
-    for _ in range(batches):
+    while len(losses) < batches or (
+        len(losses) < _MORE_BATCHES * batches
+        and (len(losses) % _MORE_BATCHES or _is_fooled(classifier, hard_negatives, device))
+    ):
         parts = [positives.sample(half, rng, device)]
         for group, count in ((negatives, half - num_hard), (hard_negatives, num_hard)):
             if count:
@@ -138,6 +146,14 @@ def fit(
         losses.append(loss.detach())
     classifier.cpu()
     return [float(loss) for loss in losses]
+
+
+def _is_fooled(classifier: SuccessClassifier, hard_negatives: EncodedFrames, device: torch.device | str) -> bool:
+    """Whether a vetoed frame would still count as success."""
+    if not len(hard_negatives):
+        return False
+    probability = classifier.probability(hard_negatives.originals(slice(None), device))
+    return bool((probability >= classifier.threshold).any())
 
 
 def judge_frames(
