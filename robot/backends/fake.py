@@ -1,8 +1,8 @@
 """A robot made of two formulas: no physics engine, microseconds per step, bit-identical runs.
 
 EE follows each step as the twin's ideal operational-space controller would, a critically damped spring towards the
-goal, integrated exactly. Contact is peg and plate, see `_push_out_of_plate`, and what fake_cubes.py says of cubes. Joints
-and forces stay zero.
+goal, integrated exactly. Contact is peg and plate, see `_push_out_of_plate`, and what fake_cubes.py says of cubes.
+Joints and forces stay zero.
 """
 
 import math

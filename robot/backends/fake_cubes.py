@@ -1,7 +1,7 @@
 """The fake robot's fingers and cubes: what is between closing fingers is held, what is let go falls straight down.
 
-Three simplifications: open fingers pass through cubes instead of pushing them, cubes stay level on whatever they rest on,
-and a cube blocks another one as if both had their edges along the axes of O.
+Simplified: open fingers pass through cubes instead of pushing them, cubes stay level on whatever they rest on, and a
+cube blocks another one as if both had their edges along the axes of O.
 """
 
 import math
@@ -13,8 +13,8 @@ from robot.geometry import CUBE_EDGE_M, FINGER_TIP_M, GRIPPER_OPEN_M, GRIPPER_SP
 from robot.interface import Array
 from robot.pose import inverse, rotation_from_rotvec
 
-# Where a cube's centre has to be in EE for the closing fingers to hold it: along x the pads, 22 mm wide, reach over half
-# of it; along y, in which they close and push it to the middle, they are around it; along z as much as the pads' height.
+# Where a cube's centre has to be in EE for the closing fingers to hold it. Along x the pads, 22 mm wide, touch it near
+# its middle; along y, in which they push it to their own middle, they are around it; along z they overlap with it.
 _HELD_WITHIN_M = np.array([0.015, (GRIPPER_OPEN_M - CUBE_EDGE_M) / 2, 0.025])
 _HELD_YAW_RAD = (
     0.45  # of the cube to the fingers, which turn it straight; the diagonal beyond does not fit between them
@@ -32,7 +32,7 @@ class Cubes:
         self._EE_T_held = np.eye(4)
 
     def push_out(self, O_T_EE: Array) -> Array:
-        """Return the shift (3,) m, in O, that brings hand and held cube at O_T_EE out of the table and the other cube."""
+        """Return the shift (3,) m, in O, that brings hand and held cube, with EE at O_T_EE, out of table and cubes."""
         if self._held is None:
             return np.array([0.0, 0.0, max(0.0, FINGER_TIP_M - O_T_EE[2, 3])])
         position = (O_T_EE @ self._EE_T_held)[:3, 3]
@@ -83,7 +83,7 @@ class Cubes:
 
 
 def _push_apart(position: Array, other: Array, *, sideways_only: bool = False) -> Array:
-    """Return the shortest shift (3,) m, along an axis of O, that brings a cube at `position` (3,) out of the `other`."""
+    """Return the shortest shift (3,) m, along an axis of O, that brings a cube at `position` out of the `other` one."""
     offset = position - other
     depth = CUBE_EDGE_M - np.abs(offset)
     push = np.zeros(3)
