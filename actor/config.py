@@ -73,6 +73,8 @@ class RewardConfig:
     """No success by the classifier in the first so many steps (SiLRI)."""
     hold_steps: int = 0
     """Source task: steps that success must last before it is paid. They record what held success looks like."""
+    reviewer: Literal["none", "task"] = "none"
+    """Simulation only. task: the ground truth plays an operator who vetoes false successes and declares missed ones."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold < 1:
@@ -81,6 +83,11 @@ class RewardConfig:
             raise ConfigError(
                 f"reward.consecutive_frames = {self.consecutive_frames} must be at least 1, minimum_steps = "
                 f"{self.minimum_steps} and hold_steps = {self.hold_steps} must not be negative"
+            )
+        if (self.source == "task" and self.reviewer != "none") or (self.source != "task" and self.hold_steps):
+            raise ConfigError(
+                f"reward.source = {self.source!r}: reviewer goes with classifier and human (the task needs no review), "
+                "hold_steps with task"
             )
 
 

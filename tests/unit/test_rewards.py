@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from actor.config import RewardConfig
+from actor.operator import OperatorSignal, ScriptedSignals
+from actor.reviewer import TruthReviewer
 from actor.rewards import (
     ClassifierReward,
     HeldReward,
@@ -111,6 +113,31 @@ def test_success_is_paid_once_it_has_lasted() -> None:
     assert [verdict.source for verdict in verdicts] == held
     rewards.begin_episode()
     assert rewards.judge({}, SOLVED).reward == 0
+
+
+@pytest.mark.parametrize(
+    ("claims", "truth", "expected"),
+    [
+        ([0, 1], [0, 1], []),  # right
+        ([0, 1], [0, 0], [(2, "FAILURE")]),  # not at the poll of the claiming step, which would hide the claim
+        ([0] * 7, [0, 1, 1, 1, 1, 1, 1], [(5, "SUCCESS")]),  # missed: five steps in a row are enough to be sure
+        ([0] * 7, [1, 1, 1, 0, 1, 1, 1], []),
+        ([0] * 3, [0] * 3, []),
+    ],
+)
+def test_the_truth_reviews_a_classifier_as_a_person_would(
+    claims: list[int], truth: list[int], expected: list[tuple[int, str]]
+) -> None:
+    rewards = ClassifierReward(Table(claims), RewardConfig(minimum_steps=0, consecutive_frames=1))
+    reviewer = TruthReviewer(rewards, ScriptedSignals({0: [OperatorSignal.BOOKMARK]}))
+    for _ in range(2):
+        reviewer.begin_episode()
+        said = []
+        for step, is_solved in enumerate(truth):
+            reviewer.judge({"row": step}, SOLVED if is_solved else OPEN)
+            said += [(step, signal.name) for signal in reviewer.poll() if signal is not OperatorSignal.BOOKMARK]
+        said += [(len(truth), signal.name) for signal in reviewer.poll()]  # after the episode
+        assert said == expected
 
 
 def classifier_with(bias: float) -> SuccessClassifier:
