@@ -132,6 +132,13 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
         }
         return observation, outcome.reward, outcome.terminated, truncated, info
 
+    def hold(self) -> EnvObservation:
+        """Let the arm hold for one control period, which is no step of the episode; observe. Raises as `step` does."""
+        self._backend.send_command(self._gate.apply(self.state, _HOLD, self._period_s).command)
+        self._backend.advance(self._period_s)
+        self.rate.wait()
+        return self._measure()
+
     def render(self) -> NDArray[np.uint8]:
         """Return an RGB image: the whole arm (384, 512, 3), beside it what it works on, and what the policy sees.
 

@@ -1,21 +1,33 @@
 """The control loop: one episode, step by step. It waits for the robot's period and for nothing else."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from actor.env import RobotEnv
-from actor.intervention import Arbiter
-from actor.policy_runner import PolicyRunner
-from policy.transition import ActionSource, Transition
+from actor.intervention import Arbiter, Decision
+from actor.intervention_config import Assistance
+from actor.operator import NoOperator, OperatorInput, OperatorSignal
+from actor.policy_runner import PolicyRunner, Proposal
+from actor.rewards import DECLARED_FAILURE, DECLARED_SUCCESS, RewardSource, TaskReward, Verdict
+from actor.tasks.base import Outcome
+from policy.image_codec import ImageCodec, code_images
+from policy.spec import Observation
+from policy.transition import ActionSource, EpisodeMark, MarkKind, Recordable, Transition
+from robot.errors import CameraStaleError
+
+_log = logging.getLogger(__name__)
+
+_ENDINGS = (OperatorSignal.SUCCESS, OperatorSignal.FAILURE, OperatorSignal.DISCARD, OperatorSignal.RESET)
 
 
 class Outbox(Protocol):
-    """Takes every step (actor.spool.Spool)."""
+    """Takes every step, and what an operator says about steps before (actor.spool.Spool)."""
 
-    def offer(self, transition: Transition) -> object:
-        """Keep a transition for the learner. Never blocks."""
+    def offer(self, body: Recordable) -> object:
+        """Keep a record for the learner. Never blocks."""
 
 
 @dataclass
@@ -23,27 +35,66 @@ class EpisodeTally:
     """What an episode came to."""
 
     length: int = 0
+    last_step: int = -1  # number of the last recorded step; a pause leaves a gap in the numbers
     episode_return: float = 0.0
     is_success: bool = False
+    reward_source: str = "task"  # who judged the last step
+    is_discarded: bool = False
     stopped: bool = False
+    camera_fault: str = ""  # why the cameras ended it; empty when they did not
     interventions: int = 0
     intervention_steps: int = 0
+    human_steps: int = 0  # interventions and demonstrations
     clipped_steps: int = 0
+    stale_image_steps: int = 0  # that observed an image older than it should be
     weights_version: int = 0
     weights_ages_s: list[float] = field(default_factory=list)
     _previous_source: ActionSource = ActionSource.POLICY
 
-    def add(self, transition: Transition, info: dict[str, Any]) -> None:
+    def add(self, transition: Transition, is_success: bool, info: dict[str, Any]) -> None:
         self.length += 1
+        self.last_step = transition.step
         self.episode_return += transition.reward
-        self.is_success = info["is_success"]
+        self.is_success = is_success
+        self.reward_source = transition.reward_source
+        self.human_steps += transition.is_human
         self.intervention_steps += transition.is_intervention
         self.interventions += transition.is_intervention and transition.source != self._previous_source
         self._previous_source = transition.source
         self.clipped_steps += bool(info["clip_reasons"])
+        self.stale_image_steps += bool(info.get("stale_cameras"))
         self.weights_version = transition.weights_version
         if transition.weights_version > 0:
             self.weights_ages_s.append(transition.weights_age_s)
+
+
+class _Listener:
+    """Sorts what the operator says during one episode."""
+
+    def __init__(self, operator: OperatorInput, arbiter: Arbiter) -> None:
+        self._operator = operator
+        self._arbiter = arbiter
+        self.ending: OperatorSignal | None = None  # the latest word that ends the episode
+        self.is_paused = False
+        self.bookmarks = 0
+
+    def listen(self) -> None:
+        for signal in self._operator.poll():
+            if signal in _ENDINGS:
+                self.ending = signal
+            elif signal is OperatorSignal.PAUSE:
+                self.is_paused = not self.is_paused
+            elif signal is OperatorSignal.INTERVENE:
+                self._arbiter.toggle_intervention()
+            else:
+                self.bookmarks += 1
+
+    def begin(self) -> None:
+        """Hear what was said before the first step; a verdict then concerns no episode."""
+        self.listen()
+        if self.ending is not None:
+            _log.warning("%s came between two episodes and concerns neither", self.ending.name)
+            self.ending = None
 
 
 def run_episode(
@@ -55,41 +106,174 @@ def run_episode(
     episode: int,
     seed: int,
     is_demonstration: bool = False,
+    assistance: Assistance = "random",
+    rewards: RewardSource | None = None,
+    operator: OperatorInput | None = None,
+    codec: ImageCodec = "jpeg",
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EpisodeTally:
     """Run one episode with the newest weights and offer each step to the outbox.
 
-    Blocks only in env.step(): send, wait for the period's end, observe. When should_stop() turns true the present
-    step is finished and closes the episode as truncated.
+    Blocks only in env.step() and, while the operator pauses, in env.hold(): send, wait for the period's end, observe.
+    When should_stop() turns true the present step is finished and closes the episode as truncated.
+
+    When a camera fails, the arm holds and the episode ends where it is: the step under way is not recorded, and the one
+    before it, which then lacks its next observation, is not trained on. Raises CameraStaleError, with nothing recorded,
+    when that happens before the first step.
     """
+    rewards, listener = rewards or TaskReward(), _Listener(operator or NoOperator(), arbiter)
     policy.swap_if_newer()
-    observation, _ = env.reset(seed=seed)
-    arbiter.begin_episode(is_demonstration)
+    observation: Observation = code_images(env.reset(seed=seed)[0], codec)
+    arbiter.begin_episode(is_demonstration, assistance)
+    rewards.begin_episode()
+    listener.begin()
     tally = EpisodeTally()
+    step = 0
     while True:
         proposal = policy.propose(observation)
         decision = arbiter.decide(proposal.action)
-        next_observation, reward, terminated, truncated, info = env.step(decision.action)
-        tally.stopped = should_stop() and not (terminated or truncated)
-        is_last = terminated or truncated or tally.stopped
-        transition = Transition(
-            episode=episode,
-            step=tally.length,
-            observation=observation,
-            policy_action=proposal.action,
-            executed_action=info["executed_action"],
-            source=decision.source,
-            reward=reward,
-            terminated=terminated,
-            truncated=is_last and not terminated,
-            weights_version=proposal.weights_version,
-            weights_age_s=proposal.weights_age_s,
-            wall_time_s=time.time(),
-            monotonic_time_s=time.monotonic(),
-            final_observation=next_observation if is_last else None,
-        )
+        try:
+            measured, reward, terminated, truncated, info = env.step(decision.action)
+        except CameraStaleError as error:
+            tally.camera_fault = str(error)
+            return tally
+        next_observation: Observation = code_images(measured, codec)
+        verdict = rewards.judge(next_observation, Outcome(reward, terminated, info["is_success"]))
+        listener.listen()
+        resumed = _hold_while_paused(env, listener, tally, should_stop)
+        verdict = _overruled(verdict, listener.ending)
+        tally.stopped = should_stop() and not (verdict.terminated or truncated)
+        # The task may see success where another judge does not, and then never calls the episode truncated.
+        is_over = truncated or tally.length + 1 >= env.task.max_episode_steps
+        is_last = bool(is_over or verdict.terminated or tally.stopped or listener.ending or tally.camera_fault)
+        final_observation = next_observation if is_last else None
+        transition = _transition(episode, step, observation, proposal, decision, verdict, info, final_observation)
         outbox.offer(transition)
-        tally.add(transition, info)
+        tally.add(transition, verdict.is_success, info)
+        _offer_marks(outbox, transition, listener, tally)
         if is_last:
             return tally
-        observation = next_observation
+        # After a pause a number is left out: then the step before it has no next observation, because time passed.
+        observation = next_observation if resumed is None else code_images(resumed, codec)
+        step += 1 if resumed is None else 2
+
+
+def await_verdict(
+    env: RobotEnv,
+    operator: OperatorInput,
+    outbox: Outbox,
+    tally: EpisodeTally,
+    *,
+    episode: int,
+    window_s: float,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Hold the arm after an episode while the operator may correct its verdict by key; update `tally`.
+
+    Ends with a verdict, a reset, or after window_s of control periods; a pause makes it last until the next key.
+    """
+    periods_left = round(window_s * env.task.control_rate_hz)
+    is_paused = False
+    while (periods_left > 0 or is_paused) and not should_stop():
+        for signal in operator.poll():
+            is_paused = signal is OperatorSignal.PAUSE and not is_paused
+            kind = _MARKS.get(signal)
+            if kind is not None:
+                outbox.offer(_mark(episode, tally.last_step, kind))
+                _correct(tally, kind)
+            if signal in _ENDINGS:
+                return
+        try:
+            env.hold()
+        except CameraStaleError as error:
+            tally.camera_fault = str(error)
+            return
+        periods_left -= 1
+
+
+_MARKS = {
+    OperatorSignal.SUCCESS: MarkKind.SUCCESS,
+    OperatorSignal.FAILURE: MarkKind.FAILURE,
+    OperatorSignal.DISCARD: MarkKind.DISCARD,
+    OperatorSignal.BOOKMARK: MarkKind.BOOKMARK,
+}
+
+
+def _correct(tally: EpisodeTally, kind: MarkKind) -> None:
+    """Let a verdict that comes after the episode replace the one at its end."""
+    if kind is MarkKind.DISCARD:
+        tally.is_discarded = True
+    elif kind in (MarkKind.SUCCESS, MarkKind.FAILURE):
+        is_success = kind is MarkKind.SUCCESS
+        tally.episode_return += float(is_success) - float(tally.is_success)
+        tally.is_success, tally.reward_source = is_success, "human"
+
+
+def _hold_while_paused(
+    env: RobotEnv, listener: _Listener, tally: EpisodeTally, should_stop: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """Hold the arm until the operator goes on or ends the episode; return what is observed then.
+
+    None when there is no pause, or the episode ends in it.
+    """
+    measured: dict[str, Any] | None = None
+    while listener.is_paused and not should_stop():
+        try:
+            measured = env.hold()
+        except CameraStaleError as error:
+            tally.camera_fault = str(error)
+            return None
+        listener.listen()
+        if listener.ending is not None:
+            return None
+    return measured
+
+
+def _overruled(verdict: Verdict, ending: OperatorSignal | None) -> Verdict:
+    """Let the operator's word go before the reward source's."""
+    if ending is OperatorSignal.SUCCESS:
+        return DECLARED_SUCCESS
+    return DECLARED_FAILURE if ending is OperatorSignal.FAILURE else verdict
+
+
+def _transition(
+    episode: int,
+    step: int,
+    observation: Observation,
+    proposal: Proposal,
+    decision: Decision,
+    verdict: Verdict,
+    info: dict[str, Any],
+    final_observation: Observation | None,
+) -> Transition:
+    return Transition(
+        episode=episode,
+        step=step,
+        observation=observation,
+        policy_action=proposal.action,
+        executed_action=info["executed_action"],
+        source=decision.source,
+        reward=verdict.reward,
+        terminated=verdict.terminated,
+        truncated=final_observation is not None and not verdict.terminated,
+        weights_version=proposal.weights_version,
+        weights_age_s=proposal.weights_age_s,
+        wall_time_s=time.time(),
+        monotonic_time_s=time.monotonic(),
+        reward_source=verdict.source,
+        gripper_toggled=info.get("gripper_toggled", False),
+        final_observation=final_observation,
+    )
+
+
+def _offer_marks(outbox: Outbox, step: Transition, listener: _Listener, tally: EpisodeTally) -> None:
+    for _ in range(listener.bookmarks):
+        outbox.offer(_mark(step.episode, step.step, MarkKind.BOOKMARK))
+    listener.bookmarks = 0
+    if listener.ending is OperatorSignal.DISCARD:
+        outbox.offer(_mark(step.episode, step.step, MarkKind.DISCARD))
+        tally.is_discarded = True
+
+
+def _mark(episode: int, step: int, kind: MarkKind) -> EpisodeMark:
+    return EpisodeMark(episode=episode, step=step, kind=kind, wall_time_s=time.time())
