@@ -144,8 +144,9 @@ class ReplayConfig:
     """Transitions before the first update."""
     reward_scale: float = 1.0
     """Rewards are multiplied by this. Sparse 0/1 rewards need about 10: returns must be large against huber_kappa."""
-    timeout_is_terminal: bool = False
-    """Do not bootstrap at time limits either: QVPO's and HIL-SERL's behaviour, for comparison only."""
+    timeout_bootstrap: bool = True
+    """A time limit bootstraps from the next observation. false: it counts as the task's end, as in the code that the
+    paper builds on (QVPO, HIL-SERL)."""
     image_storage: Literal["pixels", "maps"] = "pixels"
     """pixels: shift and encode a frame whenever it is drawn, which needs a GPU. maps: encode it once, in map_variants
     random shifts, and draw one of them; for learners on a CPU."""

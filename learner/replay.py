@@ -83,7 +83,7 @@ class Replay:
         feature, frame = self._stored(step.observation, record_id, is_final=False)
         for buffer in takers:
             if buffer in homes:
-                is_terminal = step.terminated or (self._config.timeout_is_terminal and step.truncated)
+                is_terminal = step.terminated or (step.truncated and not self._config.timeout_bootstrap)
                 buffer.add(stream, step, feature, frame, step.reward * self._config.reward_scale, is_terminal)
             else:
                 buffer.observe(stream, step, feature, frame)
@@ -120,7 +120,7 @@ class Replay:
                     buffer.remove_after(stream, mark.episode, mark.step)
         elif mark.kind is MarkKind.FAILURE:
             # Where time limits count as terminal, a truncated step stays terminal.
-            is_terminal = None if self._config.timeout_is_terminal else False
+            is_terminal = False if self._config.timeout_bootstrap else None
             found = [buffer.judge(stream, mark.episode, mark.step, 0.0, is_terminal) for buffer in buffers]
             if any(found) and last_steps.get(mark.episode) == mark.step:
                 del last_steps[mark.episode]  # the success that ended the episode here is taken back

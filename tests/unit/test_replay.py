@@ -373,16 +373,16 @@ def test_an_intervention_is_in_both_buffers_with_the_next_observation_of_the_pol
     assert flags == {100: False, 101: True, 102: True, 103: False}
 
 
-@pytest.mark.parametrize(("timeout_is_terminal", "expected"), [(False, False), (True, True)])
-def test_time_limits_bootstrap_unless_told_otherwise(timeout_is_terminal: bool, expected: bool) -> None:
-    replay = fill(episode((POLICY,) * 3), timeout_is_terminal=timeout_is_terminal)
+@pytest.mark.parametrize(("timeout_bootstrap", "expected"), [(True, False), (False, True)])
+def test_time_limits_bootstrap_unless_told_otherwise(timeout_bootstrap: bool, expected: bool) -> None:
+    replay = fill(episode((POLICY,) * 3), timeout_bootstrap=timeout_bootstrap)
     terminal = {row[0] / UNIT: row[4] for row in drawn_rows(replay.online)}
     assert terminal == {100: False, 101: False, 102: expected}
 
 
-@pytest.mark.parametrize("timeout_is_terminal", [False, True])
-def test_a_finished_task_never_bootstraps(timeout_is_terminal: bool) -> None:
-    replay = fill(episode((POLICY,) * 2, "terminated"), timeout_is_terminal=timeout_is_terminal)
+@pytest.mark.parametrize("timeout_bootstrap", [False, True])
+def test_a_finished_task_never_bootstraps(timeout_bootstrap: bool) -> None:
+    replay = fill(episode((POLICY,) * 2, "terminated"), timeout_bootstrap=timeout_bootstrap)
     assert {row[0] / UNIT: row[4] for row in drawn_rows(replay.online)} == {100: False, 101: True}
 
 
@@ -479,10 +479,10 @@ def test_success_of_the_step_that_was_just_recorded_counts_once_its_next_observa
     assert rows[101][2:5] == (1.0, 102 * UNIT, True)
 
 
-@pytest.mark.parametrize(("timeout_is_terminal", "is_terminal"), [(False, False), (True, True)])
-def test_a_vetoed_success_is_truncated(timeout_is_terminal: bool, is_terminal: bool) -> None:
+@pytest.mark.parametrize(("timeout_bootstrap", "is_terminal"), [(True, False), (False, True)])
+def test_a_vetoed_success_is_truncated(timeout_bootstrap: bool, is_terminal: bool) -> None:
     steps = episode((POLICY,) * 3, "terminated")
-    replay = fill([*steps, mark(MarkKind.FAILURE, 2)], timeout_is_terminal=timeout_is_terminal)
+    replay = fill([*steps, mark(MarkKind.FAILURE, 2)], timeout_bootstrap=timeout_bootstrap)
     rows = {round(row[0] / UNIT): row for row in drawn_rows(replay.online)}
     assert rows[102][2:5] == (0.0, -102 * UNIT, is_terminal)
 
