@@ -14,8 +14,8 @@ from policy.image_codec import ImageCodec
 class CameraConfig:
     """One camera of an observation with images."""
 
-    driver: str = "twin"
-    """Name in robot.cameras."""
+    driver: str = ""
+    """Name in robot.cameras; empty: the camera that belongs to the simulated backend."""
     device: str = ""
     """Which one, as its driver names it (serial number, path); empty: the driver's only one."""
     crop: tuple[int, ...] = ()
@@ -172,3 +172,18 @@ class ActorConfig:
                 f"actor.eval_candidates = {self.eval_candidates} needs a published critic to choose with: set "
                 "policy.behavior_candidates above 1, or eval_candidates to 0"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecorderConfig(ActorConfig):
+    """The recorder of demonstrations: an actor that only demonstrates."""
+
+    episodes: int = 0
+    """Demonstrations to be kept in run_dir, those recorded earlier included; 0 takes `demonstrations`."""
+    auto: bool = False
+    """Ask nobody: keep successes, discard everything else, and go on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.episodes < 0:
+            raise ConfigError(f"actor.episodes = {self.episodes} must not be negative")

@@ -70,11 +70,17 @@ class Arbiter:
         self._steps_since_active: int | None = None
         self._was_human = False
         self._take_overs = self._human_steps = 0
+        self._episode_fault: str | None = None
 
     @property
     def fault(self) -> str | None:
         """Why the input device cannot be trusted at the moment; None when all is well."""
         return self._fault
+
+    @property
+    def episode_fault(self) -> str | None:
+        """The first such fault of this episode, also when the device works again."""
+        return self._episode_fault
 
     @property
     def take_overs(self) -> int:
@@ -138,6 +144,7 @@ class Arbiter:
         elif human.fault is None and self._fault is not None:
             _log.info("the input device works again")
         self._fault = human.fault
+        self._episode_fault = self._episode_fault or human.fault
 
 
 class ScriptedTeleop:

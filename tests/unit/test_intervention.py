@@ -147,7 +147,9 @@ def test_a_failed_device_is_reported_once_and_the_key_ends_the_holding(caplog: p
     arbiter.toggle_intervention()
     assert arbiter.decide(POLICY_ACTION).action.any()
     arbiter.decide(POLICY_ACTION)
-    assert arbiter.fault is None
+    assert (arbiter.fault, arbiter.episode_fault) == (None, "unplugged")
+    arbiter.begin_episode(is_demonstration=False)
+    assert arbiter.episode_fault is None
 
 
 def test_while_its_device_has_failed_a_demonstration_holds_and_nothing_of_it_is_an_example() -> None:
