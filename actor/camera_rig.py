@@ -39,7 +39,7 @@ class RigReading:
 
 
 class CameraRig:
-    """Reads connected cameras; they stay the caller's to close. One thread calls it."""
+    """Both cameras of one robot. One thread calls it."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class CameraRig:
         config: CamerasConfig,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """cameras: name in CamerasConfig -> camera. Raises ConfigError for a crop that leaves a camera's frame."""
+        """cameras: by name in CamerasConfig, connected or not. Raises ConfigError for a crop outside its image."""
         self._config = config
         self._clock = clock
         self._eyes = {name: _Eye(name, camera, getattr(config, name)) for name, camera in cameras.items()}
@@ -72,6 +72,20 @@ class CameraRig:
                 self._count_stale(name, age_s, now_s)
             images[name] = eye.image(size)
         return RigReading(images, tuple(stale))
+
+    def connect(self) -> None:
+        """Start every camera. Raises RobotError, with none left running, when one does not start."""
+        try:
+            for eye in self._eyes.values():
+                eye.camera.connect()
+        except RobotError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop every camera. Safe to call twice."""
+        for eye in self._eyes.values():
+            eye.camera.close()
 
     def _count_stale(self, name: str, age_s: float, now_s: float) -> None:
         self.stale_counts[name] += 1
@@ -104,7 +118,7 @@ class _Eye:
 
     def __init__(self, name: str, camera: Camera, config: CameraConfig) -> None:
         self._name = name
-        self._camera = camera
+        self.camera = camera
         self._crop = _resolve_crop(name, camera, config.crop)
         self._frame: CameraFrame | None = None
         self._arrived_s = 0.0  # of the first frame with the present sequence number
@@ -114,8 +128,8 @@ class _Eye:
 
     def look(self, now_s: float, O_p_EE: Array) -> float:
         """Take the newest frame and return its age, s."""
-        frame = self._camera.read()
-        expected = (self._camera.height, self._camera.width, 3)
+        frame = self.camera.read()
+        expected = (self.camera.height, self.camera.width, 3)
         if frame.image.shape != expected or frame.image.dtype != np.uint8:
             raise RobotError(
                 f"camera {self._name!r} delivered a frame of shape {frame.image.shape} and type {frame.image.dtype}, "

@@ -4,6 +4,7 @@ Importing this module registers each task on the twin, such as cgpo/PegInHole-v0
 cgpo/PegInHolePixels-v0, and both with "Fake" before the version on the kinematic fake.
 """
 
+import itertools
 import logging
 from typing import Any
 
@@ -14,14 +15,16 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from actor.camera_rig import CameraRig, RigReading
+from actor.config import CameraConfig, CamerasConfig
 from actor.rate import RateKeeper
 from actor.tasks import TASKS, make_task
-from actor.tasks.base import ObjectPoses, Task
+from actor.tasks.base import ObjectPoses, Task, TaskOptions
 from actor.tasks.cartesian import commands_close
 from policy.errors import CgpoError, ConfigError
 from robot.backends import make_backend
+from robot.cameras import make_camera
 from robot.errors import MissingDependencyError, RobotConfigError, RobotError
-from robot.interface import Array, RobotBackend, RobotCommand, RobotState, SimulatedBackend
+from robot.interface import Array, Camera, RobotBackend, RobotCommand, RobotState, SimulatedBackend
 from robot.safety import SafetyGate
 
 _log = logging.getLogger(__name__)
@@ -204,11 +207,15 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
 class _OwningEnv(RobotEnv):
     """A RobotEnv that made its own backend, for gymnasium.make."""
 
-    def __init__(self, task_name: str, backend_name: str, render_mode: str | None = None) -> None:
-        task = make_task(task_name)
-        super().__init__(task, connect_backend(backend_name, task), render_mode=render_mode)
+    def __init__(self, task_name: str, backend_name: str, pixels: bool = False, render_mode: str | None = None) -> None:
+        task = make_task(task_name, TaskOptions(pixels=pixels))
+        backend = connect_backend(backend_name, task)
+        cameras = connect_cameras(CamerasConfig(), task, backend_name, backend)
+        super().__init__(task, backend, render_mode=render_mode, cameras=cameras)
 
     def close(self) -> None:
+        if self._cameras is not None:
+            self._cameras.close()
         self._backend.close()
 
 
@@ -232,17 +239,41 @@ def connect_backend(name: str, task: Task) -> RobotBackend:
     return backend
 
 
+def connect_cameras(config: CamerasConfig, task: Task, backend_name: str, backend: RobotBackend) -> CameraRig | None:
+    """Return the cameras of a task with images, connected; None for a task without.
+
+    Raises ConfigError for an unknown driver, one whose packages are missing or a crop outside its camera's frame;
+    RobotFailureError when a camera does not answer.
+    """
+    cameras: dict[str, Camera] = {}
+    try:
+        for image in task.observation_spec.images:
+            chosen: CameraConfig = getattr(config, image.name)
+            cameras[image.name] = make_camera(
+                chosen.driver or backend_name, image.name, device=chosen.device, backend=backend
+            )
+        if not cameras:
+            return None
+        rig = CameraRig(cameras, config)
+        rig.connect()
+    except (RobotConfigError, MissingDependencyError) as error:
+        raise ConfigError(str(error)) from error
+    except RobotError as error:
+        raise RobotFailureError(str(error)) from error
+    return rig
+
+
 def _register() -> None:
-    for task_name in TASKS:
+    variants = itertools.product(TASKS, (("", False), ("Pixels", True)), (("", "twin"), ("Fake", "fake")))
+    for task_name, (images, pixels), (suffix, backend_name) in variants:
         camel_case = "".join(word.capitalize() for word in task_name.split("_"))
-        for backend_name, suffix in (("twin", ""), ("fake", "Fake")):
-            env_id = f"cgpo/{camel_case}{suffix}-v0"
-            if env_id not in gymnasium.registry:
-                gymnasium.register(
-                    env_id,
-                    entry_point="actor.env:_OwningEnv",
-                    kwargs={"task_name": task_name, "backend_name": backend_name},
-                )
+        env_id = f"cgpo/{camel_case}{images}{suffix}-v0"
+        if env_id not in gymnasium.registry:
+            gymnasium.register(
+                env_id,
+                entry_point="actor.env:_OwningEnv",
+                kwargs={"task_name": task_name, "backend_name": backend_name, "pixels": pixels},
+            )
 
 
 _register()

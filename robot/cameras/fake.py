@@ -2,6 +2,7 @@
 
 import math
 import time
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -84,6 +85,9 @@ class FakeCamera:
     def _draw_discs(self, image: NDArray[np.uint8], backend: SimulatedBackend) -> None:
         """Draw hand and objects, the farthest first."""
         O_T_EE = backend.read_state().O_T_EE
+        # Stands in for a sensor's noise: as from a real camera, the image differs whenever the arm has moved.
+        noise = np.random.default_rng(zlib.crc32(O_T_EE.tobytes()))
+        image[0] = noise.integers(0, 256, image[0].shape, dtype=np.uint8)
         points = [(O_T_EE[:3, 3], _HAND)]
         for index, (_, pose) in enumerate(sorted(backend.object_poses().items())):
             points.append((pose[:3, 3], _COLOURS[index % len(_COLOURS)]))

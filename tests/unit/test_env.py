@@ -28,6 +28,10 @@ ENV_IDS = [
     "cgpo/PegInHoleRotationFake-v0",
     "cgpo/Reach-v0",
     "cgpo/ReachFake-v0",
+    "cgpo/PegInHoleBlindFake-v0",
+    "cgpo/PegInHolePixelsFake-v0",
+    "cgpo/CubeStackingFake-v0",
+    "cgpo/CubeStackingPixelsFake-v0",
 ]
 
 
