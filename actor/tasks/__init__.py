@@ -6,6 +6,7 @@ from actor.tasks.base import Task, TaskOptions
 from policy.registry import resolve
 
 TASKS = {
+    "cube_stacking": "actor.tasks.cube_stacking:CubeStacking",
     "peg_in_hole": "actor.tasks.peg_in_hole:PegInHole",
     "peg_in_hole_blind": "actor.tasks.peg_in_hole:PegInHoleBlind",
     "peg_in_hole_rotation": "actor.tasks.peg_in_hole:PegInHoleRotation",

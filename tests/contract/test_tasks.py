@@ -1,6 +1,9 @@
 """What every task promises, on the kinematic fake and, where it is quick, on the twin."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -8,18 +11,25 @@ from numpy.typing import NDArray
 
 from actor.env import RobotEnv, connect_backend
 from actor.tasks import TASKS, make_task
-from actor.tasks.base import Task
+from actor.tasks.base import Task, TaskOptions
 from policy.errors import ConfigError, WireError
+from robot.backends.fake import FakeBackend
+from robot.geometry import CUBE_EDGE_M
 from robot.interface import RobotCommand
+from robot.pose import O_R_DOWN, make_pose, rotation_from_rotvec
 from robot.safety import SafetyGate
 
-EPISODES = {"fake": 100, "twin": 12}
+EPISODES = {"fake": 50, "twin": 8}
+VARIANTS = {name: (name, TaskOptions()) for name in TASKS} | {
+    "peg_in_hole in the reset frame": ("peg_in_hole", TaskOptions(frame="reset")),
+    "cube_stacking in the reset frame": ("cube_stacking", TaskOptions(frame="reset", gripper="continuous")),
+}
 FloatArray = NDArray[np.float32]
 
 
-@pytest.fixture(params=sorted(TASKS))
+@pytest.fixture(params=sorted(VARIANTS))
 def task(request: pytest.FixtureRequest) -> Task:
-    return make_task(request.param)
+    return make_task(*VARIANTS[request.param])
 
 
 @pytest.fixture(params=["fake", "twin"])
@@ -40,7 +50,10 @@ def fake_env(task: Task) -> RobotEnv:
 
 
 def random_action(task: Task, rng: np.random.Generator) -> FloatArray:
-    return rng.uniform(-1, 1, task.action_spec.dim).astype(np.float32)
+    action = rng.uniform(-1, 1, task.action_spec.dim).astype(np.float32)
+    if task.action_spec.gripper != "none":
+        action[-1] = rng.integers(-1, 2)
+    return action
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_name() -> None:
@@ -113,6 +126,81 @@ def test_every_action_passes_the_gate_unchanged_inside_the_workspace(fake_env: R
         assert result.reasons == ()
 
 
+@pytest.mark.parametrize("name", sorted(TASKS))
+@pytest.mark.parametrize("frame", ["base", "reset"])
+def test_with_pixels_the_vectors_are_the_arms_alone(name: str, frame: Literal["base", "reset"]) -> None:
+    """Moving the objects must change nothing: the policy has to see them."""
+    task = make_task(name, TaskOptions(pixels=True, image_size_px=64, frame=frame))
+    names = {
+        "base": ["O_p_EE", "O_rotvec_EE", "O_twist_EE", "gripper_width"],
+        "reset": ["reset_p_EE", "reset_rotvec_EE", "EE_twist_EE", "gripper_width"],
+    }[frame]
+    assert [(image.name, image.height, image.width) for image in task.observation_spec.images] == [
+        ("wrist", 64, 64),
+        ("third_person", 64, 64),
+    ]
+    backend = FakeBackend(task.scene)
+    state = backend.reset(task.sample_placement(np.random.default_rng(0)))
+    moved = {key: pose + 0.01 for key, pose in backend.object_poses().items()}
+    here = task.observe(state, backend.object_poses(), state.O_T_EE)
+    there = task.observe(state, moved, state.O_T_EE)
+    assert list(here) == [field.name for field in task.observation_spec.fields] == names
+    for key in names:
+        assert here[key].dtype == np.float32
+        np.testing.assert_array_equal(here[key], there[key])
+    if frame == "reset":
+        np.testing.assert_allclose(np.concatenate([here[key] for key in names[:3]]), 0.0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "gripper", "message"),
+    [
+        ("peg_in_hole", "discrete", "never opens or closes it. Valid: task, fixed"),
+        ("reach", "continuous", "never opens or closes it. Valid: task, fixed"),
+        ("cube_stacking", "fixed", "cannot do without it. Valid: task, discrete, continuous"),
+    ],
+)
+def test_a_gripper_mode_that_a_task_cannot_have_is_refused(
+    name: str, gripper: Literal["fixed", "continuous", "discrete"], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"task '{name}' cannot have gripper = '{gripper}': it {message}"):
+        make_task(name, TaskOptions(gripper=gripper))
+
+
+@pytest.mark.parametrize(
+    ("name", "gripper", "mode", "dim", "continuous_dim"),
+    [
+        ("peg_in_hole", "task", "none", 3, 3),
+        ("peg_in_hole_rotation", "fixed", "none", 6, 6),
+        ("cube_stacking", "task", "discrete", 4, 3),
+        ("cube_stacking", "continuous", "continuous", 4, 4),
+    ],
+)
+def test_the_gripper_mode_shapes_the_action(
+    name: str, gripper: Literal["task", "fixed", "continuous"], mode: str, dim: int, continuous_dim: int
+) -> None:
+    spec = make_task(name, TaskOptions(gripper=gripper)).action_spec
+    assert (spec.gripper, spec.dim, spec.continuous_dim) == (mode, dim, continuous_dim)
+
+
+@pytest.mark.parametrize("mode", ["discrete", "continuous"])
+def test_the_gripper_latches_between_commands_and_says_when_it_toggled(mode: Literal["discrete", "continuous"]) -> None:
+    task = make_task("cube_stacking", TaskOptions(gripper=mode))
+    env = RobotEnv(task, FakeBackend("cube_stacking"))
+    env.reset(seed=0)
+    asked = [0.4, 0.5, -0.49, -0.5, -0.8, 0.2, 1.0, 0.7]
+    discrete = [0.0, 1.0, 0.0, -1.0, -1.0, 0.0, 1.0, 1.0]
+    toggled = [False, False, False, True, False, False, True, False]
+    for element, said, has_toggled in zip(asked, discrete, toggled, strict=True):
+        *_, info = env.step(np.array([0.0, 0.0, 0.0, element], np.float32))
+        assert info["executed_action"][-1] == np.float32(said if mode == "discrete" else element)
+        assert info["gripper_toggled"] is has_toggled
+    env.step(np.array([0.0, 0.0, 0.0, -1.0], np.float32))
+    env.reset(seed=1)  # opens it
+    *_, info = env.step(np.array([0.0, 0.0, 0.0, 1.0], np.float32))
+    assert info["gripper_toggled"] is False
+
+
 @pytest.mark.parametrize("bad", [np.zeros(2, np.float32), np.full(3, np.nan, np.float32)])
 def test_a_malformed_action_is_refused(bad: FloatArray) -> None:
     task = make_task("reach")
@@ -175,6 +263,35 @@ def test_peg_in_hole_is_solved_two_centimetres_below_the_rim_and_nowhere_else() 
     assert outcome_at(0.0, -0.0199) == 0.0
     assert outcome_at(0.001, -0.0201) == 1.0
     assert outcome_at(0.05, -0.0201) == 0.0  # beside the plate
+
+
+def test_cube_stacking_is_solved_by_a_cube_that_stands_on_the_other_with_the_hand_away() -> None:
+    task = make_task("cube_stacking")
+    backend = FakeBackend("cube_stacking")
+    state = backend.reset(task.sample_placement(np.random.default_rng(0)))
+    bottom = backend.object_poses()["cube_bottom"]
+
+    def reward(
+        x: float = 0.0, z: float = CUBE_EDGE_M, *, tilt: float = 0.0, width: float = 0.085, above: float = 0.05
+    ) -> float:
+        turn = rotation_from_rotvec([0.0, 0.0, 0.3]) @ rotation_from_rotvec([tilt, 0.0, 0.0])
+        top = bottom @ make_pose(turn, [x, 0.0, z])
+        hand = make_pose(O_R_DOWN, top[:3, 3] + [0.0, 0.0, above])
+        outcome = task.outcome(
+            replace(state, O_T_EE=hand, gripper_width=width), {"cube_top": top, "cube_bottom": bottom}
+        )
+        assert outcome.terminated == outcome.is_success
+        return outcome.reward
+
+    assert reward() == 1.0
+    assert reward(x=0.49 * CUBE_EDGE_M) == 1.0
+    assert reward(x=0.51 * CUBE_EDGE_M) == 0.0
+    assert reward(z=CUBE_EDGE_M + 0.0045) == 0.0  # in the air
+    assert reward(x=0.3 * CUBE_EDGE_M, z=0.5 * CUBE_EDGE_M) == 0.0
+    assert reward(tilt=0.15) == 0.0  # leans
+    assert reward(tilt=math.pi / 2) == 1.0  # on another face
+    assert reward(width=CUBE_EDGE_M + 0.001) == 0.0  # still held
+    assert reward(above=0.015) == 0.0  # the hand is still around it
 
 
 def test_reach_is_solved_at_one_centimetre() -> None:
