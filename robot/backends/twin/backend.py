@@ -58,20 +58,22 @@ class TwinBackend:
         simulation = self._placed()
         return RobotState(
             O_T_EE=simulation.O_T_EE(),
-            O_twist_EE=simulation.jacobian @ simulation.data.qvel,
-            q=simulation.data.qpos.copy(),
-            dq=simulation.data.qvel.copy(),
-            tau_J=simulation.data.ctrl.copy(),
+            O_twist_EE=simulation.jacobian @ simulation.dq,
+            q=simulation.q.copy(),
+            dq=simulation.dq.copy(),
+            tau_J=simulation.tau.copy(),
             O_F_ext_hat_K=simulation.external_wrench(),
-            gripper_width=2.0 * PEG_RADIUS_M,  # the fingers are frozen around the peg
+            gripper_width=simulation.fingers.width if simulation.fingers else 2.0 * PEG_RADIUS_M,
             robot_time_s=simulation.time_s,
             received_monotonic_s=time.monotonic(),
         )
 
     def send_command(self, command: RobotCommand) -> None:
-        """Set the goal to the measured pose plus the step; the gripper width is ignored (see docs/twin.md)."""
-        O_T_EE = self._placed().O_T_EE()
-        self._goal = apply_delta(O_T_EE, command.delta_position, command.delta_rotation)
+        """Set the goal to the measured pose plus the step. Fingers frozen around a peg ignore a gripper width."""
+        simulation = self._placed()
+        self._goal = apply_delta(simulation.O_T_EE(), command.delta_position, command.delta_rotation)
+        if command.gripper_width is not None and simulation.fingers is not None:
+            simulation.fingers.command(command.gripper_width)
 
     def advance(self, period_s: float) -> None:
         """Simulate period_s, a whole number of 2 ms steps, as fast as the machine can. Pacing is the caller's."""
@@ -101,10 +103,7 @@ class TwinBackend:
         """Return name -> O_T_object (4, 4) for each object of the scene."""
         simulation = self._placed()
         assert self._placement is not None
-        poses = {name: pose.astype(np.float64) for name, pose in self._placement.objects.items()}
-        if self._scene == "peg_in_hole":
-            poses["peg"] = simulation.O_T_EE() @ poses["peg"]
-        return poses
+        return {name: simulation.object_pose(name) for name in self._placement.objects}
 
     def render(self, width: int, height: int, camera: str = "overview") -> NDArray[np.uint8]:
         """Return an RGB image (height, width, 3) from the camera "overview" or "close".

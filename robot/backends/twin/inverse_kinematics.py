@@ -23,15 +23,16 @@ def solve_joints(model: Any, data: Any, site_id: int, O_T_EE: Array, q_start: Ar
 
     Leaves `data` at that posture. Raises RobotError when the pose is not met within 0.5 mm and 0.005 rad.
     """
-    low, high = model.jnt_range[:, 0], model.jnt_range[:, 1]
-    jacobian = np.empty((6, 7))
+    low, high = model.jnt_range[:7, 0], model.jnt_range[:7, 1]  # the arm's joints come first
+    jacobian = np.empty((6, model.nv))
     q: Array = q_start.copy()
     for _ in range(_MAX_ITERATIONS):
         error = _pose_error(model, data, site_id, q, O_T_EE)
         if np.abs(error).max() < _CONVERGED:
             break
         mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], site_id)
-        step = jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + _DAMPING * np.eye(6), error)
+        arm = jacobian[:, :7]
+        step = arm.T @ np.linalg.solve(arm @ arm.T + _DAMPING * np.eye(6), error)
         q = np.clip(q + np.clip(step, -_MAX_STEP_RAD, _MAX_STEP_RAD), low, high)
     error = _pose_error(model, data, site_id, q, O_T_EE)
     missing_m, missing_rad = math.hypot(*error[:3].tolist()), math.hypot(*error[3:].tolist())
@@ -47,7 +48,7 @@ def solve_joints(model: Any, data: Any, site_id: int, O_T_EE: Array, q_start: Ar
 
 def _pose_error(model: Any, data: Any, site_id: int, q: Array, O_T_EE: Array) -> Array:
     """Return (6,): position (m) then rotation vector (rad), in O, from the site at q to O_T_EE."""
-    data.qpos[:] = q
+    data.qpos[:7] = q
     mujoco.mj_kinematics(model, data)
     mujoco.mj_comPos(model, data)
     reached = make_pose(data.site_xmat[site_id].reshape(3, 3), data.site_xpos[site_id])

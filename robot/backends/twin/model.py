@@ -1,8 +1,8 @@
 """Build the MuJoCo model: Panda and Robotiq 2F-85 from the gym-hil wheel, a table, and the objects of one scene.
 
 Nothing of gym-hil is copied or imported; only its model files are read. Of them this keeps the arm's chain, inertias
-and visual meshes. The gripper's linkage is frozen around a peg (see docs/twin.md), and contact is left to the few
-shapes that can matter: peg, plate, table and finger tips.
+and visual meshes. The gripper's linkage is frozen around a peg (see docs/twin.md); the scene with cubes has pads that move
+(fingers.py). Contact is left to the few shapes that can matter: peg, plate, table, cubes and finger tips.
 """
 
 import importlib.util
@@ -13,8 +13,9 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from robot.backends.twin.fingers import FINGER_BIT, add_fingers
 from robot.errors import MissingDependencyError
-from robot.geometry import HOLE_DEPTH_M, HOLE_RADIUS_M, PEG_RADIUS_M
+from robot.geometry import CUBE_EDGE_M, HOLE_DEPTH_M, HOLE_RADIUS_M, PEG_RADIUS_M
 from robot.pose import rotation_from_rotvec
 
 PHYSICS_STEP_S = 0.002
@@ -41,8 +42,13 @@ _PEG_SHAFT_M = 0.085  # from the tip up to behind the finger pads
 _FRICTION = (0.2, 0.0, 0.0)
 _SOLREF = (0.01, 1.0)
 _SOLIMP = (0.95, 0.99, 0.0005, 0.5, 2.0)
-_PEG_BIT, _FINGER_BIT = 1, 2
+_PEG_BIT, _CUBE_BIT = 1, 4  # contact types beside FINGER_BIT
 
+_CUBE_MASS_KG = 0.05  # of wood
+_CUBE_FRICTION = (0.6, 0.0, 0.0)
+_CUBE_SOLREF = (0.006, 1.0)  # as of the pads: the fingers squeeze with 30 N
+
+_CUBE_COLOURS = {"cube_top": (0.84, 0.22, 0.20, 1.0), "cube_bottom": (0.20, 0.42, 0.80, 1.0)}
 _PEG_COLOUR = (0.93, 0.55, 0.16, 1.0)
 _PLATE_COLOUR = (0.36, 0.50, 0.66, 1.0)
 _HOLE_COLOUR = (0.08, 0.10, 0.13, 1.0)
@@ -52,7 +58,7 @@ _FLOOR_COLOUR = (0.62, 0.65, 0.69, 1.0)
 
 
 def build_model(scene: str) -> Any:
-    """Return the mujoco.MjModel of `scene`: seven joints, seven torque motors, and a body for each of its objects.
+    """Return the mujoco.MjModel of `scene`: first seven joints and torque motors, and a body for each of its objects.
 
     The objects' bodies are named and framed as in robot/scenes.py; a reset sets their poses.
 
@@ -63,9 +69,14 @@ def build_model(scene: str) -> Any:
     _freeze_linkage(spec)
     _add_surroundings(spec)
     if scene == "peg_in_hole":
+        _add_finger_tips(spec)
         _add_plate(spec)
         _add_peg(spec)
+    elif scene == "cube_stacking":
+        add_fingers(spec, EE_SITE)
+        _add_cubes(spec)
     else:
+        _add_finger_tips(spec)
         _add_target(spec)
     spec.option.timestep = PHYSICS_STEP_S
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
@@ -108,11 +119,11 @@ def _freeze_linkage(spec: Any) -> None:
 
 
 def _add_surroundings(spec: Any) -> None:
-    """Add table, floor, light and the contact shape of the finger tips."""
+    """Add table, floor and light."""
     world = spec.worldbody
     world.add_geom(
         name="table", type=mujoco.mjtGeom.mjGEOM_PLANE, size=(2.0, 2.0, 0.1), group=3, contype=0,
-        conaffinity=_PEG_BIT | _FINGER_BIT, friction=_FRICTION, solref=_SOLREF, solimp=_SOLIMP,
+        conaffinity=_PEG_BIT | FINGER_BIT | _CUBE_BIT, friction=_FRICTION, solref=_SOLREF, solimp=_SOLIMP,
     )  # fmt: skip
     look = {"contype": 0, "conaffinity": 0}
     world.add_geom(
@@ -121,13 +132,16 @@ def _add_surroundings(spec: Any) -> None:
     world.add_geom(
         type=mujoco.mjtGeom.mjGEOM_PLANE, pos=(0.0, 0.0, -0.75), size=(8.0, 8.0, 0.1), rgba=_FLOOR_COLOUR, **look
     )
-    gripper = spec.site(EE_SITE).parent
-    gripper.add_geom(
+    _add_light(spec)
+
+
+def _add_finger_tips(spec: Any) -> None:
+    """Add the contact shape of the fingers that are frozen around a peg."""
+    spec.site(EE_SITE).parent.add_geom(
         name="finger_tips", type=mujoco.mjtGeom.mjGEOM_BOX, pos=np.asarray(spec.site(EE_SITE).pos),
-        size=(0.011, 0.022, 0.017), group=3, mass=0.0, contype=_FINGER_BIT, conaffinity=0, friction=_FRICTION,
+        size=(0.011, 0.022, 0.017), group=3, mass=0.0, contype=FINGER_BIT, conaffinity=0, friction=_FRICTION,
         solref=_SOLREF, solimp=_SOLIMP,
     )  # fmt: skip
-    _add_light(spec)
 
 
 def _add_light(spec: Any) -> None:
@@ -203,6 +217,17 @@ def _add_peg(spec: Any) -> None:
         type=mujoco.mjtGeom.mjGEOM_CYLINDER, pos=(0.0, 0.0, -_PEG_SHAFT_M / 2), mass=0.0,
         size=(PEG_RADIUS_M, _PEG_SHAFT_M / 2, 0.0), rgba=_PEG_COLOUR, contype=0, conaffinity=0,
     )  # fmt: skip
+
+
+def _add_cubes(spec: Any) -> None:
+    for name, colour in _CUBE_COLOURS.items():
+        body = spec.worldbody.add_body(name=name)
+        body.add_freejoint(name=name)
+        body.add_geom(
+            name=name, type=mujoco.mjtGeom.mjGEOM_BOX, size=(CUBE_EDGE_M / 2,) * 3, mass=_CUBE_MASS_KG, rgba=colour,
+            contype=_CUBE_BIT, conaffinity=_CUBE_BIT | FINGER_BIT, friction=_CUBE_FRICTION, solref=_CUBE_SOLREF,
+            solimp=_SOLIMP,
+        )  # fmt: skip
 
 
 def _add_target(spec: Any) -> None:

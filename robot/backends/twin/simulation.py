@@ -6,6 +6,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from robot.backends.twin.fingers import Fingers
 from robot.backends.twin.inverse_kinematics import solve_joints
 from robot.backends.twin.model import EE_SITE, build_model
 from robot.backends.twin.osc import OperationalSpaceController, OscConfig
@@ -18,7 +19,7 @@ Q_HOME.setflags(write=False)
 
 
 class Simulation:
-    """MuJoCo's model and data with the controller, and the buffers they share.
+    """MuJoCo's model and data with the controller, and the buffers they share. The arm's seven joints come first.
 
     Between calls positions, velocities and all that follows from them (mj_step1) are up to date.
     """
@@ -27,8 +28,17 @@ class Simulation:
         """Build the scene. Raises MissingDependencyError without the gym-hil wheel."""
         self.model: Any = build_model(scene)
         self.data: Any = mujoco.MjData(self.model)
-        self.jacobian = np.zeros((6, 7))
-        self._mass_matrix = np.zeros((7, 7))
+        # Views of the arm's share: where it is all there is, the whole arrays.
+        self.q: Array = self.data.qpos[:7]
+        self.dq: Array = self.data.qvel[:7]
+        self.tau: Array = self.data.ctrl[:7]
+        self._bias: Array = self.data.qfrc_bias[:7]
+        self._contact_torque: Array = self.data.qfrc_constraint[:7]
+        self._whole_jacobian = np.zeros((6, self.model.nv))
+        self.jacobian = self._whole_jacobian[:, :7]
+        self._whole_mass_matrix = np.zeros((self.model.nv, self.model.nv))
+        self._mass_matrix = self._whole_mass_matrix[:7, :7]
+        self.fingers = Fingers(self.model, self.data) if scene == "cube_stacking" else None
         self._controller = OperationalSpaceController(osc, Q_HOME)
         self._site_id = self.model.site(EE_SITE).id
         self._site_position: Array = self.data.site_xpos[self._site_id]
@@ -45,31 +55,50 @@ class Simulation:
     def reset(self, placement: ScenePlacement) -> None:
         """Put arm and objects at `placement`, at rest; RobotError if the arm cannot reach it."""
         self._earlier_s = self.time_s
-        self._place_objects(placement)
+        self._place_fixed_objects(placement)
         mujoco.mj_resetData(self.model, self.data)
+        self._place_free_objects(placement)
+        if self.fingers is not None:
+            self.fingers.reset()
         solve_joints(self.model, self.data, self._site_id, placement.O_T_EE, Q_HOME)
         self.start_wrench_average()
         self._refresh()
-        self.data.ctrl[:] = self.data.qfrc_bias  # the torque that holds the arm, as the state should say
+        self.tau[:] = self._bias  # the torque that holds the arm, as the state should say
 
-    def _place_objects(self, placement: ScenePlacement) -> None:
+    def _place_fixed_objects(self, placement: ScenePlacement) -> None:
         for name, pose in placement.objects.items():  # each has a body, in the frame that its scene states
-            body_id = self.model.body(name).id
-            self.model.body_pos[body_id] = pose[:3, 3]
-            mujoco.mju_mat2Quat(self.model.body_quat[body_id], np.ascontiguousarray(pose[:3, :3]).ravel())
+            body = self.model.body(name)
+            if not body.jntnum[0]:
+                self.model.body_pos[body.id] = pose[:3, 3]
+                mujoco.mju_mat2Quat(self.model.body_quat[body.id], np.ascontiguousarray(pose[:3, :3]).ravel())
         mujoco.mj_setConst(self.model, self.data)  # the peg's place changes what the contact solver knows of inertia
+
+    def _place_free_objects(self, placement: ScenePlacement) -> None:
+        for name, pose in placement.objects.items():
+            body = self.model.body(name)
+            if body.jntnum[0]:
+                qpos = self.data.joint(name).qpos
+                qpos[:3] = pose[:3, 3]
+                mujoco.mju_mat2Quat(qpos[3:], np.ascontiguousarray(pose[:3, :3]).ravel())
 
     def step(self, goal: Array) -> None:
         """Advance by one physics step under the controller's torque for `goal` (4, 4)."""
         data = self.data
-        mujoco.mj_fullM(self.model, self._mass_matrix, data.qM)
-        data.ctrl[:] = self._controller.torque(
-            goal, self.O_T_EE(), data.qpos, data.qvel, self.jacobian, self._mass_matrix, data.qfrc_bias
+        mujoco.mj_fullM(self.model, self._whole_mass_matrix, data.qM)
+        self.tau[:] = self._controller.torque(
+            goal, self.O_T_EE(), self.q, self.dq, self.jacobian, self._mass_matrix, self._bias
         )
+        if self.fingers is not None:
+            self.fingers.step()
         mujoco.mj_step2(self.model, data)
-        self._contact_torque_sum += data.qfrc_constraint
+        self._contact_torque_sum += self._contact_torque
         self._contact_steps += 1
         self._refresh()
+
+    def object_pose(self, name: str) -> Array:
+        """Return the pose O_T_object (4, 4) of an object of the scene, as a copy."""
+        body = self.data.body(name)
+        return make_pose(body.xmat.reshape(3, 3), body.xpos)
 
     def O_T_EE(self) -> Array:
         """Return the pose of EE (4, 4) now, as a copy."""
@@ -88,7 +117,7 @@ class Simulation:
         """
         if self._contact_steps == 0:
             return np.zeros(6)
-        mujoco.mj_fullM(self.model, self._mass_matrix, self.data.qM)
+        mujoco.mj_fullM(self.model, self._whole_mass_matrix, self.data.qM)
         M_inv_J_T = np.linalg.solve(self._mass_matrix, self.jacobian.T)
         contact_torque = self._contact_torque_sum / self._contact_steps
         wrench: Array = np.linalg.solve(self.jacobian @ M_inv_J_T, contact_torque @ M_inv_J_T)
@@ -97,4 +126,5 @@ class Simulation:
     def _refresh(self) -> None:
         """Bring everything that depends on position and velocity up to date."""
         mujoco.mj_step1(self.model, self.data)
-        mujoco.mj_jacSite(self.model, self.data, self.jacobian[:3], self.jacobian[3:], self._site_id)
+        whole = self._whole_jacobian
+        mujoco.mj_jacSite(self.model, self.data, whole[:3], whole[3:], self._site_id)
