@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from actor.intervention_config import InterventionConfig, KeysConfig, TeleopConfig
+from actor.protocol_stages import StagesConfig
 from policy.config import PolicyConfig
 from policy.errors import ConfigError
 from policy.image_codec import ImageCodec
@@ -45,10 +46,14 @@ class CamerasConfig:
     """A step that acts on an older image is counted and logged."""
     fail_after_s: float = 0.5
     """With an older image the arm holds and the episode ends."""
+    return_within_s: float = 60.0
+    """A camera that failed has this long to come back before the actor ends."""
 
     def __post_init__(self) -> None:
         if not 8 <= self.image_size_px <= 1024:
             raise ConfigError(f"cameras.image_size_px = {self.image_size_px} must be from 8 to 1024")
+        if self.return_within_s < 0:
+            raise ConfigError(f"cameras.return_within_s = {self.return_within_s} must not be negative")
         if not 0 < self.stale_after_s <= self.fail_after_s:
             raise ConfigError(
                 f"cameras.stale_after_s = {self.stale_after_s} must be above 0 and at most fail_after_s = "
@@ -111,6 +116,9 @@ class ActorConfig:
     relative frame)."""
     cameras: CamerasConfig = field(default_factory=CamerasConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    stages: StagesConfig = field(default_factory=StagesConfig)
+    verdict_window_s: float = 0.0
+    """After an episode the arm holds for this long, while the operator may declare or veto success, or discard it."""
     backend: str = "twin"
     """Name in robot.backends: twin (MuJoCo) or fake (kinematic)."""
     learner: str = "127.0.0.1:50051"
@@ -151,6 +159,7 @@ class ActorConfig:
 
     def __post_init__(self) -> None:
         for name in (
+            "verdict_window_s",
             "demonstrations",
             "pace",
             "eval_pace",
