@@ -71,6 +71,7 @@ class Recorder:
         make_folder(config.run_dir)
         self._episodes_path = config.run_dir / "episodes.jsonl"
         self._state_path = config.run_dir / "recording.json"
+        self._spool_path = config.run_dir / "spool.sqlite"
         self._reports = read_episodes(self._episodes_path)
         self._state = RecordingState.load(self._state_path)
         self._attempts = self._discarded = 0  # of this process
@@ -84,12 +85,11 @@ class Recorder:
     def _open(self, closing: contextlib.ExitStack) -> None:
         """Open the robot last, so that it is stopped first."""
         config = self._config
-        spool_path = config.run_dir / "spool.sqlite"
-        cut_short = close_open_episode(self._state, len(self._reports), spool_path, config.actor_id)
+        cut_short = close_open_episode(self._state, len(self._reports), self._spool_path, config.actor_id)
         if cut_short:
             self._say(f"the last recorder ended in an episode: its {cut_short} steps are kept and marked as discarded")
         incarnation = new_incarnation()
-        self._spool = Spool(spool_path, config.actor_id, incarnation)
+        self._spool = Spool(self._spool_path, config.actor_id, incarnation)
         closing.callback(self._spool.close)
         self._state = RecordingState(
             incarnation=incarnation, written_before=self._spool.written, starts=self._state.starts
@@ -245,10 +245,7 @@ class Recorder:
         pending = self._spool.pending
         where = "the learner has all of it"
         if pending:
-            where = (
-                f"{pending} records wait in {self._config.run_dir / 'spool.sqlite'} and are sent when recorder or actor "
-                "run in this folder with the learner up"
-            )
+            where = f"{pending} records wait in {self._spool_path} until actor or recorder run here with the learner up"
         return (
             f"recorded: {self._kept} of {self._wanted} demonstrations ({steps} steps) kept, {self._discarded} "
             f"discarded now; {where}"
