@@ -82,17 +82,19 @@ class EpisodeIndex:
 
     def __init__(self) -> None:
         self.episodes: dict[EpisodeKey, EpisodeRecord] = {}
+        self.num_judgements = 0  # ends of episodes and marks so far: only these change what is known
 
-    def add(self, entry: LogEntry, log: int = 0) -> EpisodeRecord:
-        """Add the next entry of a log; returns the episode that it belongs to."""
+    def add(self, entry: LogEntry, log: int = 0) -> None:
+        """Add the next entry of a log."""
         body = entry.body
         key = EpisodeKey(entry.record_id.actor_id, entry.record_id.incarnation, body.episode)
         record = self.episodes.setdefault(key, EpisodeRecord(key, log))
         if isinstance(body, EpisodeMark):
             _apply_mark(record, body)
+            self.num_judgements += 1
         else:
             _add_step(record, body, entry.position)
-        return record
+            self.num_judgements += body.is_last
 
 
 def _apply_mark(record: EpisodeRecord, mark: EpisodeMark) -> None:

@@ -26,6 +26,7 @@ from policy.success_classifier import (
 )
 
 _POLL_PERIOD_S = 0.5
+_WATCHED = "watched"  # in a manifest's counts: how far this run's log had come, see ClassifierWatch._progress
 _MIN_DRIFT_EPISODES = 5  # before a share of them means anything
 
 logger = logging.getLogger(__name__)
@@ -46,9 +47,11 @@ class ClassifierWatch:
         self._logs = RunLogs(
             [config.run_dir, *self._earlier_run_dirs()], specs, config.policy, config.classifier, config.device
         )
+        self._num_judgements = 0
         self._tried: tuple[int, int] | None = None
         self._usage: Usage | None = None
         self._has_warned = False
+        self._has_too_few = False
 
     @property
     def version(self) -> int:
@@ -62,8 +65,10 @@ class ClassifierWatch:
 
     def step(self) -> bool:
         """Read the log, report usage, retrain when that is due; returns whether there is a new version."""
-        if not self._logs.read():
+        self._logs.read()
+        if self._logs.index.num_judgements == self._num_judgements:
             return False
+        self._num_judgements = self._logs.index.num_judgements
         self._report_usage()
         return self._is_due() and self._retrain()
 
@@ -73,8 +78,11 @@ class ClassifierWatch:
             self._classifier, self._manifest = load_classifier(self._folder, self._specs, policy)
         elif initial is not None:
             self._classifier, manifest = load_classifier(initial, self._specs, policy)
-            details = {name: getattr(manifest, name) for name in ("counts", "metrics", "episodes", "logs")}
-            self._manifest = save_classifier(self._folder, self._classifier, self._specs, policy, 1, **details)
+            details = {name: getattr(manifest, name) for name in ("metrics", "episodes", "logs")}
+            counts = {name: count for name, count in manifest.counts.items() if name != _WATCHED}  # of another log
+            self._manifest = save_classifier(
+                self._folder, self._classifier, self._specs, policy, 1, counts=counts, **details
+            )
 
     def _earlier_run_dirs(self) -> list[Path]:
         """Return the other folders that the classifier was trained on, so that it does not forget what they show."""
@@ -97,7 +105,7 @@ class ClassifierWatch:
         progress = self._progress()
         if progress == self._tried:
             return False
-        used = tuple(self._manifest.counts.get("watched", (0, 0))) if self._manifest else (0, 0)
+        used = tuple(self._manifest.counts.get(_WATCHED, (0, 0))) if self._manifest else (0, 0)
         config = self._config.classifier
         corrections, labelled = progress[0] - used[0], progress[1] - used[1]
         is_due = corrections >= config.corrections_per_version or labelled >= config.episodes_per_version
@@ -120,7 +128,8 @@ class ClassifierWatch:
                 device=self._config.device,
             )
         except TooFewExamplesError as error:
-            logger.info("no version %d yet: %s", self.version + 1, error)
+            logger.log(logging.DEBUG if self._has_too_few else logging.INFO, "no classifier yet: %s", error)
+            self._has_too_few = True
             return False
         self._classifier = classifier
         self._manifest = save_classifier(
@@ -129,7 +138,7 @@ class ClassifierWatch:
             self._specs,
             policy,
             self.version + 1,
-            counts={**trained.counts, "watched": list(progress)},
+            counts={**trained.counts, _WATCHED: list(progress)},
             metrics=trained.metrics,
             episodes=trained.episodes,
             logs=[str(path.resolve()) for path in self._logs.run_dirs],
