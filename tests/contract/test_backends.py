@@ -9,7 +9,15 @@ import pytest
 
 from robot.backends import BACKENDS, make_backend
 from robot.errors import MissingDependencyError, RobotConfigError, RobotError
-from robot.geometry import CUBE_EDGE_M, HOLE_DEPTH_M, HOLE_RADIUS_M, PEG_LENGTH_M, PEG_RADIUS_M
+from robot.geometry import (
+    CUBE_EDGE_M,
+    GRIPPER_OPEN_M,
+    GRIPPER_SPEED_M_S,
+    HOLE_DEPTH_M,
+    HOLE_RADIUS_M,
+    PEG_LENGTH_M,
+    PEG_RADIUS_M,
+)
 from robot.interface import Array, RobotCommand, RobotState, ScenePlacement, SimulatedBackend
 from robot.pose import O_R_DOWN, inverse, make_pose, pose_difference, rotation_from_rotvec, translation
 from robot.scenes import SCENES
@@ -239,6 +247,114 @@ def test_the_peg_enters_the_hole_and_not_the_plate_beside_it(name: str, offset_m
         assert math.hypot(*hole_p_peg[:2]) < HOLE_RADIUS_M - PEG_RADIUS_M + 0.0005
     else:
         assert hole_p_peg[2] > -0.001
+
+
+CUBE_TOP = (0.45, -0.06)
+CUBE_BOTTOM = (0.53, 0.05)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def cubes_backend(request: pytest.FixtureRequest) -> Iterator[SimulatedBackend]:
+    backend = make_backend(request.param, "cube_stacking")
+    assert isinstance(backend, SimulatedBackend)
+    backend.connect()
+    yield backend
+    backend.close()
+
+
+def place_hand(backend: SimulatedBackend, position: tuple[float, float, float]) -> None:
+    objects = placement_in("cube_stacking").objects
+    backend.reset(ScenePlacement(O_T_EE=make_pose(O_R_DOWN, position), objects=objects))
+
+
+def go(backend: SimulatedBackend, target: tuple[float, float, float], width: float, steps: int = 15) -> None:
+    """Servo the upright hand to `target` while the fingers go to `width`."""
+    for _ in range(steps):
+        missing, turn = pose_difference(backend.read_state().O_T_EE, make_pose(O_R_DOWN, target))
+        delta = np.clip(2.5 * missing, -0.02, 0.02)
+        backend.send_command(RobotCommand(delta_position=delta, delta_rotation=turn, gripper_width=width))
+        backend.advance(PERIOD_S)
+
+
+def test_a_cube_is_grasped_carried_and_stacked(cubes_backend: SimulatedBackend) -> None:
+    backend = cubes_backend
+    place_hand(backend, (*CUBE_TOP, 0.1))
+    assert backend.read_state().gripper_width == pytest.approx(GRIPPER_OPEN_M)
+    go(backend, (*CUBE_TOP, CUBE_EDGE_M / 2), GRIPPER_OPEN_M)
+    go(backend, (*CUBE_TOP, CUBE_EDGE_M / 2), 0.0, steps=6)
+    assert backend.read_state().gripper_width == pytest.approx(CUBE_EDGE_M, abs=0.001)
+    go(backend, (*CUBE_TOP, 0.12), 0.0)
+    assert backend.object_poses()["cube_top"][2, 3] > 0.1
+    go(backend, (*CUBE_BOTTOM, 0.12), 0.0, steps=20)
+    go(backend, (*CUBE_BOTTOM, 1.5 * CUBE_EDGE_M), 0.0)
+    go(backend, (*CUBE_BOTTOM, 1.5 * CUBE_EDGE_M), GRIPPER_OPEN_M, steps=4)
+    go(backend, (*CUBE_BOTTOM, 0.15), GRIPPER_OPEN_M)
+    poses = backend.object_poses()
+    np.testing.assert_allclose(
+        poses["cube_top"][:3, 3] - poses["cube_bottom"][:3, 3], [0.0, 0.0, CUBE_EDGE_M], atol=0.003
+    )
+    yaw = math.atan2(poses["cube_top"][1, 0], poses["cube_top"][0, 0])
+    assert math.remainder(yaw, math.pi / 2) == pytest.approx(0.0, abs=0.02)  # turned straight by the fingers
+    assert backend.read_state().gripper_width == pytest.approx(GRIPPER_OPEN_M, abs=0.001)
+
+
+def test_a_cube_let_go_in_the_air_falls_to_the_table(cubes_backend: SimulatedBackend) -> None:
+    backend = cubes_backend
+    place_hand(backend, (*CUBE_TOP, CUBE_EDGE_M / 2))
+    go(backend, (*CUBE_TOP, CUBE_EDGE_M / 2), 0.0, steps=6)
+    go(backend, (0.5, -0.05, 0.09), 0.0)
+    go(backend, (0.5, -0.05, 0.09), GRIPPER_OPEN_M, steps=8)
+    np.testing.assert_allclose(backend.object_poses()["cube_top"][:3, 3], [0.5, -0.05, CUBE_EDGE_M / 2], atol=0.004)
+
+
+def test_fingers_beside_a_cube_close_on_nothing_at_the_speed_of_the_gripper(cubes_backend: SimulatedBackend) -> None:
+    backend = cubes_backend
+    place_hand(backend, (0.52, -0.06, 0.1))
+    command = RobotCommand(delta_position=np.zeros(3), delta_rotation=np.zeros(3), gripper_width=0.0)
+    backend.send_command(command)
+    backend.advance(0.2)
+    expected = GRIPPER_OPEN_M - 0.2 * GRIPPER_SPEED_M_S
+    assert backend.read_state().gripper_width == pytest.approx(expected, abs=0.004)
+    backend.send_command(step())  # no width: the last one still counts
+    backend.advance(0.5)
+    assert backend.read_state().gripper_width == pytest.approx(0.0, abs=0.001)
+    assert backend.object_poses()["cube_top"][2, 3] == pytest.approx(CUBE_EDGE_M / 2, abs=1e-4)
+
+
+def test_a_held_cube_stops_at_the_table(cubes_backend: SimulatedBackend) -> None:
+    backend = cubes_backend
+    place_hand(backend, (*CUBE_TOP, CUBE_EDGE_M / 2 + 0.01))
+    go(backend, (*CUBE_TOP, CUBE_EDGE_M / 2 + 0.01), 0.0, steps=6)
+    go(backend, (*CUBE_TOP, CUBE_EDGE_M / 2 - 0.03), 0.0)
+    assert backend.object_poses()["cube_top"][2, 3] == pytest.approx(CUBE_EDGE_M / 2, abs=0.001)
+    assert backend.read_state().O_T_EE[2, 3] > CUBE_EDGE_M / 2 + 0.005
+
+
+def test_a_grasp_repeats_bit_by_bit(cubes_backend: SimulatedBackend) -> None:
+    def rollout() -> list[bytes]:
+        place_hand(cubes_backend, (CUBE_TOP[0], CUBE_TOP[1] + 0.01, CUBE_EDGE_M / 2))
+        seen = []
+        for width in (0.0, GRIPPER_OPEN_M):
+            for _ in range(4):
+                go(cubes_backend, (*CUBE_TOP, 0.08), width, steps=2)
+                poses = cubes_backend.object_poses()
+                seen.append(b"".join(pose.tobytes() for pose in poses.values()))
+        return seen
+
+    assert rollout() == rollout()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_fingers_around_a_peg_are_frozen(name: str) -> None:
+    backend = make_backend(name, "peg_in_hole")
+    backend.connect()
+    backend.reset(placement_in("peg_in_hole"))
+    backend.send_command(
+        RobotCommand(delta_position=np.zeros(3), delta_rotation=np.zeros(3), gripper_width=GRIPPER_OPEN_M)
+    )
+    backend.advance(0.5)
+    assert backend.read_state().gripper_width == 2 * PEG_RADIUS_M
+    backend.close()
 
 
 def test_a_placement_that_does_not_fit_the_scene_is_refused(backend_and_scene: tuple[SimulatedBackend, str]) -> None:

@@ -1,7 +1,7 @@
 """Fingers that move: two pads on slides, closed and opened like a Robotiq 2F-85's, with its stroke, speed and force.
 
-The linkage that really carries the pads is left out. Its tips also rise by 10 mm while it opens from a cube's edge to its
-stroke; these pads stay at the height they have around a cube. Both pads always are equally far from the middle.
+The linkage that really carries the pads is left out. Its tips also rise by 10 mm while it opens from a cube's edge to
+its stroke; these pads stay at the height they have around a cube. Both are always equally far from the middle.
 """
 
 from typing import Any
@@ -19,8 +19,9 @@ _MASS_KG = 0.02  # of a pad; the rest of the finger is part of the hand, where t
 _ARMATURE_KG = 0.5  # of motor and gear, at the pad
 _DAMPING_N_S_M = 2.0 * (_STIFFNESS_N_M * (_MASS_KG + _ARMATURE_KG)) ** 0.5  # critical
 
-# Silicone pads on wood or plastic. The time constant is the least that 2 ms steps allow with some room.
-_FRICTION = (0.8, 0.0, 0.0)
+# Pads 22 mm wide turn a cube straight only if they slide on it: friction has to be below 22 / 45. The time constant is
+# the least that 2 ms steps allow with some room.
+_FRICTION = (0.4, 0.0, 0.0)
 _SOLREF = (0.006, 1.0)
 _SOLIMP = (0.95, 0.99, 0.0005, 0.5, 2.0)
 _PAD_HALF_M = (0.011, 0.004, 0.01875)  # along x, in the closing direction y, along z of EE
@@ -38,7 +39,7 @@ def add_fingers(spec: Any, site_name: str) -> None:
         )  # fmt: skip
         contact = {
             "type": mujoco.mjtGeom.mjGEOM_BOX, "group": 3, "contype": FINGER_BIT, "conaffinity": 0,
-            "friction": _FRICTION, "solref": _SOLREF, "solimp": _SOLIMP, "priority": 1,
+            "friction": _FRICTION, "solref": _SOLREF, "solimp": _SOLIMP, "priority": 2,
         }  # fmt: skip
         pad_z, link_z = FINGER_TIP_M - _PAD_HALF_M[2], FINGER_TIP_M - 2 * _PAD_HALF_M[2] - _LINK_HALF_M[2]
         body.add_geom(

@@ -1,8 +1,8 @@
 """Build the MuJoCo model: Panda and Robotiq 2F-85 from the gym-hil wheel, a table, and the objects of one scene.
 
 Nothing of gym-hil is copied or imported; only its model files are read. Of them this keeps the arm's chain, inertias
-and visual meshes. The gripper's linkage is frozen around a peg (see docs/twin.md); the scene with cubes has pads that move
-(fingers.py). Contact is left to the few shapes that can matter: peg, plate, table, cubes and finger tips.
+and visual meshes. The gripper's linkage is frozen around a peg (see docs/twin.md); with cubes there are pads that move
+beside it (fingers.py). Contact is left to the few shapes that can matter: peg, plate, table, cubes and finger tips.
 """
 
 import importlib.util
@@ -47,6 +47,7 @@ _PEG_BIT, _CUBE_BIT = 1, 4  # contact types beside FINGER_BIT
 _CUBE_MASS_KG = 0.05  # of wood
 _CUBE_FRICTION = (0.6, 0.0, 0.0)
 _CUBE_SOLREF = (0.006, 1.0)  # as of the pads: the fingers squeeze with 30 N
+_CUBE_IMPEDANCE_RATIO = 20.0  # of friction to normal force: at 1 a held cube creeps by 0.1 mm/s, at 20 by 0.004
 
 _CUBE_COLOURS = {"cube_top": (0.84, 0.22, 0.20, 1.0), "cube_bottom": (0.20, 0.42, 0.80, 1.0)}
 _PEG_COLOUR = (0.93, 0.55, 0.16, 1.0)
@@ -75,6 +76,7 @@ def build_model(scene: str) -> Any:
     elif scene == "cube_stacking":
         add_fingers(spec, EE_SITE)
         _add_cubes(spec)
+        spec.option.impratio = _CUBE_IMPEDANCE_RATIO
     else:
         _add_finger_tips(spec)
         _add_target(spec)
@@ -226,7 +228,7 @@ def _add_cubes(spec: Any) -> None:
         body.add_geom(
             name=name, type=mujoco.mjtGeom.mjGEOM_BOX, size=(CUBE_EDGE_M / 2,) * 3, mass=_CUBE_MASS_KG, rgba=colour,
             contype=_CUBE_BIT, conaffinity=_CUBE_BIT | FINGER_BIT, friction=_CUBE_FRICTION, solref=_CUBE_SOLREF,
-            solimp=_SOLIMP,
+            solimp=_SOLIMP, priority=1,
         )  # fmt: skip
 
 

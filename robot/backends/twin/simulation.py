@@ -35,9 +35,9 @@ class Simulation:
         self._bias: Array = self.data.qfrc_bias[:7]
         self._contact_torque: Array = self.data.qfrc_constraint[:7]
         self._whole_jacobian = np.zeros((6, self.model.nv))
-        self.jacobian = self._whole_jacobian[:, :7]
+        self.jacobian: Array = self._whole_jacobian[:, :7]
         self._whole_mass_matrix = np.zeros((self.model.nv, self.model.nv))
-        self._mass_matrix = self._whole_mass_matrix[:7, :7]
+        self._mass_matrix: Array = self._whole_mass_matrix[:7, :7]
         self.fingers = Fingers(self.model, self.data) if scene == "cube_stacking" else None
         self._controller = OperationalSpaceController(osc, Q_HOME)
         self._site_id = self.model.site(EE_SITE).id
