@@ -48,7 +48,7 @@ class InterventionConfig:
     """The same for demonstrations."""
     deviation_steps: int = 8
     """On-deviation assistance (thresholds are ours): the arm's progress is judged over this many steps."""
-    deviation_progress: float = 0.2
+    deviation_progress: float = 0.15
     """It takes over when the arm made less than this share of the way that the operator would have commanded."""
     deviation_latest: float = 0.6
     """It also takes over, to the end, past this part of the step limit; 1 leaves such episodes to the policy."""

@@ -231,9 +231,7 @@ def drive(env: RobotEnv, teleop: ScriptedTeleop, policy_action: str) -> str:
             return who
 
 
-DEVIATION = InterventionConfig(
-    action_noise=0.0, deviation_steps=4, correction_steps=3, deviation_latest=0.6, deviation_progress=0.2
-)
+DEVIATION = InterventionConfig(action_noise=0.0, deviation_steps=4, correction_steps=3, deviation_latest=0.6)
 
 
 @pytest.mark.parametrize("policy_action", ["good", "half"])
