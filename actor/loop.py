@@ -170,11 +170,12 @@ def await_verdict(
 ) -> None:
     """Hold the arm after an episode while the operator may correct its verdict by key; update `tally`.
 
-    Ends with a verdict, a reset, or after window_s of control periods; a pause makes it last until the next key.
+    Ends with a verdict, a reset, or after window_s of control periods; a pause makes it last until the next key. With
+    window_s = 0 it still hears what was said since the last step.
     """
     periods_left = round(window_s * env.task.control_rate_hz)
     is_paused = False
-    while (periods_left > 0 or is_paused) and not should_stop():
+    while not should_stop():
         for signal in operator.poll():
             is_paused = signal is OperatorSignal.PAUSE and not is_paused
             kind = _MARKS.get(signal)
@@ -183,6 +184,8 @@ def await_verdict(
                 _correct(tally, kind)
             if signal in _ENDINGS:
                 return
+        if periods_left <= 0 and not is_paused:
+            return
         try:
             env.hold()
         except CameraStaleError as error:

@@ -11,7 +11,6 @@ every threshold here is ours.
 No torch: the launcher's configuration needs this module.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -230,12 +229,9 @@ ADVICE = {
 """What each stage asks of the person at the robot."""
 
 
-def make_schedule(config: StagesConfig, demonstrations: int, earlier: Iterable[EpisodeResult]) -> Schedule:
-    """Return the schedule as it stands after the `earlier` episodes of the run."""
-    schedule: Schedule = StageMachine(config, demonstrations) if config.enabled else FixedSchedule(demonstrations)
-    for result in earlier:
-        schedule.observe(result)
-    return schedule
+def make_schedule(config: StagesConfig, demonstrations: int) -> Schedule:
+    """Return the schedule at the start of a run; one that goes on observes the episodes so far first."""
+    return StageMachine(config, demonstrations) if config.enabled else FixedSchedule(demonstrations)
 
 
 def stage_line(change: StageChange, episode: int, env_steps: int, wall_time_s: float) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from actor.loop import EpisodeTally
+from actor.protocol_stages import Stage
 from policy.errors import ConfigError
 
 EpisodeKind = Literal["demonstration", "training"]
@@ -20,40 +22,97 @@ class EpisodeReport:
 
     episode: int  # 0, 1, ... within the run folder, over restarts of the actor
     kind: EpisodeKind
+    stage: Stage | None  # what it was for; None: the stages are off
     is_success: bool
+    reward_source: str  # who judged its last step: task, classifier or human
     length: int  # steps
     episode_return: float
     duration_s: float  # wall time
+    robot_s: float  # time on the robot: steps over control rate
+    human_s: float  # the part of it in which a human drove
     interventions: int  # number of take-overs
     intervention_steps: int
+    human_steps: int  # interventions and demonstrations
     clipped_steps: int  # steps that the safety gate changed
+    stale_image_steps: int  # steps that observed an image older than cameras.stale_after_s
     weights_version: int
     weights_age_s: float  # in its last step, since the learner published them; 0 for version 0
     backlog: int  # transitions that the learner had not acknowledged at its end
     stopped: bool  # closed early by a stop request
+    is_discarded: bool  # the operator's word: nothing is learned from it
+    is_aborted: bool  # a camera failed in it
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether it was run to an end that says something."""
+        return not (self.stopped or self.is_discarded or self.is_aborted)
 
 
-def episode_line(report: EpisodeReport, control_rate_hz: float, loop_p99_ms: float) -> str:
-    """Return the line shown after each episode. Its seconds are the robot's: steps over control rate."""
-    percent = 100 * report.intervention_steps / max(1, report.length)
-    verdict = "SUCCESS" if report.is_success else "STOPPED" if report.stopped else "FAILURE"
-    return "  ".join(
-        [
-            f"{'demo' if report.kind == 'demonstration' else 'ep'} {report.episode:03d} {verdict} "
-            f"{report.length / control_rate_hz:.1f} s",
-            f"interv {report.interventions} ({percent:.0f} %)",
-            f"return {report.episode_return:.1f}",
-            f"policy v{report.weights_version}",
-            f"loop p99 {loop_p99_ms:.0f} ms",
-            f"backlog {report.backlog}",
-        ]
+def episode_report(
+    number: int,
+    kind: EpisodeKind,
+    tally: EpisodeTally,
+    *,
+    stage: Stage | None,
+    duration_s: float,
+    control_rate_hz: float,
+    backlog: int,
+) -> EpisodeReport:
+    return EpisodeReport(
+        episode=number,
+        kind=kind,
+        stage=stage,
+        is_success=tally.is_success,
+        reward_source=tally.reward_source,
+        length=tally.length,
+        episode_return=tally.episode_return,
+        duration_s=duration_s,
+        robot_s=tally.length / control_rate_hz,
+        human_s=tally.human_steps / control_rate_hz,
+        interventions=tally.interventions,
+        intervention_steps=tally.intervention_steps,
+        human_steps=tally.human_steps,
+        clipped_steps=tally.clipped_steps,
+        stale_image_steps=tally.stale_image_steps,
+        weights_version=tally.weights_version,
+        weights_age_s=tally.weights_ages_s[-1] if tally.weights_ages_s else 0.0,
+        backlog=backlog,
+        stopped=tally.stopped,
+        is_discarded=tally.is_discarded,
+        is_aborted=bool(tally.camera_fault),
     )
 
 
+def episode_line(report: EpisodeReport, loop_p99_ms: float) -> str:
+    """Return the line shown after each episode. Its seconds are the robot's."""
+    percent = 100 * report.intervention_steps / max(1, report.length)
+    parts = [
+        f"{'demo' if report.kind == 'demonstration' else 'ep'} {report.episode:03d} {_verdict(report)} "
+        f"{report.robot_s:.1f} s",
+        *([str(report.stage)] if report.stage else []),
+        f"interv {report.interventions} ({percent:.0f} %)",
+        f"return {report.episode_return:.1f}",
+        f"policy v{report.weights_version}",
+        f"loop p99 {loop_p99_ms:.0f} ms",
+        f"backlog {report.backlog}",
+    ]
+    if report.stale_image_steps:
+        parts.append(f"stale images {report.stale_image_steps}")
+    return "  ".join(parts)
+
+
+def _verdict(report: EpisodeReport) -> str:
+    if report.is_discarded:
+        return "DISCARDED"
+    if report.is_aborted:
+        return "ABORTED"
+    return "SUCCESS" if report.is_success else "STOPPED" if report.stopped else "FAILURE"
+
+
 def append_json_line(path: Path, record: Any) -> None:
-    """Append a dataclass as one JSON line, readable as soon as this returns."""
+    """Append a dataclass or a dictionary as one JSON line, readable as soon as this returns."""
     with path.open("a") as file:
-        file.write(json.dumps(asdict(record)) + "\n")
+        file.write(json.dumps(record if isinstance(record, dict) else asdict(record)) + "\n")
 
 
 def read_episodes(path: Path) -> list[EpisodeReport]:
@@ -66,12 +125,22 @@ def read_episodes(path: Path) -> list[EpisodeReport]:
     if not path.exists():
         return []
     try:
-        return [EpisodeReport(**json.loads(line)) for line in path.read_text().splitlines()]
-    except (json.JSONDecodeError, TypeError) as error:
+        return [_episode_of(json.loads(line)) for line in path.read_text().splitlines()]
+    except (TypeError, ValueError) as error:
         raise ConfigError(
             f"{path} is not the episode list of this version of the actor: {error}. Choose another --run-dir, or move "
             "that one away."
         ) from error
+
+
+def _episode_of(row: dict[str, Any]) -> EpisodeReport:
+    report = EpisodeReport(**row)
+    return replace(report, stage=Stage(report.stage) if report.stage else None)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects in a file of JSON lines; none when there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def drop_torn_line(path: Path) -> None:

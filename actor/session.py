@@ -1,43 +1,41 @@
 """One actor process from its first demonstration to its summary. Decides what happens between episodes."""
 
 import contextlib
-import logging
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from actor.accounting import human_time
 from actor.config import ActorConfig
-from actor.env import RobotEnv, RobotFailureError, connect_backend
+from actor.env import RobotFailureError
 from actor.evaluate import Evaluation, evaluate
-from actor.intervention import Arbiter, ScriptedTeleop
 from actor.link import Link
-from actor.loop import EpisodeTally, run_episode
+from actor.loop import EpisodeTally, await_verdict, run_episode
 from actor.policy_runner import PolicyRunner
-from actor.rate import RateKeeper
+from actor.protocol_stages import EpisodePlan
 from actor.report import (
-    EpisodeKind,
-    EpisodeReport,
     append_json_line,
     drop_torn_line,
     episode_line,
+    episode_report,
     intervention_figures,
     percentiles,
     read_episodes,
     write_json,
 )
 from actor.spool import Spool, new_incarnation
-from actor.tasks import make_task
+from actor.stage_log import LoggedSchedule
 from actor.throttle import VersionThrottle
+from actor.workcell import Workcell, configured_task
 from policy.config import load_preset, to_toml
 from policy.errors import ConfigError
 from policy.files import make_folder
 from policy.spec import Specs
-from robot.errors import RobotError
-from robot.interface import SimulatedBackend
-
-_log = logging.getLogger(__name__)
+from robot.errors import CameraStaleError, RobotError
 
 _PLACEMENTS, _OPERATOR, _POLICY = range(3)  # streams of random numbers, all from the one configured seed
 _RECENT_EPISODES = 20  # over which an episode's duration is measured
@@ -58,42 +56,42 @@ class Session:
         self._stop_requested = should_stop
         self._say = say
         self._started_s = time.monotonic()
-        self._task = make_task(config.task)
-        self._backend = connect_backend(config.backend, self._task)
-        _check_pace(config, is_simulated=isinstance(self._backend, SimulatedBackend))
+        self._task = configured_task(config)
         make_folder(config.run_dir)
         self._episodes_path = config.run_dir / "episodes.jsonl"
         self._evaluations_path = config.run_dir / "evaluations.jsonl"
         drop_torn_line(self._evaluations_path)
         self._episodes = read_episodes(self._episodes_path)
         if self._episodes:
-            _check_same_task(config)
+            check_same_task(config)
         self._episodes_before = len(self._episodes)
+        self._schedule = LoggedSchedule(config, self._episodes, say)
+        self._throttle = VersionThrottle(config.max_steps_per_version, config.max_version_wait_s)
         self._weights_ages_s: list[float] = []
         self._final: Evaluation | None = None
         self._next_mention_s = self._started_s
         with contextlib.ExitStack() as on_failure:
-            on_failure.callback(self._backend.close)
-            self._open_robot()
-            self._open_link()
-            on_failure.pop_all()
+            self._open_link(on_failure)
+            self._cell = Workcell(
+                config,
+                self._task,
+                self._link,
+                on_failure,
+                say,
+                operator_seed=self._seed(_OPERATOR),
+                training_steps=self._training_steps,
+            )
+            self._closing = on_failure.pop_all()
         # Only now: the spool would not have opened if another actor worked in this folder.
-        (config.run_dir / "config.toml").write_text(to_toml({"actor": config}))
+        recorded = replace(config, intervention=config.intervention.explicit())
+        (config.run_dir / "config.toml").write_text(to_toml({"actor": recorded}))
 
-    def _open_robot(self) -> None:
-        config, period_s = self._config, 1.0 / self._task.control_rate_hz
-        self._env = RobotEnv(self._task, self._backend, RateKeeper(period_s, config.pace))
-        # An environment of its own, so that drawing videos does not count as overruns of the control loop.
-        self._evaluation_env = RobotEnv(self._task, self._backend, RateKeeper(period_s, config.eval_pace))
-        teleop = ScriptedTeleop(self._env, config.intervention, self._seed(_OPERATOR), self._training_steps)
-        self._arbiter = Arbiter(teleop, round(config.intervention.settings.hold_s * self._task.control_rate_hz))
-        self._throttle = VersionThrottle(config.max_steps_per_version, config.max_version_wait_s)
-
-    def _open_link(self) -> None:
+    def _open_link(self, closing: contextlib.ExitStack) -> None:
         config = self._config
         specs = Specs(self._task.observation_spec, self._task.action_spec)
         incarnation = new_incarnation()
         self._spool = Spool(config.run_dir / "spool.sqlite", config.actor_id, incarnation)
+        closing.callback(self._spool.close)
         self._link = Link(
             config.learner,
             self._spool,
@@ -105,6 +103,8 @@ class Session:
         )
         self._policy = PolicyRunner(specs, config.policy, self._seed(_POLICY), self._link)
         self._link.start()
+        drain_s = config.drain_timeout_s
+        closing.callback(lambda: self._link.close(min(drain_s, _STOPPED_DRAIN_S) if self._must_stop() else drain_s))
 
     def run(self) -> None:
         """Demonstrate, train, evaluate; always close the robot, drain the spool and write the summary.
@@ -112,9 +112,10 @@ class Session:
         Raises what the learner refused the connection with, and RobotFailureError when the robot fails.
         """
         try:
-            self._demonstrate()
-            self._train()
-            self._say_if_stopped()
+            self._say_where_it_stands()
+            self._demonstrate_and_train()
+            if self._stop_requested():
+                self._say("stopped: saving what there is; once more ends the actor at once")
             self._evaluate_finally()
         except RobotError as error:
             raise RobotFailureError(str(error)) from error
@@ -123,30 +124,27 @@ class Session:
         if self._link.refusal is not None:
             raise self._link.refusal
 
-    def _demonstrate(self) -> None:
+    def _say_where_it_stands(self) -> None:
         # One that a stop request cut short is recorded again: the learner has its steps, but it does not reach the end.
-        recorded = sum(episode.kind == "demonstration" and not episode.stopped for episode in self._episodes)
-        missing = max(0, self._config.demonstrations - recorded)
-        self._say(f"demonstrations: {recorded} of {self._config.demonstrations} recorded earlier, {missing} to record")
-        for _ in range(missing):
-            if self._must_stop():
-                return
-            self._run_episode("demonstration")
+        wanted = self._config.demonstrations
+        recorded = min(wanted, sum(row.kind == "demonstration" and row.is_counted for row in self._episodes))
+        self._say(f"demonstrations: {recorded} of {wanted} recorded earlier, {wanted - recorded} to record")
+        self._schedule.say_where_it_stands()
 
-    def _train(self) -> None:
+    def _demonstrate_and_train(self) -> None:
         next_evaluation = self._next_interim_evaluation()
-        while not self._training_is_over():
-            self._throttle.wait(self._newest_version, self._must_stop)
+        while True:
+            plan = self._schedule.plan()
+            if self._must_stop() if plan.is_initial else self._training_is_over():
+                return
+            if not plan.is_demonstration:
+                self._throttle.wait(self._newest_version, self._must_stop)
             steps_before = self._training_steps
-            self._run_episode("training")
+            self._run_episode(plan)
             self._throttle.spend(self._training_steps - steps_before)
             if next_evaluation is not None and self._training_steps >= next_evaluation and not self._training_is_over():
                 self._evaluate("interim", self._config.interim_eval_episodes)
                 next_evaluation = self._next_interim_evaluation()
-
-    def _say_if_stopped(self) -> None:
-        if self._stop_requested():
-            self._say("stopped: saving what there is; once more ends the actor at once")
 
     def _evaluate_finally(self) -> None:
         if self._config.eval_episodes == 0:
@@ -156,26 +154,71 @@ class Session:
             return
         self._final = self._evaluate("final", self._config.eval_episodes)
 
-    def _run_episode(self, kind: EpisodeKind) -> None:
-        number = len(self._episodes)
-        start_s = time.monotonic()
-        tally = run_episode(
-            self._env,
-            self._policy,
-            self._arbiter,
-            self._spool,
-            episode=number - self._episodes_before,
-            seed=self._seed(_PLACEMENTS),
-            is_demonstration=kind == "demonstration",
-            should_stop=self._must_stop,
-        )
+    def _run_episode(self, plan: EpisodePlan) -> None:
+        number, start_s = len(self._episodes), time.monotonic()
+        tally = self._drive(plan, number - self._episodes_before)
+        if tally is None:
+            return
         self._weights_ages_s += tally.weights_ages_s
-        report = _report(number, kind, tally, time.monotonic() - start_s, self._spool.pending)
+        report = episode_report(
+            number,
+            "demonstration" if plan.is_demonstration else "training",
+            tally,
+            stage=plan.stage,
+            duration_s=time.monotonic() - start_s,
+            control_rate_hz=self._task.control_rate_hz,
+            backlog=self._spool.pending,
+        )
         self._episodes.append(report)
         append_json_line(self._episodes_path, report)
-        period = self._env.rate.statistics()
-        self._say(episode_line(report, self._task.control_rate_hz, period.p99_ms))
+        self._say(episode_line(report, self._cell.env.rate.statistics().p99_ms))
+        self._schedule.observe(report)
         self._mention_missing_learner()
+        if tally.camera_fault:
+            self._cell.wait_for_cameras(tally.camera_fault, self._must_stop)
+
+    def _drive(self, plan: EpisodePlan, episode: int) -> EpisodeTally | None:
+        """Run one episode and hear the operator on it; None when a stop is asked for while no camera works."""
+        cell, config = self._cell, self._config
+        while not self._must_stop():
+            try:
+                tally = run_episode(
+                    cell.env,
+                    self._policy,
+                    cell.arbiter,
+                    self._spool,
+                    episode=episode,
+                    seed=self._seed(_PLACEMENTS),
+                    is_demonstration=plan.is_demonstration,
+                    assistance=plan.assistance,
+                    rewards=cell.rewards,
+                    operator=cell.operator,
+                    codec=config.cameras.codec,
+                    should_stop=self._must_stop,
+                )
+            except CameraStaleError as error:  # before its first step: nothing of it is recorded
+                cell.wait_for_cameras(str(error), self._must_stop)
+                continue
+            self._hear_verdict(tally, episode)
+            return tally
+        return None
+
+    def _hear_verdict(self, tally: EpisodeTally, episode: int) -> None:
+        if not tally.length or tally.stopped or tally.is_discarded or tally.camera_fault:
+            return
+        window_s = self._config.verdict_window_s
+        if window_s:
+            verdict = "SUCCESS" if tally.is_success else "FAILURE"
+            self._say(f"{verdict} by {tally.reward_source}: {window_s:.0f} s to correct it by key")
+        await_verdict(
+            self._cell.env,
+            self._cell.operator,
+            self._spool,
+            tally,
+            episode=episode,
+            window_s=window_s,
+            should_stop=self._must_stop,
+        )
 
     def _mention_missing_learner(self) -> None:
         """Say, now and then, that steps pile up."""
@@ -191,7 +234,7 @@ class Session:
     def _evaluate(self, kind: Literal["interim", "final"], episodes: int) -> Evaluation:
         self._policy.swap_if_newer()
         result = evaluate(
-            self._evaluation_env,
+            self._cell.evaluation_env,
             self._policy,
             kind=kind,
             episodes=episodes,
@@ -212,18 +255,12 @@ class Session:
 
     def _close(self) -> None:
         """Stop the robot first; whatever fails on the way, the rest is still closed."""
-        drain_s = self._config.drain_timeout_s
         with contextlib.ExitStack() as last_to_first:
             last_to_first.callback(lambda: write_json(self._config.run_dir / "actor_summary.json", self._summary()))
-            last_to_first.callback(self._spool.close)
-            last_to_first.callback(
-                lambda: self._link.close(min(drain_s, _STOPPED_DRAIN_S) if self._must_stop() else drain_s)
-            )
-            last_to_first.callback(self._backend.close)
-            last_to_first.callback(self._backend.stop)
+            last_to_first.callback(self._closing.close)
 
     def _summary(self) -> dict[str, Any]:
-        config, period = self._config, self._env.rate.statistics()
+        config, period = self._config, self._cell.env.rate.statistics()
         demonstrations = [episode for episode in self._episodes if episode.kind == "demonstration"]
         return {
             "task": config.task,
@@ -238,6 +275,11 @@ class Session:
                 "successes": sum(episode.is_success for episode in demonstrations),
                 "steps": sum(episode.length for episode in demonstrations),
             },
+            "discarded_episodes": sum(episode.is_discarded for episode in self._episodes),
+            "aborted_episodes": sum(episode.is_aborted for episode in self._episodes),
+            "stale_image_steps": sum(episode.stale_image_steps for episode in self._episodes),
+            "reward_sources": dict(Counter(episode.reward_source for episode in self._episodes)),
+            "stages": config.stages.enabled,
             "control": {
                 "period_ms": {"p50": period.p50_ms, "p99": period.p99_ms, "max": period.max_ms},
                 "overruns": period.overruns,
@@ -245,6 +287,7 @@ class Session:
             "link": self._link_figures(),
             "weights": {"version": self._policy.weights_version, "staleness_s": percentiles(self._weights_ages_s)},
             "intervention": intervention_figures(self._episodes),
+            "human_time": human_time(asdict(episode) for episode in self._episodes),
             "eval": _final_figures(self._final),
         }
 
@@ -297,44 +340,17 @@ class Session:
         return int(sequence.generate_state(1)[0])
 
 
-def _check_pace(config: ActorConfig, is_simulated: bool) -> None:
-    if is_simulated:
-        return
-    if (config.pace, config.eval_pace) != (1.0, 1.0) or config.max_steps_per_version:
-        raise ConfigError(
-            f"actor.pace = {config.pace}, eval_pace = {config.eval_pace} and max_steps_per_version = "
-            f"{config.max_steps_per_version}: backend {config.backend!r} is no simulator, it runs in real time (both "
-            "paces 1) and never waits for its learner (0)"
-        )
-
-
-def _check_same_task(config: ActorConfig) -> None:
-    """Raise ConfigError when the run folder holds episodes, and maybe unsent steps, of another task."""
+def check_same_task(config: ActorConfig) -> None:
+    """Raise ConfigError when the run folder holds episodes, and maybe unsent steps, of another task or variant."""
     path = config.run_dir / "config.toml"
-    earlier = load_preset(str(path))["actor"]["task"] if path.exists() else config.task
-    if earlier != config.task:
-        raise ConfigError(
-            f"{config.run_dir} holds episodes of task {earlier!r}, not of {config.task!r}. Choose another --run-dir, "
-            f"or --task {earlier}."
-        )
-
-
-def _report(number: int, kind: EpisodeKind, tally: EpisodeTally, duration_s: float, backlog: int) -> EpisodeReport:
-    return EpisodeReport(
-        episode=number,
-        kind=kind,
-        is_success=tally.is_success,
-        length=tally.length,
-        episode_return=tally.episode_return,
-        duration_s=duration_s,
-        interventions=tally.interventions,
-        intervention_steps=tally.intervention_steps,
-        clipped_steps=tally.clipped_steps,
-        weights_version=tally.weights_version,
-        weights_age_s=tally.weights_ages_s[-1] if tally.weights_ages_s else 0.0,
-        backlog=backlog,
-        stopped=tally.stopped,
-    )
+    earlier = load_preset(str(path))["actor"] if path.exists() else {}
+    for name in ("task", "pixels", "gripper", "frame"):
+        value = getattr(config, name)
+        if earlier.get(name, value) != value:
+            raise ConfigError(
+                f"{config.run_dir} holds episodes of {name} {earlier[name]!r}, not of {value!r}. Choose another "
+                f"--run-dir, or --{name} {earlier[name]}."
+            )
 
 
 def _final_figures(final: Evaluation | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from actor.protocol_stages import Stage
 from actor.report import (
     EpisodeReport,
     append_json_line,
@@ -20,28 +21,41 @@ from policy.errors import ConfigError
 REPORT = EpisodeReport(
     episode=42,
     kind="training",
+    stage=None,
     is_success=True,
+    reward_source="task",
     length=113,
     episode_return=1.0,
     duration_s=2.5,
+    robot_s=11.3,
+    human_s=2.0,
     interventions=2,
     intervention_steps=20,
+    human_steps=20,
     clipped_steps=0,
+    stale_image_steps=0,
     weights_version=317,
     weights_age_s=1.5,
     backlog=7,
     stopped=False,
+    is_discarded=False,
+    is_aborted=False,
 )
 
 
 def test_episode_line() -> None:
-    assert episode_line(REPORT, control_rate_hz=10, loop_p99_ms=52.4) == (
+    assert episode_line(REPORT, loop_p99_ms=52.4) == (
         "ep 042 SUCCESS 11.3 s  interv 2 (18 %)  return 1.0  policy v317  loop p99 52 ms  backlog 7"
     )
     demonstration = dataclasses.replace(REPORT, kind="demonstration", is_success=False, intervention_steps=0)
-    assert episode_line(demonstration, 10, 52.4).startswith("demo 042 FAILURE 11.3 s")
-    stopped = dataclasses.replace(REPORT, is_success=False, stopped=True)
-    assert episode_line(stopped, 10, 52.4).startswith("ep 042 STOPPED")
+    assert episode_line(demonstration, 52.4).startswith("demo 042 FAILURE 11.3 s")
+    for change, verdict in (("stopped", "STOPPED"), ("is_aborted", "ABORTED"), ("is_discarded", "DISCARDED")):
+        changed = dataclasses.replace(REPORT, is_success=change == "is_discarded", **{change: True})
+        assert episode_line(changed, 52.4).startswith(f"ep 042 {verdict} ")
+        assert not changed.is_counted
+    staged = dataclasses.replace(REPORT, stage=Stage.CORRECTION, stale_image_steps=3)
+    assert episode_line(staged, 52.4).startswith("ep 042 SUCCESS 11.3 s  correction  interv 2")
+    assert episode_line(staged, 52.4).endswith("  stale images 3")
 
 
 def test_episodes_survive_a_restart_and_a_torn_last_line(tmp_path: Path) -> None:

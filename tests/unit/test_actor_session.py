@@ -145,7 +145,7 @@ def test_interim_evaluations_come_at_their_steps(tmp_path: Path) -> None:
 def test_a_real_robot_runs_in_real_time_and_never_waits_for_its_learner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
 ) -> None:
-    monkeypatch.setattr("actor.session.connect_backend", lambda name, task: object())  # knows no object poses
+    monkeypatch.setattr("actor.workcell.connect_backend", lambda name, task: object())  # knows no object poses
     with pytest.raises(ConfigError, match="is no simulator"):
         run(config(tmp_path, **changes))
 
