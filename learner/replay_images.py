@@ -11,6 +11,9 @@ shares one shift among the cameras of an observation.
 """
 
 import hashlib
+import logging
+import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
@@ -22,9 +25,12 @@ from torch import Tensor
 from learner.config import ReplayConfig
 from learner.pixels import draw_shifts, shift_images
 from policy.encoder import ObservationEncoder, pixels_of
+from policy.errors import ConfigError
 from policy.resnet import MAP_CHANNELS, map_size
 from policy.spec import Observation, ObservationSpec
 from policy.transition import RecordId
+
+logger = logging.getLogger(__name__)
 
 _CHUNK_FRAMES = 2048  # memory is taken by this many frames at a time (two cameras of 128 x 128: 201 MB)
 
@@ -44,6 +50,10 @@ class FrameStore:
         self._chunks: list[list[Tensor]] = [[] for _ in self._shapes]  # by camera, (frames * copies, *shape)
         self._holders: list[int] = []  # by slot
         self._free: list[int] = []
+
+    @property
+    def bytes_per_frame(self) -> int:
+        return sum(math.prod(shape) for shape in self._shapes) * self._copies * self._dtype.itemsize
 
     def __len__(self) -> int:
         """Number of frames that are held."""
@@ -163,12 +173,32 @@ class MapImages(ReplayImages):
 def make_images(
     config: ReplayConfig, spec: ObservationSpec, encoder: ObservationEncoder | None, device: torch.device | str
 ) -> ReplayImages | None:
-    """Return what `config` names, kept on replay.device (auto: `device`, the trainer's); None without images."""
+    """Return what `config` names, kept on replay.device (auto: `device`, the trainer's); None without images.
+
+    Raises ConfigError for replay.device = cuda on a machine without one. Warns when full buffers will not fit.
+    """
     if not spec.images:
         return None
     assert encoder is not None, "a replay of images needs their encoder"
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("replay.device = 'cuda', but PyTorch finds no CUDA device here. Choose auto or cpu.")
+    home = torch.device(device if config.device == "auto" else config.device)
     kind = PixelImages if config.image_storage == "pixels" else MapImages
-    return kind(config, spec, encoder, device if config.device == "auto" else config.device)
+    images = kind(config, spec, encoder, home)
+    needed, memory = 2 * config.capacity * images.store.bytes_per_frame, _memory_bytes(home)
+    if needed > memory:
+        logger.warning(
+            "replay.capacity = %d: full online and demonstration buffers need up to %.0f GB for images, and %s has %.0f "
+            "GB in all. A capacity of %d would fit.",
+            config.capacity, needed / 1e9, home.type, memory / 1e9, memory // (2 * images.store.bytes_per_frame),
+        )  # fmt: skip
+    return images
+
+
+def _memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _seed_of(record_id: RecordId, is_final: bool) -> int:

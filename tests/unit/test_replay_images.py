@@ -18,6 +18,7 @@ from learner.replay import Batch, Replay
 from learner.replay_images import FrameStore
 from policy.config import PolicyConfig
 from policy.encoder import ObservationEncoder
+from policy.errors import ConfigError
 from policy.image_codec import encode_image
 from policy.resnet import MAP_CHANNELS, map_size
 from policy.spec import ActionSpec, Field, ImageField, ObservationSpec, Specs
@@ -151,11 +152,23 @@ def test_a_frame_of_two_128_pixel_cameras_takes_what_is_promised(image_storage: 
     images = replay_images.make_images(config, spec, cast(ObservationEncoder, CornerAsMap()), "cpu")
     assert images is not None
     store = images.store
-    sizes = [
-        store._copies * int(np.prod(shape)) * torch.empty(0, dtype=store._dtype).element_size()
-        for shape in store._shapes
-    ]
-    assert sum(sizes) == bytes_per_frame
+    slot = store.put([torch.zeros(store._copies, *shape) for shape in store._shapes])
+    drawn = [store.gather(camera, np.array([slot])) for camera in range(2)]
+    assert store._copies * sum(frame.nbytes for frame in drawn) == store.bytes_per_frame == bytes_per_frame
+
+
+def test_buffers_that_cannot_fit_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    make_replay(capacity=64)
+    assert not caplog.records
+    config = ReplayConfig(capacity=10**12)
+    replay_images.make_images(config, SPEC, cast(ObservationEncoder, CornerAsMap()), "cpu")
+    assert "GB for images" in caplog.text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_images_on_a_device_that_is_not_there_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        make_replay(device="cuda")
 
 
 def test_frames_of_a_discarded_episode_are_never_drawn() -> None:
