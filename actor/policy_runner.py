@@ -14,6 +14,7 @@ from policy.config import PolicyConfig
 from policy.diffusion_policy import DiffusionPolicy
 from policy.errors import WeightsError
 from policy.spec import Observation, Specs
+from policy.success_classifier import TENSOR_PREFIX
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +78,9 @@ class PolicyRunner:
         if newest is None or newest.version in (self.weights_version, self._refused_version):
             return False
         try:
-            self._policy.load_weights(newest.tensors)
+            self._policy.load_weights(
+                {name: tensor for name, tensor in newest.tensors.items() if not name.startswith(TENSOR_PREFIX)}
+            )
         except WeightsError as error:
             self._refused_version = newest.version
             _log.error("weights version %d refused, version %d stays: %s", newest.version, self.weights_version, error)

@@ -8,12 +8,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from actor.config import RewardConfig
 from actor.env import RobotEnv, connect_backend
+from actor.policy_runner import PolicyRunner
 from actor.rewards import ClassifierReward, HeldReward, TaskReward, TrainedJudge
 from actor.tasks import make_task
 from actor.tasks.base import Outcome, TaskOptions
@@ -30,7 +32,7 @@ from policy.image_codec import encode_image
 from policy.spec import ImageField, Observation, ObservationSpec, Specs
 from policy.success_classifier import TENSOR_PREFIX, SuccessClassifier, load_classifier, read_manifest
 from policy.transition import ActionSource, MarkKind, Recordable, RecordId, Transition
-from policy.weights import deserialise
+from policy.weights import PolicyWeights, deserialise
 from policy.weights_store import WeightsStore
 from robot.interface import SimulatedBackend
 from tests.success_episodes import POLICY, SPECS, append, episode, judged_by_task, mark
@@ -153,6 +155,9 @@ def test_the_trainer_publishes_the_newest_classifier_with_the_policy(tmp_path: P
         newest = expected or load_classifier(run_dir / "classifier", SPECS, POLICY)[0]
         for name, tensor in newest.state_dict().items():
             np.testing.assert_array_equal(tensors[TENSOR_PREFIX + name], tensor)
+        arrived = PolicyWeights(manifest.version, manifest.learner_step, manifest.published_wall_s, tensors)
+        actor = PolicyRunner(SPECS, config.policy, 0, Mock(latest_weights=lambda arrived=arrived: arrived))
+        assert actor.swap_if_newer()
         append(run_dir, claimed(1, veto=True))
         watch.step()
 
