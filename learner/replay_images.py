@@ -188,8 +188,8 @@ def make_images(
     needed, memory = 2 * config.capacity * images.store.bytes_per_frame, _memory_bytes(home)
     if needed > memory:
         logger.warning(
-            "replay.capacity = %d: full online and demonstration buffers need up to %.0f GB for images, and %s has %.0f "
-            "GB in all. A capacity of %d would fit.",
+            "replay.capacity = %d: full online and demonstration buffers need up to %.0f GB for images, %s has %.0f GB "
+            "in all. A capacity of %d would fit.",
             config.capacity, needed / 1e9, home.type, memory / 1e9, memory // (2 * images.store.bytes_per_frame),
         )  # fmt: skip
     return images
