@@ -93,7 +93,7 @@ class Recorder:
         self._cell = Workcell(self._config, self._task, self._link, closing, self._say, operator_seed=seed)
         self._judge: Judge = KeepSuccesses()
         if not self._config.auto:
-            self._judge = AskByKey(standard_terminal(), self._cell.operator, self._say)
+            self._judge = AskByKey(standard_terminal(), self._cell.operator, self._config.keys, self._say)
         closing.callback(self._judge.close)
 
     def run(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
 
+from actor.intervention_config import KeysConfig
 from actor.loop import EpisodeTally
 from actor.operator import OperatorInput, OperatorSignal
 from policy.errors import ConfigError
@@ -53,10 +54,16 @@ class KeepSuccesses:
 class AskByKey:
     """Asks the person at the terminal. Enter agrees; the operator's keys for success, discard and reset decide."""
 
-    def __init__(self, terminal: Terminal, operator: OperatorInput, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, terminal: Terminal, operator: OperatorInput, keys: KeysConfig, say: Callable[[str], None]
+    ) -> None:
         """`operator` must read the same terminal. Raises ConfigError when enter is one of its keys."""
         self._terminal = terminal
         self._operator = operator
+        self._answers = (
+            f"enter keeps it, {keys.success} keeps it as a success, {keys.discard} discards it, {keys.reset} discards "
+            "it and begins again from the same start"
+        )
         self._say = say
         self._enters: queue.SimpleQueue[float] = queue.SimpleQueue()
         try:
@@ -72,10 +79,7 @@ class AskByKey:
 
     def decide(self, tally: EpisodeTally, fault: str | None, wait: Callable[[], bool]) -> Decision:
         problem = f" (the input device failed: {fault})" if fault else ""
-        self._say(
-            f"{'success' if tally.is_success else 'no success'}{problem}: enter keeps it; the key for success keeps it "
-            "as one, that for discard drops it, that for reset drops it and begins again from the same start"
-        )
+        self._say(f"{'success' if tally.is_success else 'no success'}{problem}: {self._answers}")
         return self._answer(_DECISIONS, wait) or Decision.DISCARD
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ repetition prolongs it: a tap is a small nudge, a held key pushes without a gap 
 as the keyboard is set).
 """
 
+import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ import numpy as np
 from robot.errors import RobotConfigError
 from robot.interface import Array, TeleopState
 from robot.teleop.terminal import Terminal, standard_terminal
+
+_log = logging.getLogger(__name__)
 
 Layout = Literal["arrows", "wasd"]
 
@@ -67,6 +70,7 @@ class KeyboardDevice:
                 f"keyboard: layout {layout!r} must be one of {', '.join(AXES)}, deflection {deflection} in (0, 1] and "
                 f"hold_s {hold_s} above 0"
             )
+        self._layout = layout
         self._axes: Mapping[str, tuple[int, float]] = AXES[layout]
         self._deflection = deflection
         self._hold_s = hold_s
@@ -87,6 +91,8 @@ class KeyboardDevice:
             self._terminal.release(self._on_key)
             raise
         self._is_open = True
+        moves = "arrow keys move along x and y, u and j" if self._layout == "arrows" else "w s a d move, e and q"
+        _log.info("keyboard: %s up and down (also page up, page down), 1 to 6 turn, c closes, o opens", moves)
 
     def read(self) -> TeleopState:
         """Return what the keys push now. Never blocks."""

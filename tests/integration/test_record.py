@@ -59,8 +59,12 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 def kept_steps(run_dir: Path) -> list[int]:
     """Return the length of each kept demonstration."""
+    return [report["length"] for report in reports(run_dir) if not report["is_discarded"]]
+
+
+def reports(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "episodes.jsonl"
-    return [json.loads(line)["length"] for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def spooled(run_dir: Path) -> Records:
@@ -137,7 +141,7 @@ def test_killed_in_a_demonstration_it_loses_nothing_and_resumes_with_the_right_c
         capture_output=True, text=True, timeout=HANG_LIMIT_S, check=False,
     )  # fmt: skip
     assert again.returncode == EXIT_OK, again.stderr
-    assert f"the last recorder ended in an episode: its {cut_short} steps are kept and marked as" in again.stdout
+    assert f"a recorder ended in an episode: its {cut_short} steps are stored, marked as" in again.stdout
     assert f"demonstrations: {len(kept_before)} of {len(kept_before) + 2} kept earlier" in again.stdout
     assert again.stdout.splitlines()[-1].endswith("the learner has all of it")
     kept = kept_steps(run_dir)
@@ -165,12 +169,12 @@ def killed_amid_an_episode(run_dir: Path, learner: str) -> RecordingState:
         )
         kept = len(kept_steps(run_dir)) + 2
         wait_until(lambda kept=kept: len(kept_steps(run_dir)) >= kept)  # type: ignore[misc]
-        wait_until(lambda kept=kept: RecordingState.load(run_dir / "recording.json").reports_before >= kept)  # type: ignore[misc]
+        wait_until(lambda kept=kept: RecordingState.load(run_dir).reports_before >= kept)  # type: ignore[misc]
         time.sleep(0.2)  # four of its steps
         process.send_signal(signal.SIGKILL)
         process.wait()
-        state = RecordingState.load(run_dir / "recording.json")
-        if state.is_open and state.reports_before == len(kept_steps(run_dir)):
+        state = RecordingState.load(run_dir)
+        if state.reports_before == len(reports(run_dir)):
             return state
     raise AssertionError("never killed amid an episode")
 
@@ -178,8 +182,8 @@ def killed_amid_an_episode(run_dir: Path, learner: str) -> RecordingState:
 class Person:
     """Presses keys when asked. Whatever the recorder waits for, it asks `should_stop` meanwhile."""
 
-    def __init__(self, answers: str) -> None:
-        self.terminal = TypedTerminal()
+    def __init__(self, terminal: TypedTerminal, answers: str) -> None:
+        self._terminal = terminal
         self.said: list[str] = []
         self._answers = iter(answers)
         self._answered = 0
@@ -195,7 +199,16 @@ class Person:
         return False
 
     def _press(self, key: str) -> None:
-        self.terminal.press("enter" if key == "k" else key)
+        self._terminal.press("enter" if key == "k" else key)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> TypedTerminal:
+    """The standard input of this process, as the recorder sees it."""
+    terminal = TypedTerminal()
+    for module in ("actor.operator", "actor.recorder"):
+        monkeypatch.setattr(f"{module}.standard_terminal", lambda: terminal)
+    return terminal
 
 
 def record(run_dir: Path, person: Person, episodes: int, **changes: Any) -> None:
@@ -203,7 +216,7 @@ def record(run_dir: Path, person: Person, episodes: int, **changes: Any) -> None
         policy=POLICY, backend="fake", task="reach", run_dir=run_dir, learner=NOBODY, pace=0, drain_timeout_s=0,
         episodes=episodes, **changes,
     )  # fmt: skip
-    Recorder(config, person.should_stop, person.say, person.terminal).run()
+    Recorder(config, person.should_stop, person.say).run()
 
 
 def by_episode(records: Records) -> list[list[Transition]]:
@@ -211,8 +224,8 @@ def by_episode(records: Records) -> list[list[Transition]]:
     return [list(group) for _, group in itertools.groupby(steps, key=lambda step: step.episode)]
 
 
-def test_a_person_keeps_discards_and_redoes(tmp_path: Path) -> None:
-    person = Person("kdrkk")  # keep, discard, redo, then two more
+def test_a_person_keeps_discards_and_redoes(tmp_path: Path, terminal: TypedTerminal) -> None:
+    person = Person(terminal, "kdrkk")  # keep, discard, redo, then two more
     record(tmp_path, person, episodes=3)
     records = spooled(tmp_path)
     episodes = by_episode(records)
@@ -226,24 +239,24 @@ def test_a_person_keeps_discards_and_redoes(tmp_path: Path) -> None:
     assert starts[3] == starts[2]  # redone from the same start
     assert len(set(starts)) == 4
     assert person.said[-1].startswith(f"recorded: 3 of 3 demonstrations ({sum(kept)} steps) kept, 2 discarded now; ")
-    assert person.terminal.openings == 0
+    assert terminal.openings == 0
 
 
-def test_the_key_for_success_keeps_an_episode_that_the_task_calls_a_failure(tmp_path: Path) -> None:
+def test_the_key_for_success_keeps_what_the_task_calls_a_failure(tmp_path: Path, terminal: TypedTerminal) -> None:
     """The scripted operator is so unsteady here that it does not get there."""
-    person = Person("s")
+    person = Person(terminal, "s")
     record(tmp_path, person, episodes=1, intervention=InterventionConfig(demonstration_noise=50.0))
     records = spooled(tmp_path)
     (episode,) = by_episode(records)
     assert not episode[-1].terminated
     ((_, mark),) = [(record_id, body) for record_id, body in records if isinstance(body, EpisodeMark)]
     assert (mark.kind, mark.step) == (MarkKind.SUCCESS, len(episode) - 1)
-    assert json.loads((tmp_path / "episodes.jsonl").read_text())["is_success"]
+    assert [report["is_success"] for report in reports(tmp_path)] == [True]
 
 
-def test_without_a_person_failures_are_discarded(tmp_path: Path) -> None:
+def test_without_a_person_failures_are_discarded(tmp_path: Path, terminal: TypedTerminal) -> None:
     calls = itertools.count()
-    person = Person("")
+    person = Person(terminal, "")
     config = RecorderConfig(
         policy=POLICY, backend="fake", task="reach", run_dir=tmp_path, learner=NOBODY, pace=0, drain_timeout_s=0,
         episodes=1, auto=True, intervention=InterventionConfig(demonstration_noise=50.0),
@@ -256,19 +269,20 @@ def test_without_a_person_failures_are_discarded(tmp_path: Path) -> None:
     assert kept_steps(tmp_path) == []
 
 
-def test_a_second_recorder_counts_the_first_ones_and_draws_other_starts(tmp_path: Path) -> None:
+def test_a_second_recorder_counts_the_first_and_draws_other_starts(tmp_path: Path, terminal: TypedTerminal) -> None:
     for episodes in (1, 2):
-        person = Person("k")
+        person = Person(terminal, "k")
         record(tmp_path, person, episodes=episodes)
     assert "demonstrations: 1 of 2 kept earlier" in person.said
     firsts = [body for _, body in spooled(tmp_path) if isinstance(body, Transition) and body.step == 0]
     assert len({tuple(step.observation["EE_to_target"].tolist()) for step in firsts}) == 2
 
 
-def test_nobody_to_ask_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_nobody_to_ask_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actor.recorder.standard_terminal", lambda: TypedTerminal(is_usable=False))
     config = RecorderConfig(policy=POLICY, backend="fake", task="reach", run_dir=tmp_path / "run")
     with pytest.raises(ConfigError, match="with --auto, which keeps successes"):
-        Recorder(config, lambda: False, lambda line: None, TypedTerminal(is_usable=False))
+        Recorder(config, lambda: False, lambda line: None)
     assert not (tmp_path / "run").exists()
 
 
