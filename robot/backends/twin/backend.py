@@ -7,11 +7,12 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from robot.backends.twin.looks import LooksConfig
 from robot.backends.twin.model import PHYSICS_STEP_S
 from robot.backends.twin.osc import OscConfig
-from robot.backends.twin.render import OVERVIEW, Renderer, View
+from robot.backends.twin.pictures import Pictures
 from robot.backends.twin.simulation import Simulation
-from robot.errors import RobotConfigError, RobotError, unknown_name
+from robot.errors import RobotConfigError, RobotError
 from robot.geometry import PEG_RADIUS_M
 from robot.interface import Array, RobotCommand, RobotState, ScenePlacement
 from robot.pose import apply_delta
@@ -21,17 +22,23 @@ _log = logging.getLogger(__name__)
 
 
 class TwinBackend:
-    """A Panda with the peg's gripper, under operational-space control at 500 Hz. Satisfies SimulatedBackend."""
+    """A Panda with a Robotiq 2F-85, under operational-space control at 500 Hz. Satisfies SimulatedBackend."""
 
-    def __init__(self, scene: str, *, osc: OscConfig | None = None) -> None:
-        """scene: see robot/scenes.py. osc: gains and torque limit; Deoxys' defaults unless given."""
+    def __init__(self, scene: str, *, osc: OscConfig | None = None, looks: LooksConfig | None = None) -> None:
+        """scene: see robot/scenes.py. osc: gains and torque limit; Deoxys' defaults unless given.
+
+        looks: how much the looks vary from episode to episode; not at all unless given.
+        """
         check_scene(scene)
         self._scene = scene
         self._osc_config = osc or OscConfig()
         self._simulation: Simulation | None = None
         self._placement: ScenePlacement | None = None
         self._goal = np.eye(4)
-        self._renderer: Renderer | None = None
+        self._looks = looks
+        self._pictures: Pictures | None = None
+        self._episode = -1  # counts resets
+        self._instant = 0
 
     def connect(self) -> None:
         """Build the model (about half a second). Raises MissingDependencyError without the gym-hil wheel."""
@@ -51,6 +58,8 @@ class TwinBackend:
         simulation.reset(placement)
         self._placement = placement
         self._goal = simulation.O_T_EE()
+        self._episode += 1
+        self._instant += 1
         return self.read_state()
 
     def read_state(self) -> RobotState:
@@ -87,6 +96,7 @@ class TwinBackend:
         simulation.start_wrench_average()
         for _ in range(steps):
             simulation.step(self._goal)
+        self._instant += 1
 
     def stop(self) -> None:
         """Hold the present pose. Does nothing before the first reset."""
@@ -95,9 +105,9 @@ class TwinBackend:
 
     def close(self) -> None:
         """Free the simulation and the drawing context."""
-        if self._renderer is not None:
-            self._renderer.close()
-        self._renderer = self._simulation = self._placement = None
+        if self._pictures is not None:
+            self._pictures.close()
+        self._pictures = self._simulation = self._placement = None
 
     def object_poses(self) -> dict[str, Array]:
         """Return name -> O_T_object (4, 4) for each object of the scene."""
@@ -111,20 +121,30 @@ class TwinBackend:
         Call it from one thread only: that one owns the drawing context. Raises RobotConfigError for another camera and
         RobotError, naming the packages to install, where the machine cannot draw off screen.
         """
-        simulation = self._placed()
-        views = {"overview": OVERVIEW, "close": self._close_view()}
-        if camera not in views:
-            raise unknown_name("camera", camera, views)
-        if self._renderer is None:
-            self._renderer = Renderer(simulation.model)
-        return self._renderer.render(simulation.data, width, height, views[camera])
+        return self._posed_pictures().look(camera, width, height)
 
-    def _close_view(self) -> View:
-        """Return a view of the hole with room for the peg above it, or of the target with room for the arm."""
+    @property
+    def instant(self) -> int:
+        """Grows whenever simulated time goes on and at each reset: equal values, equal pictures."""
+        return self._instant
+
+    def photograph(self, camera: str) -> NDArray[np.uint8]:
+        """Return what the workplace's camera "wrist" or "third_person" (robot/cameras/optics.py) sees now, RGB.
+
+        Of the camera's own size. Threads and errors as in `render`.
+        """
+        return self._posed_pictures().photograph(camera)
+
+    def _posed_pictures(self) -> Pictures:
+        """Return the pictures with everything in them where it is now."""
+        simulation = self._placed()
         assert self._placement is not None
-        name, height_m, distance_m = ("hole", 0.03, 0.32) if self._scene == "peg_in_hole" else ("target", 0.0, 0.70)
-        x, y, z = self._placement.objects[name][:3, 3].tolist()
-        return View(lookat_m=(x, y, z + height_m), distance_m=distance_m, azimuth_deg=150.0, elevation_deg=-32.0)
+        if self._pictures is None:
+            self._pictures = Pictures(self._scene, self._looks)
+        width = simulation.fingers.width if simulation.fingers else 2.0 * PEG_RADIUS_M
+        self._pictures.begin_episode(self._episode, self._placement)
+        self._pictures.pose(simulation.q, width, simulation.O_T_EE(), self.object_poses())
+        return self._pictures
 
     def _connected(self) -> Simulation:
         if self._simulation is None:

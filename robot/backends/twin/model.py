@@ -1,8 +1,9 @@
-"""Build the MuJoCo model: Panda and Robotiq 2F-85 from the gym-hil wheel, a table, and the objects of one scene.
+"""Build the physics' model: Panda and Robotiq 2F-85 from the gym-hil wheel, a table, and the objects of one scene.
 
-Nothing of gym-hil is copied or imported; only its model files are read. Of them this keeps the arm's chain, inertias
-and visual meshes. The gripper's linkage is frozen around a peg (see docs/twin.md); with cubes there are pads that move
-beside it (fingers.py). Contact is left to the few shapes that can matter: peg, plate, table, cubes and finger tips.
+Nothing of gym-hil is copied or imported; only its model files are read. Of them this keeps the arm's chain and inertia;
+pictures have a model of their own (picture_model.py). The gripper's linkage is frozen around a peg (see docs/twin.md);
+with cubes there are pads that move beside it (fingers.py). Contact is left to the few shapes that can matter: peg,
+plate, table, cubes and finger tips.
 """
 
 import importlib.util
@@ -17,9 +18,11 @@ from robot.backends.twin.fingers import FINGER_BIT, add_fingers
 from robot.errors import MissingDependencyError
 from robot.geometry import CUBE_EDGE_M, HOLE_DEPTH_M, HOLE_RADIUS_M, PEG_RADIUS_M
 from robot.pose import rotation_from_rotvec
+from robot.scenes import SCENES
 
 PHYSICS_STEP_S = 0.002
 
+VISUAL_GROUP = 2  # of the wheel's geoms that are drawn
 EE_SITE = "pinch"  # between the finger pads; with q7 = pi/4 its axes are libfranka's EE axes
 
 # Linkage angles of the 2F-85 with its pads 24 mm apart, found by closing the wheel's gripper model in simulation.
@@ -28,14 +31,14 @@ _LINKAGE_RAD = {"driver": 0.5746, "coupler": 0.0014, "spring_link": 0.5761, "fol
 
 # A regular polygon whose sides touch the hole's circle from outside: the peg finds 1 mm everywhere, and at the corners
 # HOLE_RADIUS_M (1 / cos(pi / 16) - 1) = 0.25 mm more.
-_HOLE_SIDES = 16
+HOLE_SIDES = 16
 # To contacts the peg is a prism with its edges on the circle. Contact of flat faces with a true cylinder is iterative
 # and once in 100 000 steps finds a depth that is wrong by a millimetre; between polyhedra it is exact.
 _PEG_SIDES = 32
 _CHAMFER_M = 0.001
-_PLATE_RADIUS_M = 0.05
-_PEDESTAL_M = 0.03  # the plate's foot below the bottom of the hole; the table hides what is too long
-_PEG_SHAFT_M = 0.085  # from the tip up to behind the finger pads
+PLATE_RADIUS_M = 0.05
+PEDESTAL_M = 0.03  # the plate's foot below the bottom of the hole; the table hides what is too long
+PEG_SHAFT_M = 0.085  # from the tip up to behind the finger pads
 
 # Contact: a metal peg on smooth plastic. A time constant of 10 ms, five physics steps, is stiff enough to stay within
 # 0.5 mm of penetration under all the controller can push, and soft enough that the peg slides without chattering.
@@ -49,14 +52,6 @@ _CUBE_FRICTION = (0.6, 0.0, 0.0)
 _CUBE_SOLREF = (0.006, 1.0)  # as of the pads: the fingers squeeze with 30 N
 _CUBE_IMPEDANCE_RATIO = 20.0  # of friction to normal force: at 1 a held cube creeps by 0.1 mm/s, at 20 by 0.004
 
-_CUBE_COLOURS = {"cube_top": (0.84, 0.22, 0.20, 1.0), "cube_bottom": (0.20, 0.42, 0.80, 1.0)}
-_PEG_COLOUR = (0.93, 0.55, 0.16, 1.0)
-_PLATE_COLOUR = (0.36, 0.50, 0.66, 1.0)
-_HOLE_COLOUR = (0.08, 0.10, 0.13, 1.0)
-_TARGET_COLOUR = (0.15, 0.75, 0.35, 0.9)
-_TABLE_COLOUR = (0.80, 0.75, 0.68, 1.0)
-_FLOOR_COLOUR = (0.62, 0.65, 0.69, 1.0)
-
 
 def build_model(scene: str) -> Any:
     """Return the mujoco.MjModel of `scene`: first seven joints and torque motors, and a body for each of its objects.
@@ -68,7 +63,7 @@ def build_model(scene: str) -> Any:
     spec = mujoco.MjSpec.from_file(str(find_panda_file()))
     _keep_arm_only(spec)
     _freeze_linkage(spec)
-    _add_surroundings(spec)
+    _add_table(spec)
     if scene == "peg_in_hole":
         _add_finger_tips(spec)
         _add_plate(spec)
@@ -79,7 +74,7 @@ def build_model(scene: str) -> Any:
         spec.option.impratio = _CUBE_IMPEDANCE_RATIO
     else:
         _add_finger_tips(spec)
-        _add_target(spec)
+        spec.worldbody.add_body(name="target")
     spec.option.timestep = PHYSICS_STEP_S
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
@@ -98,9 +93,14 @@ def find_panda_file() -> Path:
 
 
 def _keep_arm_only(spec: Any) -> None:
-    """Delete the wheel's contact meshes, sensors, cameras, and everything that moves the fingers."""
-    visual_group = 2
-    unwanted = [geom for geom in spec.geoms if geom.group != visual_group]
+    """Delete the wheel's sensors, cameras, everything that moves the fingers, and the meshes.
+
+    Those few stay which a body without inertia of its own takes it from.
+    """
+    weighing = [geom for geom in spec.geoms if geom.group == VISUAL_GROUP and not geom.parent.explicitinertial]
+    weighing_meshes = {geom.meshname for geom in weighing}
+    unwanted = [geom for geom in spec.geoms if geom not in weighing]
+    unwanted += [mesh for mesh in spec.meshes if Path(mesh.file).stem not in weighing_meshes]
     unwanted += [*spec.sensors, *spec.cameras, *spec.equalities, *spec.tendons, *spec.excludes]
     unwanted += [actuator for actuator in spec.actuators if actuator.name == "fingers_actuator"]
     for element in unwanted:
@@ -120,21 +120,11 @@ def _freeze_linkage(spec: Any) -> None:
             spec.delete(joint)
 
 
-def _add_surroundings(spec: Any) -> None:
-    """Add table, floor and light."""
-    world = spec.worldbody
-    world.add_geom(
+def _add_table(spec: Any) -> None:
+    spec.worldbody.add_geom(
         name="table", type=mujoco.mjtGeom.mjGEOM_PLANE, size=(2.0, 2.0, 0.1), group=3, contype=0,
         conaffinity=_PEG_BIT | FINGER_BIT | _CUBE_BIT, friction=_FRICTION, solref=_SOLREF, solimp=_SOLIMP,
     )  # fmt: skip
-    look = {"contype": 0, "conaffinity": 0}
-    world.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_BOX, pos=(0.28, 0.0, -0.02), size=(0.48, 0.45, 0.02), rgba=_TABLE_COLOUR, **look
-    )
-    world.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_PLANE, pos=(0.0, 0.0, -0.75), size=(8.0, 8.0, 0.1), rgba=_FLOOR_COLOUR, **look
-    )
-    _add_light(spec)
 
 
 def _add_finger_tips(spec: Any) -> None:
@@ -146,54 +136,28 @@ def _add_finger_tips(spec: Any) -> None:
     )  # fmt: skip
 
 
-def _add_light(spec: Any) -> None:
-    spec.add_texture(
-        name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX, builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
-        rgb1=(0.90, 0.92, 0.95), rgb2=(0.60, 0.65, 0.72), width=64, height=384,
-    )  # fmt: skip
-    for position, brightness in (((1.0, 1.6, 2.2), 0.48), ((1.4, -1.8, 1.0), 0.26)):
-        aim = np.array([0.3, 0.0, 0.3]) - position
-        spec.worldbody.add_light(
-            type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, pos=position, dir=aim / np.linalg.norm(aim),
-            diffuse=(brightness,) * 3, specular=(0.15,) * 3, castshadow=False,
-        )  # fmt: skip
-    spec.visual.headlight.ambient = (0.42, 0.42, 0.42)
-    spec.visual.headlight.diffuse = (0.12, 0.12, 0.12)
-    spec.visual.headlight.specular = (0.0, 0.0, 0.0)
-    spec.visual.quality.offsamples = 0  # multisampling costs five times the frame on a CPU
-
-
 def _add_plate(spec: Any) -> None:
     """Add the plate with the round hole: convex sectors around it, each with its share of wall, chamfer and rim."""
     body = spec.worldbody.add_body(name="hole")
-    for index in range(_HOLE_SIDES):
-        spec.add_mesh(name=f"sector{index}", uservert=_sector_corners(index).ravel())
-        body.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname=f"sector{index}", **_PLATE_LOOK, **_PLATE_CONTACT)
-    foot = {"pos": (0.0, 0.0, -HOLE_DEPTH_M - _PEDESTAL_M / 2), "rgba": _PLATE_COLOUR}
+    for index in range(HOLE_SIDES):
+        spec.add_mesh(name=f"sector{index}", uservert=sector_corners(index).ravel())
+        body.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname=f"sector{index}", **_PLATE_CONTACT)
     # Drawn as a cylinder but a box to the peg, for the same reason as the peg itself is a prism.
     body.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=(_PLATE_RADIUS_M, _PEDESTAL_M / 2, 0.0), contype=0, conaffinity=0,
-        **foot,
-    )  # fmt: skip
-    body.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_CYLINDER, pos=(0.0, 0.0, -HOLE_DEPTH_M), size=(HOLE_RADIUS_M, 0.0005, 0.0),
-        rgba=_HOLE_COLOUR, contype=0, conaffinity=0,
-    )  # fmt: skip
-    body.add_geom(
-        name="hole_bottom", type=mujoco.mjtGeom.mjGEOM_BOX, group=3, **foot, **_PLATE_CONTACT,
-        size=(1.5 * HOLE_RADIUS_M, 1.5 * HOLE_RADIUS_M, _PEDESTAL_M / 2),
+        name="hole_bottom", type=mujoco.mjtGeom.mjGEOM_BOX, pos=(0.0, 0.0, -HOLE_DEPTH_M - PEDESTAL_M / 2),
+        size=(1.5 * HOLE_RADIUS_M, 1.5 * HOLE_RADIUS_M, PEDESTAL_M / 2), **_PLATE_CONTACT,
     )  # fmt: skip
 
 
-def _sector_corners(index: int) -> Any:
+def sector_corners(index: int) -> Any:
     """Return the corners (10, 3), m, of one convex sector of the plate in the hole's frame."""
-    half_angle = math.pi / _HOLE_SIDES
+    half_angle = math.pi / HOLE_SIDES
     profile = (  # distance from the axis to the side's middle, and height
         (HOLE_RADIUS_M, -HOLE_DEPTH_M),
         (HOLE_RADIUS_M, -_CHAMFER_M),
         (HOLE_RADIUS_M + _CHAMFER_M, 0.0),
-        (_PLATE_RADIUS_M, 0.0),
-        (_PLATE_RADIUS_M, -HOLE_DEPTH_M),
+        (PLATE_RADIUS_M, 0.0),
+        (PLATE_RADIUS_M, -HOLE_DEPTH_M),
     )
     corners = [
         (apothem, sign * apothem * math.tan(half_angle), height) for apothem, height in profile for sign in (-1, 1)
@@ -209,34 +173,23 @@ def _add_peg(spec: Any) -> None:
     peg = EE.add_body(name="peg")
     angles = 2 * math.pi / _PEG_SIDES * np.arange(_PEG_SIDES)
     circle = PEG_RADIUS_M * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    corners = [(x, y, z) for z in (0.0, -_PEG_SHAFT_M) for x, y in circle]
+    corners = [(x, y, z) for z in (0.0, -PEG_SHAFT_M) for x, y in circle]
     spec.add_mesh(name="peg", uservert=np.array(corners).ravel())
     peg.add_geom(
         name="peg", type=mujoco.mjtGeom.mjGEOM_MESH, meshname="peg", mass=0.1, group=3, contype=_PEG_BIT,
         conaffinity=0, friction=_FRICTION, solref=_SOLREF, solimp=_SOLIMP,
     )  # fmt: skip
-    peg.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_CYLINDER, pos=(0.0, 0.0, -_PEG_SHAFT_M / 2), mass=0.0,
-        size=(PEG_RADIUS_M, _PEG_SHAFT_M / 2, 0.0), rgba=_PEG_COLOUR, contype=0, conaffinity=0,
-    )  # fmt: skip
 
 
 def _add_cubes(spec: Any) -> None:
-    for name, colour in _CUBE_COLOURS.items():
+    for name in SCENES["cube_stacking"]:
         body = spec.worldbody.add_body(name=name)
         body.add_freejoint(name=name)
         body.add_geom(
-            name=name, type=mujoco.mjtGeom.mjGEOM_BOX, size=(CUBE_EDGE_M / 2,) * 3, mass=_CUBE_MASS_KG, rgba=colour,
+            name=name, type=mujoco.mjtGeom.mjGEOM_BOX, size=(CUBE_EDGE_M / 2,) * 3, mass=_CUBE_MASS_KG,
             contype=_CUBE_BIT, conaffinity=_CUBE_BIT | FINGER_BIT, friction=_CUBE_FRICTION, solref=_CUBE_SOLREF,
             solimp=_SOLIMP, priority=1,
         )  # fmt: skip
-
-
-def _add_target(spec: Any) -> None:
-    body = spec.worldbody.add_body(name="target")
-    body.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_SPHERE, size=(0.01, 0.0, 0.0), rgba=_TARGET_COLOUR, contype=0, conaffinity=0
-    )
 
 
 def _rotation_from_quat(quat_wxyz: Any) -> Any:
@@ -251,7 +204,6 @@ def _quat_from_rotation(rotation: Any) -> Any:
     return quat_wxyz
 
 
-_PLATE_LOOK = {"rgba": _PLATE_COLOUR}
 _PLATE_CONTACT = {
     "contype": 0,
     "conaffinity": _PEG_BIT,

@@ -10,7 +10,9 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from robot.cameras.optics import Optics
 from robot.errors import RobotConfigError, RobotError
+from robot.interface import Array
 
 # The libraries that MuJoCo can draw with. egl needs no display; the user's MUJOCO_GL goes first.
 _GL_LIBRARIES = {"egl": "mujoco.egl", "osmesa": "mujoco.osmesa", "glfw": "mujoco.glfw"}
@@ -20,6 +22,7 @@ _DEBIAN_PACKAGES = {
     "glfw": "libgl1 libx11-6",
 }
 _MAX_IMAGE_PIXELS = 2048  # per side
+_NEAR_M, _FAR_M = 0.01, 12.0  # of what a camera of the workplace sees
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,6 @@ class View:
     distance_m: float
     azimuth_deg: float
     elevation_deg: float
-
-
-OVERVIEW = View(lookat_m=(0.27, 0.0, 0.30), distance_m=1.5, azimuth_deg=140.0, elevation_deg=-20.0)
 
 
 class Renderer:
@@ -51,18 +51,45 @@ class Renderer:
         self._perturbation = mujoco.MjvPerturb()
         atexit.register(self.close)  # before the GL library's own exit hook, after which freeing fails
 
-    def render(self, data: Any, width: int, height: int, view: View) -> NDArray[np.uint8]:
-        """Return an RGB image (height, width, 3). Raises RobotConfigError for an impossible size."""
+    def look(self, data: Any, view: View, width: int, height: int) -> NDArray[np.uint8]:
+        """Return an RGB image (height, width, 3) for people. Raises RobotConfigError for an impossible size."""
         if not (0 < width <= _MAX_IMAGE_PIXELS and 0 < height <= _MAX_IMAGE_PIXELS):
             raise RobotConfigError(f"image size {width} x {height} px is not within 1 to {_MAX_IMAGE_PIXELS} px")
-        self._gl_context.make_current()
-        self._prepare_buffer(width, height)
         self._camera.lookat[:] = view.lookat_m
         self._camera.distance = view.distance_m
         self._camera.azimuth, self._camera.elevation = view.azimuth_deg, view.elevation_deg
+        self._gather(data)
+        return self._draw(width, height)
+
+    def look_through(self, data: Any, optics: Optics, O_T_C: Array) -> NDArray[np.uint8]:
+        """Return what the camera with its lens at O_T_C (4, 4) sees, RGB of its own size."""
+        self._gather(data)
+        left, right = (_NEAR_M * (u - optics.cx) / optics.fx for u in (0, optics.width))
+        top, bottom = (_NEAR_M * (optics.cy - v) / optics.fy for v in (0, optics.height))
+        for eye in self._scene.camera:  # OpenGL's left and right ones
+            eye.pos[:], eye.forward[:], eye.up[:] = O_T_C[:3, 3], O_T_C[:3, 2], -O_T_C[:3, 1]
+            eye.frustum_near, eye.frustum_far = _NEAR_M, _FAR_M
+            eye.frustum_center, eye.frustum_width = (left + right) / 2, (right - left) / 2
+            eye.frustum_bottom, eye.frustum_top = bottom, top
+        for light in self._scene.lights[: self._scene.nlight]:
+            if light.headlight:
+                light.pos[:], light.dir[:] = O_T_C[:3, 3], O_T_C[:3, 2]
+        return self._draw(optics.width, optics.height)
+
+    def upload_texture(self, name: str) -> None:
+        """Let the next pictures show what the model's texture holds now."""
+        if self._mjr_context is not None:
+            self._gl_context.make_current()
+            mujoco.mjr_uploadTexture(self._model, self._mjr_context, self._model.texture(name).id)
+
+    def _gather(self, data: Any) -> None:
         mujoco.mjv_updateScene(
             self._model, data, self._options, self._perturbation, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
+
+    def _draw(self, width: int, height: int) -> NDArray[np.uint8]:
+        self._gl_context.make_current()
+        self._prepare_buffer(width, height)
         viewport = mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_render(viewport, self._scene, self._mjr_context)
         image = np.empty((height, width, 3), dtype=np.uint8)
