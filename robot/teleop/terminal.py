@@ -171,18 +171,18 @@ class Terminal:
     def _read(self) -> None:
         rest, was_foreground = b"", True
         while not self._stop.is_set():
-            is_foreground = _is_foreground(self._fd)
-            if is_foreground and not was_foreground:  # the shell gave it another mode meanwhile
-                tty.setcbreak(self._fd, termios.TCSANOW)
-            was_foreground = is_foreground
-            timeout_s = _ESCAPE_S if rest else _POLL_S
-            if not is_foreground:  # reading would stop the process, and with it the control loop
-                self._stop.wait(_POLL_S)
-                continue
             try:
+                is_foreground = os.tcgetpgrp(self._fd) == os.getpgrp()
+                if is_foreground and not was_foreground:  # the shell gave it another mode meanwhile
+                    tty.setcbreak(self._fd, termios.TCSANOW)
+                was_foreground = is_foreground
+                if not is_foreground:  # reading would stop the process, and with it the control loop
+                    self._stop.wait(_POLL_S)
+                    continue
+                timeout_s = _ESCAPE_S if rest else _POLL_S
                 is_readable = bool(select.select([self._fd], [], [], timeout_s)[0])
                 data = os.read(self._fd, 1024) if is_readable else b""
-            except OSError:
+            except (OSError, termios.error):
                 is_readable, data = True, b""
             if is_readable and not data:
                 self._is_alive = False

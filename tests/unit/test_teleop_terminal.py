@@ -96,6 +96,8 @@ def test_what_is_no_terminal_is_refused_with_the_remedy() -> None:
 PROGRAM = """
 import fcntl, os, signal, sys, termios, time
 from robot.teleop.terminal import standard_terminal
+if sys.argv[1] == "gone":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # our terminal from now on, and we are in its foreground
 terminal = standard_terminal()
 terminal.claim(["up", "s", "é"], lambda key, now_s: print("key", key, flush=True))
@@ -107,7 +109,6 @@ if sys.argv[1] == "close":
 if sys.argv[1] == "_exit":
     os._exit(0)
 if sys.argv[1] == "gone":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     while terminal.is_alive:
         time.sleep(0.01)
     print("gone", flush=True)
