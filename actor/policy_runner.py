@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from policy.acting import ActingPolicy
 from policy.config import PolicyConfig
-from policy.diffusion_policy import DiffusionPolicy
 from policy.errors import WeightsError
 from policy.spec import Observation, Specs
 from policy.success_classifier import TENSOR_PREFIX
@@ -63,7 +63,7 @@ class PolicyRunner:
         self._config = config
         self._source = source
         self._clock = clock  # wall clock: the publication time comes from another machine
-        self._policy = DiffusionPolicy(specs, config, seed)
+        self._policy = ActingPolicy(specs, config, seed)
         self._weights: PublishedWeights | None = None
         self._refused_version: int | None = None
 
@@ -89,7 +89,7 @@ class PolicyRunner:
         return True
 
     def propose(self, observation: Observation, candidates: int | None = None) -> Proposal:
-        """Sample an action; `candidates` as in DiffusionPolicy.select_action."""
+        """Sample an action; `candidates` as in ActingPolicy.select_action."""
         action = self._policy.select_action(observation, candidates)
         age_s = max(0.0, self._clock() - self._weights.published_wall_s) if self._weights else 0.0
         return Proposal(action, self.weights_version, age_s)

@@ -16,6 +16,7 @@ from policy.config import PolicyConfig
 from policy.encoder_weights import load_backbone
 from policy.errors import ConfigError
 from policy.image_codec import CodedImage, Image
+from policy.layers import bounded_mlp
 from policy.resnet import MAP_CHANNELS, map_size
 from policy.spec import ImageField, Observation, Specs
 
@@ -94,7 +95,7 @@ class ObservationHeads(nn.Module):
         self.proprioception: nn.Module | None = None
         if images:
             _check_encoder(specs, config)
-            self.proprioception = _bounded_layer(specs.observation.vector_dim, config.proprioception_feature_dim)
+            self.proprioception = bounded_mlp(specs.observation.vector_dim, (config.proprioception_feature_dim,))
 
     def forward(self, observation: EncoderInput) -> Tensor:
         if self.proprioception is None:
@@ -114,16 +115,12 @@ class CameraHead(nn.Module):
         height, width = map_size(image.height, image.width)
         self.embedding = nn.Parameter(torch.empty(MAP_CHANNELS, height, width, config.spatial_blocks))
         nn.init.normal_(self.embedding, std=(MAP_CHANNELS * height * width) ** -0.5)  # HIL-SERL's scale
-        self.layer = _bounded_layer(MAP_CHANNELS * config.spatial_blocks, config.image_feature_dim)
+        self.layer = bounded_mlp(MAP_CHANNELS * config.spatial_blocks, (config.image_feature_dim,))
 
     def forward(self, maps: Tensor) -> Tensor:
         embedded = torch.einsum("bchw,chws->bcs", maps, self.embedding)
         feature: Tensor = self.layer(embedded.flatten(1))
         return feature
-
-
-def _bounded_layer(width_in: int, width_out: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(width_in, width_out), nn.LayerNorm(width_out), nn.Tanh())
 
 
 def _check_encoder(specs: Specs, config: PolicyConfig) -> None:

@@ -11,8 +11,8 @@ from learner.algorithms import ALGORITHMS, make_algorithm
 from learner.algorithms.base import Algorithm
 from learner.config import LearnerConfig
 from learner.replay import Batch
+from policy.acting import ActingPolicy
 from policy.config import PolicyConfig
-from policy.diffusion_policy import DiffusionPolicy
 from policy.encoder import EncoderInput
 from policy.errors import ConfigError, WeightsError
 from tests.oracles import make_specs, random_batch, small_config
@@ -62,7 +62,7 @@ def test_published_tensors_are_a_policy(name: str, behavior_candidates: int) -> 
     }
     algorithm = build(name, **tables)
     config = small_config(algorithm=name, **tables)
-    policy = DiffusionPolicy(SPECS, config.policy, seed=0)
+    policy = ActingPolicy(SPECS, config.policy, seed=0)
     train(algorithm, 2)
     tensors = algorithm.policy_tensors()
     assert {tensor_name.split(".")[0] for tensor_name in tensors} == (
@@ -153,7 +153,7 @@ def bandit_batches(generator: torch.Generator) -> Batch:
 
 def acting_regret(algorithm: Algorithm, config: PolicyConfig) -> float:
     """Mean squared distance to the best action, as an actor would act."""
-    policy = DiffusionPolicy(BANDIT_SPECS, config, seed=0)
+    policy = ActingPolicy(BANDIT_SPECS, config, seed=0)
     policy.load_weights(algorithm.policy_tensors())
     states = np.tile(np.linspace(-1, 1, 40, dtype=np.float32), 2)
     actions = np.array([policy.select_action({"position": state[None]})[0] for state in states])

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from policy.acting import ActingPolicy
 from policy.config import PolicyConfig
 from policy.critic_network import conservative_value
-from policy.diffusion_policy import DiffusionPolicy, make_critic, make_denoiser
+from policy.diffusion_policy import make_critic, make_denoiser
 from policy.errors import ConfigError, WeightsError
 from policy.spec import ActionSpec, Field, ObservationSpec, Specs
 from tests.oracles import make_specs
@@ -33,13 +34,13 @@ def make_weights(seed: int, config: PolicyConfig = CONFIG) -> dict[str, Tensor]:
     return {f"{part}.{name}": t for part, module in published.items() for name, t in module.state_dict().items()}
 
 
-def loaded(weights: dict[str, Tensor], seed: int = 0, config: PolicyConfig = CONFIG) -> DiffusionPolicy:
-    policy = DiffusionPolicy(SPECS, config, seed)
+def loaded(weights: dict[str, Tensor], seed: int = 0, config: PolicyConfig = CONFIG) -> ActingPolicy:
+    policy = ActingPolicy(SPECS, config, seed)
     policy.load_weights(weights)
     return policy
 
 
-def actions_of(policy: DiffusionPolicy, count: int = 3, candidates: int | None = None) -> list[list[float]]:
+def actions_of(policy: ActingPolicy, count: int = 3, candidates: int | None = None) -> list[list[float]]:
     return [policy.select_action(OBSERVATION, candidates).tolist() for _ in range(count)]
 
 
@@ -66,14 +67,14 @@ def test_a_policy_leaves_the_programs_random_numbers_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    actions_of(DiffusionPolicy(SPECS, CONFIG, seed=0))
+    actions_of(ActingPolicy(SPECS, CONFIG, seed=0))
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_the_observation_is_normalised_and_reaches_the_network() -> None:
     """Metres scaled up and the same field in millimetres are one policy; another observation is another action."""
     wide = Field(name="position", unit="mm", low=(-1000.0,) * 3, high=(1000.0,) * 3)
-    millimetres = DiffusionPolicy(Specs(ObservationSpec((wide,)), SPECS.action), CONFIG, seed=0)
+    millimetres = ActingPolicy(Specs(ObservationSpec((wide,)), SPECS.action), CONFIG, seed=0)
     millimetres.load_weights(make_weights(0))
     action = millimetres.select_action({"position": 1000 * OBSERVATION["position"]})
     np.testing.assert_allclose(action, actions_of(loaded(make_weights(0)), 1)[0], atol=1e-5)
@@ -144,7 +145,7 @@ def test_wrong_weights_are_refused_whole_and_the_old_ones_stay() -> None:
             policy.load_weights(weights)
     assert actions_of(policy) == actions_of(twin)
     with pytest.raises(WeightsError, match="critic"):
-        DiffusionPolicy(SPECS, WITHOUT_CRITIC, 0).load_weights(good)
+        ActingPolicy(SPECS, WITHOUT_CRITIC, 0).load_weights(good)
 
 
 def test_a_policy_without_critic_cannot_choose() -> None:
@@ -159,4 +160,4 @@ def test_an_action_of_one_dimension_and_one_feature_works() -> None:
         ObservationSpec((Field(name="x", unit="m", low=(0.0,), high=(1.0,)),)),
         ActionSpec((Field(name="v", unit="m/s", low=(-1.0,), high=(1.0,)),)),
     )
-    assert DiffusionPolicy(specs, CONFIG, seed=0).select_action({"x": np.array([0.5], np.float32)}).shape == (1,)
+    assert ActingPolicy(specs, CONFIG, seed=0).select_action({"x": np.array([0.5], np.float32)}).shape == (1,)
