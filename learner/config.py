@@ -121,6 +121,41 @@ class CgpoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SacConfig:
+    """HIL-SERL's SAC, its code's values (`examples/experiments/config.py`); the Gaussian needs its own [policy]."""
+
+    actor_learning_rate: float = 3e-4
+    """Adam step size of the policy."""
+    critic_learning_rate: float = 3e-4
+    """Adam step size of critics and encoder heads."""
+    temperature_learning_rate: float = 3e-4
+    """Adam step size of alpha."""
+    initial_temperature: float = 1e-2
+    """alpha at the start, and for good with tune_temperature = false."""
+    tune_temperature: bool = True
+    """Move alpha towards an entropy of minus half the number of action elements."""
+    backup_entropy: bool = False
+    """Count entropy as reward in the critics' targets, as plain SAC does."""
+    critic_subset: int = 0
+    """Critics drawn at random for each target's minimum; 0 takes all (HIL-SERL, of 2). RLPD: 2 of 10."""
+    discount: float = 0.97
+    """gamma."""
+    target_update_rate: float = 0.005
+    """EMA rate of the target critics."""
+    cta_ratio: int = 2
+    """Critic updates per learner step; the last of them is followed by an actor update."""
+
+    def __post_init__(self) -> None:
+        if not self.initial_temperature > 0:
+            raise ConfigError(f"sac.initial_temperature = {self.initial_temperature} must be positive")
+        if not 0 < self.discount < 1 or self.cta_ratio < 1 or self.critic_subset < 0:
+            raise ConfigError(
+                f"sac: discount = {self.discount} must be between 0 and 1, cta_ratio = {self.cta_ratio} at least 1, "
+                f"critic_subset = {self.critic_subset} not negative"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class BcConfig:
     """Behaviour cloning of the human rows with the same diffusion policy."""
 
@@ -242,11 +277,15 @@ class LearnerConfig:
 
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     cgpo: CgpoConfig = field(default_factory=CgpoConfig)
+    sac: SacConfig = field(default_factory=SacConfig)
     bc: BcConfig = field(default_factory=BcConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     algorithm: str = "cgpo"
     """Name in learner.algorithms."""
+    gripper_penalty: float = 0.02
+    """Taken off the reward that a discrete gripper learns from, for each step on which it opened or closed
+    (HIL-SERL)."""
     run_dir: Path = Path("runs/learner")
     """Episode log, weights, checkpoints and metrics. Started again on the same folder, the learner resumes."""
     host: str = "127.0.0.1"
@@ -274,6 +313,7 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         policy, cgpo = self.policy, self.cgpo
+        self._check_sac()
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"learner.port = {self.port} is outside 0 to 65535; 0 lets the system choose")
         if policy.behavior_candidates == 1 and cgpo.entropy_reduction == "concat" and self.algorithm == "cgpo":
@@ -295,4 +335,22 @@ class LearnerConfig:
             raise ConfigError(
                 "classifier.retrain = true publishes a success classifier with the policy: set "
                 "policy.success_classifier = true on both sides, or retrain to false"
+            )
+
+    def _check_sac(self) -> None:
+        policy, is_sac = self.policy, self.algorithm == "hil_serl_sac"
+        if is_sac != (policy.distribution == "gaussian"):
+            raise ConfigError(
+                f"algorithm = {self.algorithm!r} with policy.distribution = {policy.distribution!r}: hil_serl_sac goes "
+                "with 'gaussian', all others with 'diffusion'. The presets hil_serl_sac and sim_quick_sac fit."
+            )
+        if is_sac and (policy.num_quantiles, policy.behavior_candidates) != (1, 1):
+            raise ConfigError(
+                f"hil_serl_sac has scalar critics and acts without them: set policy.num_quantiles = 1 (not "
+                f"{policy.num_quantiles}), drop_quantiles = 0 and behavior_candidates = 1 (not "
+                f"{policy.behavior_candidates})"
+            )
+        if is_sac and self.sac.critic_subset > policy.num_critics:
+            raise ConfigError(
+                f"sac.critic_subset = {self.sac.critic_subset} of policy.num_critics = {policy.num_critics} critics"
             )

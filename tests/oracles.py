@@ -89,9 +89,15 @@ def make_specs(feature_dim: int, action_dim: int) -> Specs:
     return Specs(ObservationSpec((field("position", feature_dim),)), ActionSpec((field("delta", action_dim),)))
 
 
+def with_gripper(specs: Specs) -> Specs:
+    """Return the specs with a discrete gripper as the action's last element."""
+    gripper = Field(name="gripper", unit="", low=(-1.0,), high=(1.0,))
+    return Specs(specs.observation, ActionSpec((*specs.action.fields, gripper), gripper="discrete"))
+
+
 def small_config(**settings: Any) -> LearnerConfig:
     """A learner of CPU-second size; tables in `settings` (policy={...}, cgpo={"guidance": {...}}) override values."""
-    policy = {
+    policy: dict[str, Any] = {
         "denoising_steps": 5,
         "denoiser_hidden": [16],
         "time_embedding_dim": 8,
@@ -100,6 +106,14 @@ def small_config(**settings: Any) -> LearnerConfig:
         "num_quantiles": 5,
         "drop_quantiles": 1,
     }
+    if settings.get("algorithm") == "hil_serl_sac":
+        policy |= {
+            "distribution": "gaussian",
+            "gaussian_hidden": [16],
+            "behavior_candidates": 1,
+            "critic_layer_norm": True,
+        }
+        policy |= {"num_quantiles": 1, "drop_quantiles": 0}
     cgpo = {"guidance": {"steps": 3}, "value_hidden": [16], "vbase_samples": 3, "entropy_samples": 2}
     base: dict[str, Any] = {"policy": policy, "cgpo": cgpo, "device": "cpu"}
     return from_dict(LearnerConfig, merged(base, settings))
@@ -114,7 +128,7 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def random_batch(size: int, feature_dim: int, action_dim: int, seed: int = 0) -> Batch:
-    """A batch without meaning: every column random, a quarter terminal, half from humans."""
+    """A batch without meaning: every column random, a quarter terminal, half from humans, a third toggled."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:
@@ -127,7 +141,7 @@ def random_batch(size: int, feature_dim: int, action_dim: int, seed: int = 0) ->
         next_observation=EncoderInput(uniform(size, feature_dim)),
         is_terminal=(uniform(size) < -0.5).float(),
         is_human=uniform(size) < 0,
-        gripper_toggled=torch.zeros(size, dtype=torch.bool),
+        gripper_toggled=uniform(size) < -1 / 3,
     )
 
 

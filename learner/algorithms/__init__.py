@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # torch takes seconds to import and the supervisor only needs
 
 ALGORITHMS = {
     "cgpo": "learner.algorithms.cgpo:Cgpo",
+    "hil_serl_sac": "learner.algorithms.hil_serl_sac:HilSerlSac",
     "bc": "learner.algorithms.bc:BehaviourCloning",
 }
 

@@ -2,17 +2,25 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam
 
 from learner.replay import Batch
-from policy.config import PolicyConfig
+from policy.encoder import ObservationHeads
 
 Module = TypeVar("Module", bound=nn.Module)
 SampleBatch = Callable[[], Batch]
 Metrics = dict[str, Tensor | float]
+
+
+class NextFeature(NamedTuple):
+    """Features (B, F) of a batch's next observations by the online and the target heads, without gradient."""
+
+    online: Tensor
+    target: Tensor
 
 
 class Algorithm(Protocol):
@@ -22,7 +30,7 @@ class Algorithm(Protocol):
         """Do one learner step, drawing as many batches as it needs. Returns scalars to log."""
 
     def policy_tensors(self) -> dict[str, Tensor]:
-        """Return what DiffusionPolicy loads: tensors named denoiser.*, heads.*, and, if published, critic.*."""
+        """Return what policy.acting.ActingPolicy loads: tensors named heads.*, denoiser.* and so on."""
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that a bit-exact resume needs, by unique name."""
@@ -31,22 +39,31 @@ class Algorithm(Protocol):
         """Restore `state()`; raises WeightsError when a tensor is missing or has another shape."""
 
 
-def published_tensors(
-    config: PolicyConfig, denoiser: nn.Module, critic: nn.Module, heads: nn.Module
-) -> dict[str, Tensor]:
-    """Return what the robot needs: denoiser, the encoder's heads, and the critic if it chooses among candidates.
+@torch.no_grad()
+def next_feature_of(batch: Batch, heads: ObservationHeads, target_heads: ObservationHeads) -> NextFeature:
+    return NextFeature(heads(batch.next_observation), target_heads(batch.next_observation))
 
-    The frozen backbone never changes: both sides load it from the same file.
+
+def published_tensors(modules: Mapping[str, nn.Module | None]) -> dict[str, Tensor]:
+    """Return copies of all tensors, each named "key.name"; None stands for a part that is not published.
+
+    The frozen backbone never is: both sides load it from the same file.
     """
-    tensors = _named("denoiser", denoiser.state_dict()) | _named("heads", heads.state_dict())
-    if config.behavior_candidates > 1:
-        tensors |= _named("critic", critic.state_dict())
-    return tensors
+    return {
+        f"{key}.{name}": tensor.detach().cpu().clone()
+        for key, module in modules.items()
+        if module is not None
+        for name, tensor in module.state_dict().items()
+    }
 
 
-def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return detached copies of tensors with `prefix.` before each name."""
-    return {f"{prefix}.{name}": tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+def descend(optimiser: Adam, loss: Tensor, max_norm: float = 0.0) -> None:
+    """Take one step down `loss`, with the gradient's norm clipped to max_norm unless that is 0."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if max_norm:
+        nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], max_norm)
+    optimiser.step()
 
 
 def update_ema(target: nn.Module, online: nn.Module, rate: float) -> None:

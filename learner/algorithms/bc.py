@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from learner.algorithms.base import Metrics, SampleBatch, frozen_copy, published_tensors, update_ema
+from learner.algorithms.base import Metrics, SampleBatch, descend, frozen_copy, published_tensors, update_ema
 from learner.algorithms.state import Stateful, collect_state, restore_state
 from learner.config import LearnerConfig
 from learner.losses import denoising_error, mean_over_human_rows
 from policy.critic_network import CriticEnsemble
 from policy.diffusion_policy import make_critic, make_denoiser
 from policy.encoder import ObservationHeads
+from policy.gripper_critic import GripperCritic, choice_of
 from policy.noise_schedule import make_noise_schedule
 from policy.spec import Specs
 
@@ -26,28 +28,43 @@ class BehaviourCloning:
         self._schedule = make_noise_schedule(self._policy.schedule, self._policy.denoising_steps).to(device)
         self._denoiser = make_denoiser(specs, self._policy).to(device)
         self._heads = ObservationHeads(specs, self._policy).to(device)
+        is_discrete = specs.action.gripper == "discrete"
+        self._gripper = GripperCritic(specs, self._policy).to(device) if is_discrete else None  # values as logits
+        self._action_dim = specs.action.continuous_dim
         self._averaged_denoiser = frozen_copy(self._denoiser)
         self._averaged_heads = frozen_copy(self._heads)
         trained = [*self._denoiser.parameters(), *self._heads.parameters()]
+        if self._gripper:
+            trained += self._gripper.parameters()
         self._optimiser = torch.optim.Adam(trained, self._config.learning_rate)
         self._noise = torch.Generator(device).manual_seed(config.seed)
         self._critic = _indifferent_critic(specs, config)
 
     def update_step(self, sample_batch: SampleBatch) -> Metrics:
         batch = sample_batch()
-        error = denoising_error(
-            self._denoiser, self._schedule, batch.action, self._heads(batch.observation), self._noise
-        )
+        feature, arm_action = self._heads(batch.observation), batch.action[:, : self._action_dim]
+        error = denoising_error(self._denoiser, self._schedule, arm_action, feature, self._noise)
         loss = mean_over_human_rows(error, batch.is_human)
-        self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimiser.step()
+        metrics: Metrics = {"actor_loss": loss.detach()}
+        if self._gripper:
+            error = F.cross_entropy(self._gripper(feature), choice_of(batch.action[:, -1]), reduction="none")
+            gripper_loss = mean_over_human_rows(error, batch.is_human)
+            metrics["gripper_loss"] = gripper_loss.detach()
+            loss = loss + gripper_loss
+        descend(self._optimiser, loss)
         update_ema(self._averaged_denoiser, self._denoiser, self._config.target_update_rate)
         update_ema(self._averaged_heads, self._heads, self._config.target_update_rate)
-        return {"actor_loss": loss.detach()}
+        return metrics
 
     def policy_tensors(self) -> dict[str, Tensor]:
-        return published_tensors(self._policy, self._averaged_denoiser, self._critic, self._averaged_heads)
+        return published_tensors(
+            {
+                "denoiser": self._averaged_denoiser,
+                "heads": self._averaged_heads,
+                "critic": self._critic if self._policy.behavior_candidates > 1 else None,
+                "gripper": self._gripper,
+            }
+        )
 
     def state(self) -> dict[str, Tensor]:
         return collect_state(self._parts())
@@ -56,7 +73,7 @@ class BehaviourCloning:
         restore_state(self._parts(), state)
 
     def _parts(self) -> dict[str, Stateful]:
-        return {
+        parts: dict[str, Stateful] = {
             "denoiser": self._denoiser,
             "heads": self._heads,
             "averaged_denoiser": self._averaged_denoiser,
@@ -64,6 +81,7 @@ class BehaviourCloning:
             "optimiser": self._optimiser,
             "noise": self._noise,
         }
+        return parts | ({"gripper": self._gripper} if self._gripper else {})
 
 
 def _indifferent_critic(specs: Specs, config: LearnerConfig) -> CriticEnsemble:

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from learner.algorithms.base import Metrics, SampleBatch, frozen_copy, published_tensors, update_ema
+from learner.algorithms.base import (
+    Metrics,
+    NextFeature,
+    SampleBatch,
+    descend,
+    frozen_copy,
+    next_feature_of,
+    published_tensors,
+    update_ema,
+)
+from learner.algorithms.gripper import make_gripper
 from learner.algorithms.state import Stateful, collect_state, restore_state
 from learner.config import LearnerConfig
 from learner.guidance import make_guide
@@ -48,6 +58,7 @@ class Cgpo:
         self._denoiser = make_denoiser(specs, self._policy).to(device)
         self._critic = make_critic(specs, self._policy).to(device)
         self._heads = ObservationHeads(specs, self._policy).to(device)
+        self._gripper = make_gripper(specs, config, self._config.discount)
         self._value = make_value_network(self._heads.feature_dim, self._config.value_hidden).to(device)
         self._target_denoiser = frozen_copy(self._denoiser)
         self._target_critic = frozen_copy(self._critic)
@@ -56,6 +67,8 @@ class Cgpo:
         self._denoiser_optimiser = Adam(self._denoiser.parameters(), self._config.actor_learning_rate, eps=eps)
         # The heads learn from the critic alone; the actor's loss stops at the feature (DrQ, HIL-SERL).
         valued = [*self._critic.parameters(), *self._heads.parameters()]
+        if self._gripper:
+            valued += self._gripper.critic.parameters()
         self._critic_optimiser = Adam(valued, self._config.critic.learning_rate, eps=eps)
         self._value_optimiser = Adam(self._value.parameters(), self._config.value_learning_rate, eps=eps)
         # One generator per purpose: switching guidance off does not shift the critic's noise.
@@ -85,34 +98,46 @@ class Cgpo:
     def _follow_critic(self) -> None:
         update_ema(self._target_critic, self._critic, self._config.target_update_rate)
         update_ema(self._target_heads, self._heads, self._config.target_update_rate)
+        if self._gripper:
+            self._gripper.follow(self._config.target_update_rate)
 
     # --- critic ---------------------------------------------------------------------------------------------------
 
     def _update_critic(self, batch: Batch) -> Metrics:
-        targets = self._critic_targets(batch)
-        quantiles = self._critic(self._heads(batch.observation), batch.action)
+        next_feature = next_feature_of(batch, self._heads, self._target_heads)
+        targets = self._critic_targets(batch, next_feature)
+        feature = self._heads(batch.observation)
+        quantiles = self._critic(feature, batch.action[:, : self._action_dim])
         if self._config.critic.type == "twin_scalar":
             loss = scalar_critic_loss(quantiles, targets)
         else:
             loss = quantile_huber_loss(quantiles, targets, self._config.critic.huber_kappa)
+        metrics: Metrics = {
+            "critic_loss": loss.detach(),
+            "q_data_mean": self._conservative(quantiles.detach()).mean(),
+        }
+        if self._gripper:
+            gripper_loss = self._gripper.loss(batch, feature, next_feature)
+            metrics["gripper_loss"] = gripper_loss.detach()
+            loss = loss + gripper_loss
         self._step(self._critic_optimiser, loss)
-        return {"critic_loss": loss.detach(), "q_data_mean": self._conservative(quantiles.detach()).mean()}
+        return metrics
 
     @torch.no_grad()
-    def _critic_targets(self, batch: Batch) -> Tensor:
+    def _critic_targets(self, batch: Batch, next_feature: NextFeature) -> Tensor:
         """Return target atoms (B, L): r + gamma (1 - terminated) Z_target(s', a'), highest atoms dropped.
 
         a' is the best of K_t target-policy samples by the online critic (DDQN). CGPO section 4.3, Algorithm 1.
         """
         config = self._config.critic
-        target_feature = self._target_heads(batch.next_observation)
-        feature = self._heads(batch.next_observation) if config.ddqn else target_feature
-        selector = self._critic if config.ddqn else self._target_critic
         candidates = self._candidates(
-            self._target_denoiser, target_feature, config.target_candidates, self._critic_noise
+            self._target_denoiser, next_feature.target, config.target_candidates, self._critic_noise
         )
-        next_action = self._best_of(selector, feature, candidates)
-        quantiles = self._target_critic(target_feature, next_action)
+        if config.ddqn:
+            next_action = self._best_of(self._critic, next_feature.online, candidates)
+        else:
+            next_action = self._best_of(self._target_critic, next_feature.target, candidates)
+        quantiles = self._target_critic(next_feature.target, next_action)
         if config.target_type == "scalar" or config.type == "twin_scalar":
             atoms = self._conservative(quantiles)[:, None]
         else:
@@ -155,9 +180,10 @@ class Cgpo:
             target = sample(self._denoiser, self._schedule, feature, noise, self._guide)
         metrics: Metrics = {"target_move": (target - policy_action).norm(dim=-1).mean()}
         if self._config.human_targets:
-            human_value = self._value_of(feature, batch.action)
+            human_action = batch.action[:, : self._action_dim]
+            human_value = self._value_of(feature, human_action)
             human_wins = batch.is_human & (human_value > self._value_of(feature, target))
-            target = torch.where(human_wins[:, None], batch.action, target)
+            target = torch.where(human_wins[:, None], human_action, target)
             metrics["human_target_fraction"] = human_wins.float().mean()
         return target, metrics
 
@@ -197,7 +223,8 @@ class Cgpo:
 
     def _imitate(self, batch: Batch, feature: Tensor) -> Metrics:
         """BC warm-up: plain denoising regression on human rows, none if the batch holds none."""
-        error = denoising_error(self._denoiser, self._schedule, batch.action, feature, self._loss_noise)
+        human_action = batch.action[:, : self._action_dim]
+        error = denoising_error(self._denoiser, self._schedule, human_action, feature, self._loss_noise)
         loss = mean_over_human_rows(error, batch.is_human)
         self._step(self._denoiser_optimiser, loss)
         return {"actor_loss": loss.detach()}
@@ -234,14 +261,17 @@ class Cgpo:
         return conservative_value(quantiles, self._policy.drop_quantiles)
 
     def _step(self, optimiser: Adam, loss: Tensor) -> None:
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self._config.grad_clip:
-            nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], self._config.grad_clip)
-        optimiser.step()
+        descend(optimiser, loss, self._config.grad_clip)
 
     def policy_tensors(self) -> dict[str, Tensor]:
-        return published_tensors(self._policy, self._denoiser, self._critic, self._heads)
+        return published_tensors(
+            {
+                "denoiser": self._denoiser,
+                "heads": self._heads,
+                "critic": self._critic if self._policy.behavior_candidates > 1 else None,
+                "gripper": self._gripper.critic if self._gripper else None,
+            }
+        )
 
     def state(self) -> dict[str, Tensor]:
         return collect_state(self._parts())
@@ -250,7 +280,7 @@ class Cgpo:
         restore_state(self._parts(), state)
 
     def _parts(self) -> dict[str, Stateful]:
-        return {
+        parts: dict[str, Stateful] = {
             "denoiser": self._denoiser,
             "critic": self._critic,
             "heads": self._heads,
@@ -266,6 +296,9 @@ class Cgpo:
             "loss_noise": self._loss_noise,
             "actor_updates": self._actor_updates,
         }
+        if self._gripper:
+            parts |= {"gripper": self._gripper.critic, "target_gripper": self._gripper.target}
+        return parts
 
 
 def make_value_network(feature_dim: int, hidden: tuple[int, ...]) -> nn.Sequential:

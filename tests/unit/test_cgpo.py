@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from learner.algorithms.base import update_ema
+from learner.algorithms.base import next_feature_of, update_ema
 from learner.algorithms.cgpo import Cgpo
 from learner.replay import Batch
 from policy.encoder import EncoderInput
@@ -38,6 +38,10 @@ def is_same(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
 
 
 # --- critic targets -----------------------------------------------------------------------------------------------
+
+
+def critic_targets(algorithm: Cgpo, batch: Batch) -> Tensor:
+    return algorithm._critic_targets(batch, next_feature_of(batch, algorithm._heads, algorithm._target_heads))
 
 
 def critic_by_candidate(first: list[list[float]], second: list[list[float]]) -> Critic:
@@ -86,7 +90,7 @@ def test_next_action_and_target_by_hand(
     with_two_candidates(monkeypatch, algorithm, online, target)
     following = EncoderInput(torch.full((2, 1), 0.25))
     batch = batch_of(2, reward=torch.ones(2), is_terminal=torch.tensor([0.0, 1.0]), next_observation=following)
-    bootstrapped, terminal = algorithm._critic_targets(batch)
+    bootstrapped, terminal = critic_targets(algorithm, batch)
     assert sorted(bootstrapped.tolist()) == pytest.approx(expected)
     assert terminal.tolist() == [1.0] * len(expected)
 
@@ -99,7 +103,7 @@ def test_twin_scalar_target_is_the_smaller_value_of_the_chosen_action(monkeypatc
     online = critic_by_candidate([[9.0], [1.0]], [[2.0], [3.0]])
     target = critic_by_candidate([[7.0], [8.0]], [[6.0], [4.0]])
     with_two_candidates(monkeypatch, algorithm, online, target)
-    targets = algorithm._critic_targets(batch_of(1, next_observation=EncoderInput(torch.full((1, 1), 0.25))))
+    targets = critic_targets(algorithm, batch_of(1, next_observation=EncoderInput(torch.full((1, 1), 0.25))))
     assert targets.tolist() == [[pytest.approx(0.9 * 4)]]
 
 

@@ -125,5 +125,6 @@ def test_every_choice_is_among_the_switches() -> None:
         ("policy.distribution", "gaussian"),
         ("policy.encoder", "resnet10"),
         ("policy.success_classifier", True),
+        ("policy.success_classifier_vector", True),
     }
     assert choices(CgpoConfig()) | choices(PolicyConfig(), "policy.") <= covered | elsewhere

@@ -1,0 +1,158 @@
+"""HIL-SERL's SAC: RLPD on a tanh-Gaussian, the baseline of the paper's robot experiments, in reading order.
+
+RLPD (arXiv:2302.02948) is SAC on batches half from people, with LayerNorm in the critics. Two critics and the minimum
+of both are HIL-SERL's; RLPD's own are ten, of which each update takes the minimum of two drawn at random. The actor
+climbs the mean over all critics. Letters: B batch, N critics, A action.
+
+Differs from HIL-SERL's code: actor and critic share the encoder's heads, which learn from the critic alone, as in CGPO
+here, so that both algorithms are compared behind the same eyes.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from learner.algorithms.base import (
+    Metrics,
+    NextFeature,
+    SampleBatch,
+    descend,
+    frozen_copy,
+    next_feature_of,
+    published_tensors,
+    update_ema,
+)
+from learner.algorithms.gripper import make_gripper
+from learner.algorithms.state import Stateful, collect_state, restore_state
+from learner.config import LearnerConfig
+from learner.losses import scalar_critic_loss
+from learner.replay import Batch
+from policy.diffusion_policy import make_critic
+from policy.encoder import ObservationHeads
+from policy.gaussian_policy import GaussianPolicy
+from policy.spec import Specs
+
+
+class HilSerlSac:
+    """See the module docstring; configuration in learner.config.SacConfig."""
+
+    def __init__(self, config: LearnerConfig, specs: Specs) -> None:
+        self._config = config.sac
+        device = torch.device(config.device)
+        torch.manual_seed(config.seed)
+        self._actor = GaussianPolicy(specs, config.policy).to(device)
+        self._critic = make_critic(specs, config.policy).to(device)
+        self._heads = ObservationHeads(specs, config.policy).to(device)
+        self._gripper = make_gripper(specs, config, self._config.discount)
+        self._temperature = Temperature(self._config.initial_temperature).to(device)
+        self._target_critic = frozen_copy(self._critic)
+        self._target_heads = frozen_copy(self._heads)
+        self._action_dim = specs.action.continuous_dim
+        self._target_entropy = -self._action_dim / 2
+        valued = [*self._critic.parameters(), *self._heads.parameters()]
+        if self._gripper:
+            valued += self._gripper.critic.parameters()
+        self._actor_optimiser = Adam(self._actor.parameters(), self._config.actor_learning_rate)
+        self._critic_optimiser = Adam(valued, self._config.critic_learning_rate)
+        self._temperature_optimiser = Adam(self._temperature.parameters(), self._config.temperature_learning_rate)
+        self._critic_noise, self._actor_noise = (
+            torch.Generator(device).manual_seed(config.seed * 1000 + purpose) for purpose in range(2)
+        )
+
+    def update_step(self, sample_batch: SampleBatch) -> Metrics:
+        for _ in range(self._config.cta_ratio - 1):
+            self._update_critic(sample_batch())
+        batch = sample_batch()
+        return self._update_critic(batch) | self._update_actor(batch)
+
+    def _update_critic(self, batch: Batch) -> Metrics:
+        next_feature = next_feature_of(batch, self._heads, self._target_heads)
+        targets = self._critic_targets(batch, next_feature)
+        feature = self._heads(batch.observation)
+        values = self._critic(feature, batch.action[:, : self._action_dim])
+        loss = scalar_critic_loss(values, targets[:, None])
+        metrics: Metrics = {"critic_loss": loss.detach(), "q_data_mean": values.detach().mean()}
+        if self._gripper:
+            gripper_loss = self._gripper.loss(batch, feature, next_feature)
+            metrics["gripper_loss"] = gripper_loss.detach()
+            loss = loss + gripper_loss
+            self._gripper.follow(self._config.target_update_rate)
+        descend(self._critic_optimiser, loss)
+        update_ema(self._target_critic, self._critic, self._config.target_update_rate)
+        update_ema(self._target_heads, self._heads, self._config.target_update_rate)
+        return metrics
+
+    @torch.no_grad()
+    def _critic_targets(self, batch: Batch, next_feature: NextFeature) -> Tensor:
+        """Return y (B,) = r + gamma (1 - terminated) (min_i Q_target_i(s', a') [- alpha log pi(a'|s')])."""
+        next_action, log_density = self._actor.sample(next_feature.online, self._critic_noise)
+        values: Tensor = self._target_critic(next_feature.target, next_action).squeeze(-1)  # (B, N)
+        if self._config.critic_subset:
+            drawn = torch.randperm(values.shape[1], generator=self._critic_noise, device=values.device)
+            values = values[:, drawn[: self._config.critic_subset]]
+        next_value = values.amin(dim=1)
+        if self._config.backup_entropy:
+            next_value = next_value - self._temperature.value() * log_density
+        return batch.reward + self._config.discount * (1 - batch.is_terminal) * next_value
+
+    def _update_actor(self, batch: Batch) -> Metrics:
+        """Ascend E[mean_i Q_i(s, a) - alpha log pi(a|s)], then move alpha towards the target entropy."""
+        with torch.no_grad():
+            feature = self._heads(batch.observation)
+        action, log_density = self._actor.sample(feature, self._actor_noise)
+        value = self._critic(feature, action).mean(dim=(1, 2))
+        loss = (self._temperature.value().detach() * log_density - value).mean()
+        descend(self._actor_optimiser, loss)
+        entropy = -log_density.detach().mean()
+        if self._config.tune_temperature:
+            descend(self._temperature_optimiser, self._temperature.value() * (entropy - self._target_entropy))
+        return {
+            "actor_loss": loss.detach(),
+            "q_mean": value.detach().mean(),
+            "entropy": entropy,
+            "temperature": self._temperature.value().detach(),
+            "policy_action_std": action.detach().std(dim=0).mean(),
+        }
+
+    def policy_tensors(self) -> dict[str, Tensor]:
+        gripper = self._gripper.critic if self._gripper else None
+        return published_tensors({"gaussian": self._actor, "heads": self._heads, "gripper": gripper})
+
+    def state(self) -> dict[str, Tensor]:
+        return collect_state(self._parts())
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        restore_state(self._parts(), state)
+
+    def _parts(self) -> dict[str, Stateful]:
+        parts: dict[str, Stateful] = {
+            "actor": self._actor,
+            "critic": self._critic,
+            "heads": self._heads,
+            "target_critic": self._target_critic,
+            "target_heads": self._target_heads,
+            "temperature": self._temperature,
+            "actor_optimiser": self._actor_optimiser,
+            "critic_optimiser": self._critic_optimiser,
+            "temperature_optimiser": self._temperature_optimiser,
+            "critic_noise": self._critic_noise,
+            "actor_noise": self._actor_noise,
+        }
+        if self._gripper:
+            parts |= {"gripper": self._gripper.critic, "target_gripper": self._gripper.target}
+        return parts
+
+
+class Temperature(nn.Module):
+    """alpha = softplus(raw), which stays positive while Adam moves raw."""
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.tensor(math.log(math.expm1(initial))))
+
+    def value(self) -> Tensor:
+        return F.softplus(self.raw)
