@@ -18,9 +18,10 @@ from actor.rewards import RewardSource, make_rewards
 from actor.tasks import make_task
 from actor.tasks.base import Task, TaskOptions
 from policy.encoder import EncoderInput, ObservationEncoder
-from policy.errors import ConfigError
+from policy.errors import ConfigError, unknown_name
 from policy.spec import Observation, Specs
 from policy.success_classifier import TENSOR_PREFIX
+from robot.backends import BACKENDS
 from robot.errors import RobotError
 from robot.interface import SimulatedBackend
 
@@ -28,7 +29,9 @@ _CAMERA_POLL_S = 0.2
 
 
 def configured_task(config: ActorConfig) -> Task:
-    """Return the task with the configured observations and actions. Raises ConfigError."""
+    """Return the task with the configured observations and actions. Raises ConfigError, before anything is written."""
+    if config.backend not in BACKENDS:
+        raise unknown_name("robot backend", config.backend, list(BACKENDS))
     options = TaskOptions(
         pixels=config.pixels, image_size_px=config.cameras.image_size_px, gripper=config.gripper, frame=config.frame
     )
