@@ -57,7 +57,7 @@ def test_an_invalid_record_is_refused_by_name_after_the_valid_ones_before_it(
     records[3].transition.reward = float("nan")
     code, text = refused(lambda: append(stub, records))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
-    assert "transition 3 of robot, incarnation a: reward = nan" in text
+    assert "record 3 of robot, incarnation a: reward = nan" in text
     assert [sequence for _, _, sequence in ingest.sequences()] == [0, 1, 2]
     other.offer(range(3))
     other.drain()
