@@ -1,5 +1,6 @@
 """The learning curve of a run as a picture."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,14 +11,16 @@ matplotlib.use("Agg")  # no display is needed; must come before pyplot
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from launch.progress import SUCCESS_WINDOW, Progress, Row, intervention_share, is_unassisted
+from actor.accounting import RATE_EPISODES, intervention_rates
+from launch.progress import SUCCESS_WINDOW, Progress, Row, is_unassisted
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#6b6b6b"  # distinct also to colour-blind readers
+_STAGE_COLORS = {"guidance": _ORANGE, "exploration": _BLUE, "correction": "#f0c24a", "demonstration": "#cc79a7"}
 _FEWEST_FOR_A_RATE = 5  # a mean over fewer episodes only jumps
 
 
 def draw_learning_curve(progress: Progress, title: str, path: Path) -> None:
-    """Write a PNG: success with evaluations, share of human steps, and the learner's values, all over env steps."""
+    """Write a PNG over env steps: success with evaluations, the human share with the stages, the learner's values."""
     figure, (success, human, values) = plt.subplots(
         3, 1, sharex=True, figsize=(8, 8), height_ratios=[3, 1, 1.5], layout="constrained"
     )
@@ -26,7 +29,7 @@ def draw_learning_curve(progress: Progress, title: str, path: Path) -> None:
     _draw_values(values, progress)
     success.set_title(title, loc="left", fontsize=12)
     values.set_xlabel("environment steps")
-    demonstrations = [row["env_steps"] for row in progress.demonstrations]
+    demonstrations = [row["env_steps"] for row in _initial_demonstrations(progress)]
     for axes in (success, human, values):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -39,6 +42,10 @@ def draw_learning_curve(progress: Progress, title: str, path: Path) -> None:
         )
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _initial_demonstrations(progress: Progress) -> list[Row]:
+    return list(itertools.takewhile(lambda row: row["kind"] == "demonstration", progress.episodes))
 
 
 def _draw_success(axes: Axes, progress: Progress) -> None:
@@ -81,13 +88,32 @@ def _draw_success(axes: Axes, progress: Progress) -> None:
 
 
 def _draw_human_share(axes: Axes, progress: Progress) -> None:
+    rates = intervention_rates(progress.episodes)
     training = [row for row in progress.episodes if row["kind"] == "training"]
-    shares = _over_window(training, lambda rows: intervention_share(rows) or 0.0)
-    axes.fill_between([row["env_steps"] for row in training], shares, color=_GREEN, alpha=0.35, lw=0)
-    axes.plot([row["env_steps"] for row in training], shares, color=_GREEN)
-    axes.set_ylabel("human share\nof steps")
+    if rates:
+        first = training[0]["env_steps"] - training[0]["length"]
+        edges = [first, *(env_steps for env_steps, _ in rates)]
+        axes.stairs([rate for _, rate in rates], edges, fill=True, color=_GREEN, alpha=0.35)
+        axes.stairs([rate for _, rate in rates], edges, color=_GREEN)
+    axes.set_ylabel(f"human share of\n{RATE_EPISODES} episodes")
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    _draw_stages(axes, progress)
+
+
+def _draw_stages(axes: Axes, progress: Progress) -> None:
+    """Draw a band for each run of episodes of one stage along the top of the axes."""
+    named: set[str] = set()
+    start = 0
+    for stage, group in itertools.groupby(progress.episodes, key=lambda row: row["stage"]):
+        end = list(group)[-1]["env_steps"]
+        if stage is not None:
+            label = None if stage in named else stage
+            axes.axvspan(start, end, ymin=0.9, color=_STAGE_COLORS[stage], lw=0, label=label)
+            named.add(stage)
+        start = end
+    if named:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.35), ncols=4, frameon=False, fontsize=8)
 
 
 def _draw_values(axes: Axes, progress: Progress) -> None:

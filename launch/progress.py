@@ -13,8 +13,17 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from actor.accounting import human_time
+
 SUCCESS_WINDOW = 20  # episodes
 _SHOWN_LINES = 6
+# People at the robot read the colour first: orange is a human's turn, blue the policy's.
+_STAGE_STYLES = {
+    "guidance": "bold dark_orange",
+    "exploration": "bold dodger_blue1",
+    "correction": "bold yellow",
+    "demonstration": "bold dark_orange",
+}
 
 Row = dict[str, Any]
 
@@ -40,17 +49,19 @@ class JsonLines:
 class Progress:
     """The episodes, evaluations and learner metrics of the run in `directory`.
 
-    Rows are actor.report.EpisodeReport, actor.evaluate.Evaluation and learner.metrics lines as they stand in the files,
-    but `env_steps` counts all steps on the robot up to the row's end, demonstrations included.
+    Rows are actor.report.EpisodeReport, actor.protocol_stages.stage_line, actor.evaluate.Evaluation and learner.metrics
+    lines as they stand in the files, but `env_steps` counts all steps on the robot up to the row's end, demonstrations
+    included.
     """
 
     def __init__(self, directory: Path) -> None:
         self._episodes = JsonLines(directory / "actor" / "episodes.jsonl")
+        self._stages = JsonLines(directory / "actor" / "stages.jsonl")
         self._evaluations = JsonLines(directory / "actor" / "evaluations.jsonl")
         self._metrics = JsonLines(directory / "learner" / "metrics.jsonl")
 
     def update(self) -> None:
-        for file in (self._episodes, self._evaluations, self._metrics):
+        for file in (self._episodes, self._stages, self._evaluations, self._metrics):
             file.update()
         env_steps = 0
         for row in self.episodes:
@@ -66,9 +77,22 @@ class Progress:
         return [row for row in self.episodes if row["kind"] == "demonstration"]
 
     @property
+    def stage_changes(self) -> list[Row]:
+        return self._stages.rows
+
+    @property
     def evaluations(self) -> list[Row]:
-        demonstration_steps = sum(row["length"] for row in self.demonstrations)
-        return [{**row, "env_steps": row["env_steps"] + demonstration_steps} for row in self._evaluations.rows]
+        return [{**row, "env_steps": self._all_steps(row["env_steps"])} for row in self._evaluations.rows]
+
+    def _all_steps(self, training_steps: int) -> int:
+        """Return the steps on the robot after the episode with which so many training steps were made."""
+        made = env_steps = 0
+        for row in self.episodes:
+            if made >= training_steps and row["kind"] == "training":
+                break
+            made += row["length"] * (row["kind"] == "training")
+            env_steps = row["env_steps"]
+        return env_steps
 
     @property
     def metrics(self) -> list[Row]:
@@ -127,10 +151,20 @@ class Display:
         left = _clock(max(0.0, self._limit_s - elapsed_s)) if self._limit_s else "no limit"
         figures = figures_table(self._progress)
         figures.add_row("elapsed", _clock(elapsed_s), "time left", left)
+        stage = stage_text(self._progress)
         lines = Text("\n".join(self._lines), style="dim", no_wrap=True, overflow="ellipsis")
-        return Panel(
-            Group(figures, Text(), lines), title=self._title, subtitle="Ctrl-C: finish now and write the report"
-        )
+        parts: list[Table | Text] = [figures, *([Text(), stage] if stage else []), Text(), lines]
+        return Panel(Group(*parts), title=self._title, subtitle="Ctrl-C: finish now and write the report")
+
+
+def stage_text(progress: Progress) -> Text | None:
+    """Return the present stage and why; None while the stages are off or nothing has happened yet."""
+    changes, episodes = progress.stage_changes, progress.episodes
+    stage = changes[-1]["to"] if changes else episodes[-1]["stage"] if episodes else None
+    if stage is None:
+        return None
+    why = changes[-1]["reason"] if changes else "demonstrations first, then frequent help"
+    return Text.assemble(("stage ", "dim"), (stage.upper(), _STAGE_STYLES[stage]), f"  {why}", no_wrap=False)
 
 
 def figures_table(progress: Progress) -> Table:
@@ -159,6 +193,12 @@ def figures_table(progress: Progress) -> Table:
             _number(last_episode.get("weights_age_s"), ".1f", " s"),
         ),
         (
+            "human time",
+            _human_time(episodes),
+            "judged by",
+            last_episode.get("reward_source", "-"),
+        ),
+        (
             "evaluation",
             _evaluation(progress.evaluations),
             "records to send",
@@ -168,6 +208,11 @@ def figures_table(progress: Progress) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _human_time(episodes: Sequence[Row]) -> str:
+    times = human_time(episodes)
+    return f"{_clock(times['human_s'])} of {_clock(times['robot_s'])}" if times["robot_s"] else "-"
 
 
 def _evaluation(evaluations: Sequence[Row]) -> str:

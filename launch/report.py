@@ -6,13 +6,16 @@ import logging
 import os
 import platform
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from actor.accounting import human_time
 from launch.curve import draw_learning_curve
+from launch.people import human_section, stages_section
 from launch.progress import Progress, intervention_share
 from learner.episode_log import EpisodeLog
 from policy.errors import CgpoError
@@ -59,6 +62,7 @@ class RunFacts:
     wall_s: float
     interrupted: bool
     failure: str  # why the run ended early; empty when it did not
+    notes: tuple[str, ...] = ()  # what a reader must know of the configuration to believe the figures
 
 
 def write_report(directory: Path, facts: RunFacts) -> dict[str, Any]:
@@ -83,6 +87,7 @@ def summarise(directory: Path, facts: RunFacts, progress: Progress) -> dict[str,
     _fill(summary["link"], _log_statistics(directory / "learner" / "log.sqlite", actor))
     for name in ("task", "preset", "algorithm", "seed", "interrupted", "failure"):
         summary[name] = getattr(facts, name)
+    summary["notes"] = list(facts.notes)
     summary["wall_s"] = round(facts.wall_s, 1)
     summary["unknown"] = _null_keys(summary)
     return summary
@@ -93,9 +98,13 @@ def render_report(summary: Mapping[str, Any], facts: RunFacts, progress: Progres
     lines = [f"# {verdict(summary)}", ""]
     if facts.failure:
         lines += [f"**The run ended early: {facts.failure}.** The end of its log says why.", ""]
+    if facts.notes:
+        lines += [*(f"- {note}" for note in facts.notes), ""]
     lines += ["![learning curve](learning_curve.png)", "", "## Figures", "", "| | |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in _figures(summary, len(progress.demonstrations))]
     lines += _interim_evaluations(progress)
+    lines += human_section(progress)
+    lines += stages_section(progress.stage_changes)
     if summary["unknown"]:
         why = "the run was stopped before they were measured" if facts.interrupted else "no process wrote them"
         lines += ["", "## Not known", "", f"{', '.join(f'`{key}`' for key in summary['unknown'])}: {why}."]
@@ -157,7 +166,7 @@ def _figures(summary: Mapping[str, Any], demonstrations: int) -> list[tuple[str,
     control, link, weights = summary["control"], summary["link"], summary["weights"]
     evaluation, human = summary["eval"], summary["intervention"]
     period, staleness = control["period_ms"], weights["staleness_s"]
-    return [
+    figures = [
         ("wall time", f"{_form(summary['wall_s'] / 60, '.1f')} min"),
         ("environment steps", _form(summary["env_steps"], ",d")),
         ("episodes", f"{_form(summary['episodes'], ',d')}, {demonstrations} of them demonstrations"),
@@ -165,7 +174,7 @@ def _figures(summary: Mapping[str, Any], demonstrations: int) -> list[tuple[str,
             "updates",
             f"{_form(summary['updates'], ',d')} at {_form(summary['updates_per_s'], '.1f')} per second of work",
         ),
-        ("human steps after the demonstrations", f"{_form(human['steps'], ',d')} ({_percent(human['fraction'])})"),
+        ("human steps in training episodes", f"{_form(human['steps'], ',d')} ({_percent(human['fraction'])})"),
         ("evaluation: mean return", _form(evaluation["mean_return"], ".2f")),
         ("evaluation: mean length", f"{_form(evaluation['mean_length'], '.1f')} steps"),
         (
@@ -181,6 +190,17 @@ def _figures(summary: Mapping[str, Any], demonstrations: int) -> list[tuple[str,
         ("last weights version", _form(weights["version"], ",d")),
         ("age of weights in use p50 / p95", f"{_form(staleness['p50'], '.1f')} / {_form(staleness['p95'], '.1f')} s"),
     ]
+    for name, what in (
+        ("discarded_episodes", "episodes discarded by the operator"),
+        ("aborted_episodes", "episodes that a camera ended"),
+        ("stale_image_steps", "steps that saw an old image"),
+    ):
+        if summary.get(name):
+            figures.append((what, _form(summary[name], ",d")))
+    if summary.get("reward_sources"):
+        judged = ", ".join(f"{count:,} by {source}" for source, count in summary["reward_sources"].items())
+        figures.append(("episodes judged", judged))
+    return figures
 
 
 def _form(value: float | None, form: str) -> str:
@@ -254,6 +274,8 @@ def _from_episodes(progress: Progress) -> dict[str, Any]:
             "steps": sum(row["intervention_steps"] for row in episodes),
             "fraction": intervention_share(episodes),
         },
+        "human_time": human_time(episodes),
+        "reward_sources": dict(Counter(row["reward_source"] for row in episodes)),
     }
 
 

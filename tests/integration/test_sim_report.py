@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 
 from launch import report, sim
 from launch.processes import wait_for
-from launch.progress import JsonLines, Progress
+from launch.progress import JsonLines, Progress, stage_text
 from learner.episode_log import EpisodeLog
 from policy.config import load_preset
 from policy.errors import EXIT_INTERRUPTED, EXIT_PORT_IN_USE, ConfigError
@@ -61,13 +62,21 @@ EPISODE = {
     "length": 40,
     "episode_return": 1.0,
     "duration_s": 0.5,
+    "robot_s": 4.0,
+    "human_s": 0.0,
     "interventions": 0,
     "intervention_steps": 0,
+    "human_steps": 0,
     "clipped_steps": 0,
+    "stale_image_steps": 0,
     "weights_version": 3,
     "weights_age_s": 1.5,
     "backlog": 0,
+    "stage": None,
+    "reward_source": "task",
     "stopped": False,
+    "is_discarded": False,
+    "is_aborted": False,
 }
 EVALUATION = {
     "kind": "final",
@@ -90,7 +99,9 @@ with (folder / "episodes.jsonl").open("w") as file:
     for number in range(12):
         kind = "demonstration" if number < 2 else "training"
         human = 20 if number == 5 else 0
-        file.write(json.dumps({{**episode, "episode": number, "kind": kind, "intervention_steps": human}}) + "\\n")
+        human_s = 4.0 if number < 2 else human / 10
+        row = {{**episode, "episode": number, "kind": kind, "intervention_steps": human, "human_s": human_s}}
+        file.write(json.dumps(row) + "\\n")
         print(f"ep {{number:03d}} SUCCESS")
 """
 )
@@ -124,6 +135,10 @@ note("actor")
 )
 
 WAIT_FOR_STOP = "\nwhile not stopped: time.sleep(0.01)\n"
+
+FACTS = report.RunFacts(
+    title="", task="", preset="", algorithm="", seed=0, command="", wall_s=1.0, interrupted=False, failure=""
+)
 
 SUMMARY_KEYS = {
     "task": None,
@@ -292,6 +307,53 @@ def test_children_do_not_outlive_a_killed_launcher() -> None:
     )
 
 
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_stages_and_human_time_are_shown_and_reported(tmp_path: Path) -> None:
+    # 10 Hz: 300 steps are half a minute. A demonstration, two episodes alone, one corrected, a demonstration again.
+    demonstration = {"kind": "demonstration", "length": 300, "robot_s": 30.0, "human_s": 30.0}
+    alone = {"length": 600, "robot_s": 60.0, "is_success": False, "stage": "exploration"}
+    corrected = {"length": 600, "robot_s": 60.0, "human_s": 15.0, "intervention_steps": 150, "stage": "correction"}
+    episodes = [
+        {"stage": "guidance", **demonstration},
+        alone,
+        alone,
+        corrected,
+        {"stage": "demonstration", **demonstration},
+    ]
+    write_lines(
+        tmp_path / "actor" / "episodes.jsonl",
+        [{**EPISODE, "reward_source": "classifier", **row, "episode": i} for i, row in enumerate(episodes)],
+    )
+    change = {"episode": 2, "env_steps": 1500, "from": "exploration", "to": "correction", "reason": "2 of 2 failed"}
+    last = {"episode": 3, "env_steps": 2100, "from": "correction", "to": "demonstration", "reason": "failure persists"}
+    write_lines(tmp_path / "actor" / "stages.jsonl", [change, last])
+    write_lines(tmp_path / "actor" / "evaluations.jsonl", [{**EVALUATION, "env_steps": 1200, "weights_version": 1}])
+    progress = Progress(tmp_path)
+    progress.update()
+    assert [row["env_steps"] for row in progress.evaluations] == [1500]  # the later demonstration comes after it
+
+    stage = stage_text(progress)
+    assert stage is not None
+    assert "DEMONSTRATION" in stage.plain
+    assert "failure persists" in stage.plain
+
+    facts = replace(FACTS, notes=("The encoder is a random one.",))
+    summary = report.write_report(tmp_path, facts)
+    assert summary["human_time"]["human_s"] == 75.0
+    assert summary["reward_sources"] == {"classifier": 5}
+    text = (tmp_path / "report.md").read_text()
+    assert "- The encoder is a random one." in text
+    assert "A human drove 1.2 of 4.0 min on the robot (31%)" in text
+    assert "| exploration | 2 | 0 of 2 | 2.0 | 0.0 | 0.0 | 0% |" in text
+    assert "| correction | 1 | - | 1.0 | 0.0 | 0.2 | 25% |" in text
+    assert "| 3 | 2,100 | correction | demonstration | failure persists |" in text
+    assert "Share of human steps in each 10 training episodes: 8%." in text  # 150 of 1,800
+
+
 NO_EVALUATION = dict.fromkeys(EVALUATION)
 PARTIAL = {**EVALUATION, "episodes": 12, "successes": 11, "success_rate": 11 / 12}
 
@@ -324,10 +386,7 @@ def test_what_the_log_holds_before_its_acknowledgement_makes_up_for_no_loss(
     (tmp_path / "actor").mkdir()
     figures = {"link": {"offered": offered, "pending": pending}}
     (tmp_path / "actor" / "actor_summary.json").write_text(json.dumps(figures))
-    facts = report.RunFacts(
-        title="", task="", preset="", algorithm="", seed=0, command="", wall_s=1.0, interrupted=False, failure=""
-    )
-    link = report.summarise(tmp_path, facts, Progress(tmp_path))["link"]
+    link = report.summarise(tmp_path, FACTS, Progress(tmp_path))["link"]
     assert (link["lost"], link["duplicated"]) == (lost, 0)
 
 
