@@ -33,8 +33,11 @@ _GRACE_S = 90.0  # for each program to finish: above what the learner grants its
 class Options:
     task: str = "peg_in_hole"
     """Task to learn."""
-    preset: str = "sim_quick"
-    """Name of a file in launch/presets (without .toml), or the path of one."""
+    pixels: bool = False
+    """Learn from the images of two cameras and the arm's own measurements instead of the objects' poses."""
+    preset: str = ""
+    """Name of a file in launch/presets (without .toml), or the path of one. Empty: sim_quick, with --pixels
+    sim_pixels."""
     max_minutes: float = 20.0
     """Time for demonstrations, training and evaluations."""
     seed: int = 0
@@ -57,6 +60,7 @@ class Run:
     """A run that is fully decided."""
 
     directory: Path
+    preset: str
     learner: LearnerConfig
     actor: ActorConfig
 
@@ -101,18 +105,19 @@ def main() -> int:
     make_folder(run.directory)
     run.config_path.write_text(config_module.to_toml({"learner": run.learner, "actor": run.actor}))
     started_s = time.monotonic()
-    title = f"{run.actor.task}, {options.preset}, {run.learner.algorithm}, seed {options.seed}"
+    title = f"{run.actor.task}, {run.preset}, {run.learner.algorithm}, seed {run.actor.seed}"
     failure = supervise(run, title, stop)
     facts = RunFacts(
         title=title,
         task=run.actor.task,
-        preset=options.preset,
+        preset=run.preset,
         algorithm=run.learner.algorithm,
-        seed=options.seed,
+        seed=run.actor.seed,
         command=shlex.join(["launch/sim.sh", *sys.argv[1:]]),
         wall_s=time.monotonic() - started_s,
         interrupted=stop.count > 0,
         failure=failure.summary if failure else "",
+        notes=notes(run),
     )
     summary = write_report(run.directory, facts)
     print(f"{verdict(summary)}\nreport: {run.directory / 'report.md'}")
@@ -128,14 +133,15 @@ def resolve(options: Options) -> Run:
         raise ConfigError(f"{directory} already holds a run. Choose another folder with --out, or remove that one.")
     assignments = [
         f"actor.task={json.dumps(options.task)}",
+        *(["actor.pixels=true"] if options.pixels else []),
         f"actor.max_minutes={options.max_minutes}",
         f"actor.seed={options.seed}",
         f"learner.seed={options.seed}",
         f"learner.port={free_port()}",
         *(assignment for group in options.overrides for assignment in group),
     ]
-    preset = config_module.load_preset(options.preset)
-    tables = config_module.apply_overrides(preset, assignments, override_keys())
+    preset = options.preset or ("sim_pixels" if options.pixels else "sim_quick")
+    tables = config_module.apply_overrides(config_module.load_preset(preset), assignments, override_keys())
     tables["learner"] |= {"run_dir": str(directory / "learner"), "host": "127.0.0.1"}
     tables["actor"] |= {"run_dir": str(directory / "actor"), "learner": f"127.0.0.1:{tables['learner']['port']}"}
     learner = config_from_preset(LearnerConfig, "learner", tables)
@@ -147,7 +153,23 @@ def resolve(options: Options) -> Run:
     ):  # before anything is written or started
         if name not in registry:
             raise unknown_name(kind, name, list(registry))
-    return Run(directory, learner, actor)
+    if actor.pixels and actor.policy.encoder == "none":
+        raise ConfigError(
+            f"preset {preset!r} has no image encoder, which --pixels needs: choose the preset sim_pixels, or add "
+            "--set policy.encoder=resnet10 policy.encoder_weights=SHA256 (docs/encoder.md)"
+        )
+    return Run(directory, preset, learner, actor)
+
+
+def notes(run: Run) -> tuple[str, ...]:
+    """Return what a reader must know of the configuration to believe the report's figures."""
+    if run.actor.pixels and run.actor.policy.encoder_weights == "random":
+        return (
+            '**Random image encoder.** The frozen ResNet-10 has random weights (`encoder_weights = "random"`), which '
+            "know nothing of images; only its small heads learn. The figures say little about what a trained encoder "
+            "reaches (docs/encoder.md has how to get one).",
+        )
+    return ()
 
 
 def override_keys() -> list[str]:
