@@ -41,6 +41,7 @@ class CartesianTask(ABC):
         travel_m: Array,
         differences: tuple[Field, ...],
         rotation: bool = False,
+        max_step_m: float = 0.02,
     ) -> None:
         """workspace: box (3,), (3,) in O that EE is kept in; travel_m: how far along each axis EE gets from its start.
 
@@ -50,6 +51,7 @@ class CartesianTask(ABC):
         self._pixels = options.pixels
         self._frame = ReferenceFrame(options.frame)
         self.cartesian = CartesianDelta(
+            max_step_m=max_step_m,
             rotation=rotation,
             gripper=self._gripper_mode(options.gripper),
             frame=self._frame,

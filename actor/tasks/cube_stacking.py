@@ -22,6 +22,7 @@ START_RANGE_M = np.array([0.04, 0.04, 0.03])
 WORKSPACE_RANGE_M = 0.13  # of EE along x and y
 FLOOR_M = 0.5 * CUBE_EDGE_M - 0.002  # lowest EE: at the middle of a cube on the table
 CEILING_M = 0.26
+MAX_STEP_M = 0.03  # per axis; the hand has some 35 cm to go in 100 steps, and after a take-over in 60
 MISALIGNED_M = 0.5 * CUBE_EDGE_M  # of the upper cube's centre; beyond, it would not rest on the other
 HEIGHT_TOLERANCE_M = 0.004
 TILT_TOLERANCE_RAD = 0.1
@@ -46,6 +47,7 @@ class CubeStacking(CartesianTask):
             options,
             workspace_min_m=CENTRE_M - sideways + FLOOR_M * UP,
             workspace_max_m=CENTRE_M + sideways + CEILING_M * UP,
+            max_step_m=MAX_STEP_M,
             travel_m=START_RANGE_M + sideways + START_HEIGHT_M * UP,
             differences=(
                 Field(name="EE_to_top", unit="m", low=(-0.2, -0.2, -0.25), high=(0.2, 0.2, 0.05), fine_scale=0.01),

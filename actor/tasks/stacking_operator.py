@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from actor.tasks.base import ObjectPoses
 from actor.tasks.cartesian import CartesianDelta
-from robot.geometry import CUBE_EDGE_M
+from robot.geometry import CUBE_EDGE_M, GRIPPER_OPEN_M
 from robot.interface import Array, RobotState
 
 # As for the peg (actor/tasks/peg_operator.py): the arm covers 0.34 of a commanded step and coasts 0.03 s.
@@ -20,6 +20,9 @@ _OVER_M = CUBE_EDGE_M / 2 + 0.03  # EE above a cube's middle: the finger tips pa
 _FUNNEL_M = 0.012  # lateral error up to which the open hand may come down around a cube
 _GRASP_M = 0.008  # distance of EE from the cube's middle at which it closes, in height and across
 _GRIPPED_M = 0.004  # fingers at most this much wider than the cube hold it
+_JAMMED_RAD = 0.45
+_PAD_M = (0.022, 0.008)  # width and thickness of a finger's pad (Robotiq 2F-85)
+_SPARE_M = 0.002  # air between a pad and a cube on either side
 _CARRY_M = 0.015  # height of the carried cube's lower face over the other one while it travels
 _ALIGNED_M = 0.005  # lateral error at which it goes down
 _LANDED_M = 0.003  # height over the other cube at which it lets go
@@ -37,7 +40,7 @@ class StackingOperator:
         EE = state.O_T_EE[:3, 3]
         top, bottom = objects["cube_top"][:3, 3], objects["cube_bottom"][:3, 3]
         goal = bottom + CUBE_EDGE_M * _UP
-        is_gripped = _is_between_fingers(top - EE) and state.gripper_width < CUBE_EDGE_M + _GRIPPED_M
+        is_gripped = _is_between_fingers(top - EE) and state.gripper_width < _gripped_width(objects["cube_top"])
         if _is_stacked(top, goal):
             target, gripper = _leave(EE, top, state.gripper_width)
         elif is_gripped:
@@ -50,6 +53,18 @@ class StackingOperator:
 
 def _is_between_fingers(EE_to_top: Array) -> bool:
     return bool(np.abs(EE_to_top).max() < CUBE_EDGE_M / 2)
+
+
+def _gripped_width(O_T_cube: Array) -> float:
+    """Return the width, m, below which the fingers hold a cube.
+
+    They turn it straight, unless it lies so far askew that they jam on its diagonal, which holds it as well.
+    """
+    edge = O_T_cube[:, int(np.argmin(np.abs(O_T_cube[2, :3])))]  # a level one, whichever face it lies on
+    yaw = math.remainder(math.atan2(edge[1], edge[0]), math.pi / 2)
+    if abs(yaw) < _JAMMED_RAD:
+        return CUBE_EDGE_M + _GRIPPED_M
+    return CUBE_EDGE_M * (math.cos(yaw) + abs(math.sin(yaw))) + _GRIPPED_M
 
 
 def _is_stacked(top: Array, goal: Array) -> bool:
@@ -77,14 +92,27 @@ def _carry(EE: Array, top: Array, goal: Array) -> tuple[Array, float]:
 
 def _grasp(EE: Array, top: Array, bottom: Array) -> tuple[Array, float]:
     """Come down around the cube with open fingers and close them."""
-    to_top = top - EE
-    lateral = math.hypot(to_top[0], to_top[1])
-    if lateral < _GRASP_M and abs(to_top[2]) < _GRASP_M:
-        return top, _CLOSE
+    target = top + _shift_from_neighbour(top - bottom)
+    to_target = target - EE
+    lateral = math.hypot(to_target[0], to_target[1])
+    if lateral < _GRASP_M and abs(to_target[2]) < _GRASP_M:
+        return target, _CLOSE
     if lateral < _FUNNEL_M:
-        return top, _OPEN
+        return target, _OPEN
     height = max(top[2], bottom[2]) + _OVER_M
-    target = np.array([top[0], top[1], height])
+    target[2] = height
     if EE[2] < height - 0.01:
         target[:2] = EE[:2]  # beside a cube: first up
     return target, _OPEN
+
+
+def _shift_from_neighbour(bottom_to_top: Array) -> Array:
+    """Return by how much (3,), m, the hand keeps aside so that a pad fits between the cubes; the fingers close along y.
+
+    Closing then brings cube_top to the middle of the hand, away from the other one.
+    """
+    x, y, z = bottom_to_top
+    is_beside = abs(x) < (CUBE_EDGE_M + _PAD_M[0]) / 2 + _SPARE_M and abs(z) < CUBE_EDGE_M / 2
+    missing = GRIPPER_OPEN_M / 2 + _PAD_M[1] + _SPARE_M - (abs(y) - CUBE_EDGE_M / 2)
+    most = (GRIPPER_OPEN_M - CUBE_EDGE_M) / 2 - _SPARE_M
+    return np.array([0.0, math.copysign(min(max(missing, 0.0), most), y) if is_beside else 0.0, 0.0])
