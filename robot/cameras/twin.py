@@ -36,7 +36,7 @@ class TwinCamera:
         if not isinstance(backend, Photographed):
             raise RobotConfigError(
                 f"camera {name!r}: the driver 'twin' draws what the backend 'twin' simulates; the backend here is "
-                f"{type(backend).__name__}. Choose the camera's driver to fit the backend: twin with twin, fake with fake"
+                f"{type(backend).__name__}. Choose a driver that fits the backend: twin with twin, fake with fake"
             )
         self._backend = backend
         self._is_connected = False
