@@ -17,6 +17,7 @@ from pathlib import Path
 
 from learner.algorithms import ALGORITHMS
 from learner.config import LearnerConfig
+from learner.import_log import import_logs
 from learner.run_lock import sole_use_of
 from policy.cli import parse_config, run_main
 from policy.config import to_json
@@ -111,6 +112,7 @@ def supervise(config: LearnerConfig) -> int:
 
 
 def _supervise(config: LearnerConfig, stop: threading.Event) -> int:
+    import_logs(config)
     config_path = write_config(config)
     ready_path = config.run_dir / "ingest.json"
     ready_path.unlink(missing_ok=True)  # of an earlier learner that was killed

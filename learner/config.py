@@ -288,6 +288,11 @@ class LearnerConfig:
     (HIL-SERL)."""
     run_dir: Path = Path("runs/learner")
     """Episode log, weights, checkpoints and metrics. Started again on the same folder, the learner resumes."""
+    from_log: tuple[Path, ...] = ()
+    """Earlier runs to reuse: their folders or log.sqlite files. Before training, their records are copied into this
+    run's log, each once; they must have this run's observations and actions."""
+    from_log_take: Literal["demonstrations", "all"] = "demonstrations"
+    """What to take from them: whole demonstration episodes, or every episode. Marks come along."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = 50051

@@ -3,14 +3,14 @@
 import dataclasses
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from policy.errors import ConfigError, CorruptFileError, SpecMismatchError, WireError
 from policy.files import replace_durably
 from policy.grpc_options import PROTOCOL_VERSION
-from policy.spec import Field, Specs
+from policy.spec import Field, ImageField, Specs
 
 _NAMED = 5  # differences that a message names
 
@@ -63,16 +63,13 @@ class Handshake:
         if self.specs is None:
             replace_durably(self._specs_path, specs.to_json().encode())
             self.specs = specs
-        differences = [
-            *_field_differences("observation", specs.observation.fields, self.specs.observation.fields),
-            *_field_differences("action", specs.action.fields, self.specs.action.fields),
-        ]
+        differences = spec_differences(("actor", specs), ("learner", self.specs))
         if differences:
             raise _mismatch(
                 "specs",
                 differences,
-                f"The learner's were fixed by the first actor of its run, in {self._specs_path}. Start the actor with "
-                "that run's task and settings, or the learner with another --run-dir.",
+                f"The learner's were fixed by the first actor or imported log of its run, in {self._specs_path}. Start "
+                "the actor with that run's task and settings, or the learner with another --run-dir.",
             )
 
 
@@ -87,17 +84,38 @@ def read_policy(path: Path) -> dict[str, Any]:
     return policy
 
 
-def _field_differences(kind: str, actor: tuple[Field, ...], learner: tuple[Field, ...]) -> Iterator[str]:
-    actor_names, learner_names = ([field.name for field in fields] for fields in (actor, learner))
-    if actor_names != learner_names:
-        yield f"{kind} fields: actor {actor_names}, learner {learner_names}"
-    by_name = {field.name: field for field in learner}
-    for field in actor:
-        other = by_name.get(field.name, field)
-        for attribute in (attribute.name for attribute in dataclasses.fields(Field)):
-            own, theirs = getattr(field, attribute), getattr(other, attribute)
-            if own != theirs:
-                yield f"{kind}.{field.name}.{attribute}: actor {own}, learner {theirs}"
+def spec_differences(one: tuple[str, Specs], other: tuple[str, Specs]) -> list[str]:
+    """Return what differs between two named specs, first things first: "observation.q.low: actor -3, learner -2"."""
+    (name, specs), (other_name, others) = one, other
+    differences: list[str] = []
+    for kind, mine, theirs in (
+        ("observation", specs.observation.fields, others.observation.fields),
+        ("image", specs.observation.images, others.observation.images),
+        ("action", specs.action.fields, others.action.fields),
+    ):
+        names, other_names = ([field.name for field in fields] for fields in (mine, theirs))
+        if names != other_names:
+            differences.append(f"{kind} fields: {name} {names}, {other_name} {other_names}")
+        by_name: dict[str, Field | ImageField] = {field.name: field for field in theirs}
+        for field in mine:
+            if field.name in by_name:
+                differences += _attribute_differences(
+                    f"{kind}.{field.name}", (name, field), (other_name, by_name[field.name])
+                )
+    return differences + _attribute_differences(
+        "action", (name, specs.action), (other_name, others.action), ("gripper",)
+    )
+
+
+def _attribute_differences(
+    what: str, one: tuple[str, Any], other: tuple[str, Any], attributes: Sequence[str] = ()
+) -> list[str]:
+    (name, mine), (other_name, theirs) = one, other
+    return [
+        f"{what}.{attribute}: {name} {getattr(mine, attribute)}, {other_name} {getattr(theirs, attribute)}"
+        for attribute in attributes or [field.name for field in dataclasses.fields(mine)]
+        if getattr(mine, attribute) != getattr(theirs, attribute)
+    ]
 
 
 def _mismatch(what: str, differences: list[str], remedy: str) -> SpecMismatchError:
