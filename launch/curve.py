@@ -80,7 +80,7 @@ def _draw_success(axes: Axes, progress: Progress) -> None:
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     if axes.has_data():
-        axes.legend(loc="lower right", frameon=True, framealpha=0.9, fontsize=9)
+        axes.legend(loc="best", frameon=True, framealpha=0.9, fontsize=9)
     else:
         axes.text(
             0.5, 0.5, "too few unassisted episodes for a curve", transform=axes.transAxes, ha="center", color=_GREY
@@ -123,7 +123,7 @@ def _draw_values(axes: Axes, progress: Progress) -> None:
             axes.plot([row["env_steps"] for row in rows], [row[key] for row in rows], color=color, label=label, lw=1.2)
     axes.set_ylabel("scaled return")
     if axes.has_data():
-        axes.legend(loc="upper left", frameon=True, framealpha=0.9, fontsize=9, ncols=2)
+        axes.legend(loc="best", frameon=True, framealpha=0.9, fontsize=9, ncols=2)
 
 
 def _over_window(rows: Sequence[Row], value: Callable[[Sequence[Row]], float]) -> list[float]:

@@ -46,7 +46,18 @@ Records = list[tuple[RecordId, Recordable]]
 
 def command(run_dir: Path, learner: str, *options: str) -> list[str]:
     small = ["--policy.denoising-steps", "2", "--policy.denoiser-hidden", "8", "--policy.behavior-candidates", "1"]
-    where = ["--backend", "fake", "--task", "reach", "--run-dir", str(run_dir), "--learner", learner, "--auto"]
+    where = [
+        "--no-pixels",
+        "--backend",
+        "fake",
+        "--task",
+        "reach",
+        "--run-dir",
+        str(run_dir),
+        "--learner",
+        learner,
+        "--auto",
+    ]
     return [sys.executable, "-m", "actor.record", *where, *small, *options]
 
 
