@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from launch.progress import Display
 from launch.report import RunFacts, verdict, write_report
 from learner.algorithms import ALGORITHMS
 from learner.config import LearnerConfig
+from learner.import_log import count_demonstrations
 from policy import config as config_module
 from policy.cli import config_from_preset, help_text, run_main
 from policy.errors import EXIT_INTERRUPTED, CgpoError, ConfigError, unknown_name
@@ -38,6 +39,9 @@ class Options:
     preset: str = ""
     """Name of a file in launch/presets (without .toml), or the path of one. Empty: sim_quick, with --pixels
     sim_pixels."""
+    from_log: tuple[Path, ...] = ()
+    """Earlier runs whose demonstrations are reused: their folders. The scripted operator then gives only those that are
+    missing to actor.demonstrations."""
     max_minutes: float = 20.0
     """Time for demonstrations, training and evaluations."""
     seed: int = 0
@@ -137,6 +141,7 @@ def resolve(options: Options) -> Run:
         f"actor.max_minutes={options.max_minutes}",
         f"actor.seed={options.seed}",
         f"learner.seed={options.seed}",
+        f"learner.from_log={json.dumps([str(path) for path in options.from_log])}",
         f"learner.port={free_port()}",
         *(assignment for group in options.overrides for assignment in group),
     ]
@@ -146,6 +151,8 @@ def resolve(options: Options) -> Run:
     tables["actor"] |= {"run_dir": str(directory / "actor"), "learner": f"127.0.0.1:{tables['learner']['port']}"}
     learner = config_from_preset(LearnerConfig, "learner", tables)
     actor = config_from_preset(ActorConfig, "actor", tables)
+    reused = count_demonstrations(learner.from_log)
+    actor = replace(actor, demonstrations=max(0, actor.demonstrations - reused))
     for kind, name, registry in (
         ("task", actor.task, TASKS),
         ("backend", actor.backend, BACKENDS),
@@ -163,13 +170,17 @@ def resolve(options: Options) -> Run:
 
 def notes(run: Run) -> tuple[str, ...]:
     """Return what a reader must know of the configuration to believe the report's figures."""
+    found = []
+    if run.learner.from_log:
+        logs = ", ".join(f"`{path}`" for path in run.learner.from_log)
+        found.append(f"Demonstrations of earlier runs were reused: {logs}.")
     if run.actor.pixels and run.actor.policy.encoder_weights == "random":
-        return (
+        found.append(
             '**Random image encoder.** The frozen ResNet-10 has random weights (`encoder_weights = "random"`), which '
             "know nothing of images; only its small heads learn. The figures say little about what a trained encoder "
-            "reaches (docs/encoder.md has how to get one).",
+            "reaches (docs/encoder.md has how to get one)."
         )
-    return ()
+    return tuple(found)
 
 
 def override_keys() -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.sim import Options, resolve
 from learner.config import LearnerConfig, ReplayConfig
 from learner.episode_log import EpisodeLog, LogEntry
 from learner.import_log import count_demonstrations, import_logs
@@ -79,6 +80,16 @@ def test_whole_demonstrations_come_with_their_marks_and_nothing_else(tmp_path: P
     assert_holds(tmp_path / "new", of_demonstrations(records))
     assert Specs.from_json((tmp_path / "new" / "specs.json").read_text()) == SPECS
     assert count_demonstrations([tmp_path / "old", tmp_path / "old" / "learner"]) == 1  # the other one is discarded
+
+
+def test_a_simulated_run_demonstrates_only_what_earlier_ones_lack(tmp_path: Path) -> None:
+    earlier_run(tmp_path / "a", "a")
+    earlier_run(tmp_path / "b", "b")
+    for logs, missing in (((), 5), (("a", "b", "a"), 3)):
+        paths = tuple(tmp_path / name for name in logs)
+        options = Options(out=str(tmp_path / "new"), from_log=paths, overrides=(("actor.demonstrations=5",),))
+        resolved = resolve(options)
+        assert (resolved.actor.demonstrations, resolved.learner.from_log) == (missing, paths)
 
 
 def test_a_discarded_demonstration_is_not_learned_from(tmp_path: Path) -> None:
