@@ -33,12 +33,7 @@ class TwinCamera:
         self._name = name
         optics = find_mount(name).optics
         self.width, self.height = optics.width, optics.height
-        if not isinstance(backend, Photographed):
-            raise RobotConfigError(
-                f"camera {name!r}: the driver 'twin' draws what the backend 'twin' simulates; the backend here is "
-                f"{type(backend).__name__}. Choose a driver that fits the backend: twin with twin, fake with fake"
-            )
-        self._backend = backend
+        self._backend = _photographed(name, backend)
         self._is_connected = False
         self._frame: CameraFrame | None = None
         self._drawn_instant = -1
@@ -62,3 +57,12 @@ class TwinCamera:
     def close(self) -> None:
         """Nothing to release: what draws belongs to the backend."""
         self._is_connected = False
+
+
+def _photographed(camera: str, backend: object) -> Photographed:
+    if isinstance(backend, Photographed):
+        return backend
+    raise RobotConfigError(
+        f"camera {camera!r}: the driver 'twin' draws what the backend 'twin' simulates; the backend here is "
+        f"{type(backend).__name__}. Choose a driver that fits the backend: twin with twin, fake with fake"
+    )

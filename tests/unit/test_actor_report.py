@@ -49,8 +49,11 @@ def test_episode_line() -> None:
     )
     demonstration = dataclasses.replace(REPORT, kind="demonstration", is_success=False, intervention_steps=0)
     assert episode_line(demonstration, 52.4).startswith("demo 042 FAILURE 11.3 s")
-    for change, verdict in (("stopped", "STOPPED"), ("is_aborted", "ABORTED"), ("is_discarded", "DISCARDED")):
-        changed = dataclasses.replace(REPORT, is_success=change == "is_discarded", **{change: True})
+    for changed, verdict in (
+        (dataclasses.replace(REPORT, is_success=False, stopped=True), "STOPPED"),
+        (dataclasses.replace(REPORT, is_success=False, is_aborted=True), "ABORTED"),
+        (dataclasses.replace(REPORT, is_discarded=True), "DISCARDED"),
+    ):
         assert episode_line(changed, 52.4).startswith(f"ep 042 {verdict} ")
         assert not changed.is_counted
     staged = dataclasses.replace(REPORT, stage=Stage.CORRECTION, stale_image_steps=3)

@@ -147,7 +147,7 @@ def test_a_failed_device_is_reported_once_and_the_key_ends_the_holding(caplog: p
     arbiter.toggle_intervention()
     assert arbiter.decide(POLICY_ACTION).action.any()
     arbiter.decide(POLICY_ACTION)
-    assert (arbiter.fault, arbiter.episode_fault) == (None, "unplugged")
+    assert [arbiter.fault, arbiter.episode_fault] == [None, "unplugged"]
     arbiter.begin_episode(is_demonstration=False)
     assert arbiter.episode_fault is None
 
