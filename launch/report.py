@@ -22,6 +22,8 @@ from policy.errors import CgpoError
 
 logger = logging.getLogger(__name__)
 
+_MANY_OVERRUNS = 0.05  # of the steps
+
 # Every key that summary.json promises; a value that is not known stays null.
 _EMPTY: dict[str, Any] = {
     "task": None,
@@ -62,6 +64,7 @@ class RunFacts:
     wall_s: float
     interrupted: bool
     failure: str  # why the run ended early; empty when it did not
+    pace: float = 1.0  # multiple of real time in training
     notes: tuple[str, ...] = ()  # what a reader must know of the configuration to believe the figures
 
 
@@ -98,8 +101,9 @@ def render_report(summary: Mapping[str, Any], facts: RunFacts, progress: Progres
     lines = [f"# {verdict(summary)}", ""]
     if facts.failure:
         lines += [f"**The run ended early: {facts.failure}.** The end of its log says why.", ""]
-    if facts.notes:
-        lines += [*(f"- {note}" for note in facts.notes), ""]
+    notes = [*facts.notes, *_overrun_note(summary, facts)]
+    if notes:
+        lines += [*(f"- {note}" for note in notes), ""]
     lines += ["![learning curve](learning_curve.png)", "", "## Figures", "", "| | |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in _figures(summary, len(progress.demonstrations))]
     lines += _interim_evaluations(progress)
@@ -201,6 +205,18 @@ def _figures(summary: Mapping[str, Any], demonstrations: int) -> list[tuple[str,
         judged = ", ".join(f"{count:,} by {source}" for source, count in summary["reward_sources"].items())
         figures.append(("episodes judged", judged))
     return figures
+
+
+def _overrun_note(summary: Mapping[str, Any], facts: RunFacts) -> list[str]:
+    """Return what to think of the figures when a loop in real time was often late; a simulation waits otherwise."""
+    overruns, steps = summary["control"]["overruns"], summary["env_steps"]
+    if facts.pace != 1.0 or not overruns or overruns < _MANY_OVERRUNS * steps:
+        return []
+    return [
+        f"**Late control loop.** {overruns:,} of {steps:,} control periods ({overruns / steps:.0%}) were late: this "
+        "computer was too busy or too slow for real time, and the arm holds after three late periods in a row. In "
+        "simulation another `actor.pace` lets the robot wait."
+    ]
 
 
 def _form(value: float | None, form: str) -> str:

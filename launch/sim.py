@@ -121,6 +121,7 @@ def main() -> int:
         wall_s=time.monotonic() - started_s,
         interrupted=stop.count > 0,
         failure=failure.summary if failure else "",
+        pace=run.actor.pace,
         notes=notes(run),
     )
     summary = write_report(run.directory, facts)
@@ -174,12 +175,18 @@ def notes(run: Run) -> tuple[str, ...]:
     if run.learner.from_log:
         logs = ", ".join(f"`{path}`" for path in run.learner.from_log)
         found.append(f"Demonstrations of earlier runs were reused: {logs}.")
-    if run.actor.pixels and run.actor.policy.encoder_weights == "random":
+    if run.actor.pixels:
+        size_px = run.actor.cameras.image_size_px
         found.append(
-            '**Random image encoder.** The frozen ResNet-10 has random weights (`encoder_weights = "random"`), which '
-            "know nothing of images; only its small heads learn. The figures say little about what a trained encoder "
-            "reaches (docs/encoder.md has how to get one)."
+            f"Learned from two cameras of {size_px} x {size_px} pixels and the arm's own measurements, without the "
+            "objects' poses."
         )
+        if run.actor.policy.encoder_weights == "random":
+            found.append(
+                '**Random image encoder.** The frozen ResNet-10 has random weights (`encoder_weights = "random"`), which '
+                "know nothing of images; only its small heads learn. The figures say little about what a trained "
+                "encoder reaches (docs/encoder.md has how to get one)."
+            )
     return tuple(found)
 
 

@@ -354,6 +354,17 @@ def test_stages_and_human_time_are_shown_and_reported(tmp_path: Path) -> None:
     assert "Share of human steps in each 10 training episodes: 8%." in text  # 150 of 1,800
 
 
+@pytest.mark.parametrize(("overruns", "pace", "is_noted"), [(24, 1.0, True), (23, 1.0, False), (400, 2.0, False)])
+def test_a_control_loop_in_real_time_that_is_often_late_is_noted(
+    tmp_path: Path, overruns: int, pace: float, is_noted: bool
+) -> None:
+    (tmp_path / "actor").mkdir()
+    figures = {"env_steps": 480, "control": {"period_ms": {"p50": 1.0, "p99": 1.0, "max": 1.0}, "overruns": overruns}}
+    (tmp_path / "actor" / "actor_summary.json").write_text(json.dumps(figures))
+    report.write_report(tmp_path, replace(FACTS, pace=pace))
+    assert (f"{overruns} of 480 control periods (5%) were late" in (tmp_path / "report.md").read_text()) is is_noted
+
+
 NO_EVALUATION = dict.fromkeys(EVALUATION)
 PARTIAL = {**EVALUATION, "episodes": 12, "successes": 11, "success_rate": 11 / 12}
 
