@@ -183,8 +183,8 @@ def notes(run: Run) -> tuple[str, ...]:
         )
         if run.actor.policy.encoder_weights == "random":
             found.append(
-                '**Random image encoder.** The frozen ResNet-10 has random weights (`encoder_weights = "random"`), which '
-                "know nothing of images; only its small heads learn. The figures say little about what a trained "
+                '**Random image encoder.** The frozen ResNet-10 has random weights (`encoder_weights = "random"`), '
+                "which know nothing of images; only its small heads learn. The figures say little about what a trained "
                 "encoder reaches (docs/encoder.md has how to get one)."
             )
     return tuple(found)
