@@ -1,0 +1,169 @@
+"""Tables of benchmarks.real_protocol_twin: what its runs reached, at what cost, and in which settings."""
+
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from actor.config import ActorConfig
+from actor.evaluate import wilson_interval
+from learner.config import LearnerConfig
+from policy import config as config_module
+from policy.cli import config_from_preset
+
+GOAL = 0.8  # success of an interim evaluation that counts as learned
+STEPS_PER_VERSION = 50  # Table 3: learner steps between two published weights
+# Which run it is, where, and who talks to whom: no part of the protocol.
+_OWN = frozenset(f"actor.{name}" for name in ("task", "run_dir", "learner", "seed", "max_minutes")) | frozenset(
+    f"learner.{name}" for name in ("run_dir", "port", "seed", "from_log")
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run and what its folder says."""
+
+    group: tuple[str, str, str]  # task, variant, algorithm
+    seed: int
+    folder: Path
+    summary: dict[str, Any]
+    demonstrations: dict[str, Any]  # the recording's summary
+    interim: list[dict[str, Any]]
+    reference: str  # the full preset that the run is compared with
+
+    @property
+    def is_complete(self) -> bool:
+        evaluation = self.summary["eval"]
+        ended = self.summary["failure"] or self.summary["interrupted"]
+        return not ended and evaluation["episodes"] == evaluation["requested_episodes"]
+
+
+def pooled(results: Sequence[Result]) -> list[str]:
+    rows = ["| task | variant | algorithm | seeds | success | reached | human min, each run | interventions |"]
+    rows += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for group, members in groupby(sorted(results, key=lambda r: r.group), key=lambda r: r.group):
+        runs = list(members)
+        successes, episodes = (sum(run.summary["eval"][name] for run in runs) for name in ("successes", "episodes"))
+        reached = sum(_first_at_goal(run) is not None for run in runs)
+        minutes = [_human_min(run) for run in runs]
+        steps = sum(run.summary["intervention"]["steps"] for run in runs)
+        training = sum(run.summary["env_steps"] for run in runs)
+        cells = [*group, len(runs), _success(successes, episodes), f"{GOAL:.0%} by {reached} of {len(runs)}"]
+        cells += [
+            " ".join(f"{value:.1f}" for value in minutes),
+            f"{steps:,} of {training:,} steps ({_share(steps, training)})",
+        ]
+        rows.append(_row(cells))
+    return rows
+
+
+def each_run(results: Sequence[Result]) -> list[str]:
+    extra = sorted({name for result in results for name in _motion_figures(result)})
+    names = [
+        "task",
+        "variant",
+        "algorithm",
+        "seed",
+        "success",
+        f"env steps to {GOAL:.0%}",
+        f"learner steps to {GOAL:.0%}",
+    ]
+    names += ["interim, of 10", "human steps (share)", "human min", "robot min", "mean length, steps", *extra]
+    names += ["learner steps", "env steps", "interim steps", "wall min"]
+    rows = [_row(names), _row(["---"] * len(names))]
+    for result in results:
+        summary, evaluation, human = result.summary, result.summary["eval"], result.summary["intervention"]
+        goal, motion = _first_at_goal(result), _motion_figures(result)
+        cells = [*result.group, result.seed, _success(evaluation["successes"], evaluation["episodes"])]
+        cells += (
+            ["not reached", "not reached"] if goal is None else [f"{goal['env_steps']:,}", f"{_learner_step(goal):,}"]
+        )
+        cells += [" ".join(str(row["successes"]) for row in result.interim) or "-"]
+        cells += [f"{human['steps']:,} ({_share(human['steps'], summary['env_steps'])})", f"{_human_min(result):.1f}"]
+        cells += [
+            f"{_robot_min(result):.1f}",
+            f"{evaluation['mean_length']:.1f}",
+            *(motion.get(name, "?") for name in extra),
+        ]
+        cells += [f"{summary['updates']:,}", f"{summary['env_steps']:,}"]
+        cells += [f"{sum(row['mean_length'] * row['episodes'] for row in result.interim):,.0f}"]
+        cells += [f"{summary['wall_s'] / 60:.1f}"]
+        rows.append(_row(cells))
+    return rows
+
+
+def differences(results: Sequence[Result]) -> list[str]:
+    """List what is not as in its full preset, from the values that the first run of each kind saved."""
+    lines: list[str] = []
+    kinds = {result.group[1:]: result for result in reversed(results)}
+    for (variant, algorithm), result in sorted(kinds.items()):
+        saved = _flat(config_module.load_preset(str(result.folder / "config.toml")))
+        full = _flat(_resolved(config_module.load_preset(result.reference)))
+        changed = [
+            f"`{name}` {_value(saved.get(name))} (full: {_value(full.get(name))})"
+            for name in sorted(saved.keys() | full.keys())
+            if saved.get(name) != full.get(name) and name not in _OWN
+        ]
+        lines.append(f"- {algorithm}, {variant}, against `{result.reference}`: {', '.join(changed) or 'nothing'}.")
+    return lines
+
+
+def _resolved(tables: config_module.Tables) -> dict[str, Any]:
+    programs = {
+        "learner": config_from_preset(LearnerConfig, "learner", tables),
+        "actor": config_from_preset(ActorConfig, "actor", tables),
+    }
+    return tomllib.loads(config_module.to_toml(programs))
+
+
+def _flat(tables: config_module.Tables, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tables.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _first_at_goal(result: Result) -> dict[str, Any] | None:
+    return next((row for row in result.interim if row["success_rate"] >= GOAL), None)
+
+
+def _learner_step(evaluation: dict[str, Any]) -> int:
+    """Return how many steps the learner of evaluated weights had made; it never started again, or this is too high."""
+    return max(0, int(evaluation["weights_version"]) - 1) * STEPS_PER_VERSION
+
+
+def _human_min(result: Result) -> float:
+    return sum(float(summary["human_time"]["human_s"]) for summary in (result.summary, result.demonstrations)) / 60
+
+
+def _robot_min(result: Result) -> float:
+    return sum(float(summary["human_time"]["robot_s"]) for summary in (result.summary, result.demonstrations)) / 60
+
+
+def _motion_figures(result: Result) -> dict[str, str]:
+    """Return what the final evaluation measured of jerk and cycle time."""
+    named = ((name, value) for name, value in _flat({"eval": result.summary["eval"]}).items())
+    return {name: f"{value:.3g}" for name, value in named if isinstance(value, float) and _is_motion(name)}
+
+
+def _is_motion(name: str) -> bool:
+    return "jerk" in name or "cycle" in name
+
+
+def _success(successes: int, episodes: int) -> str:
+    low, high = wilson_interval(successes, episodes)
+    return f"{successes} of {episodes} ({low:.0%} to {high:.0%})"
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.0%}" if whole else "-"
+
+
+def _value(value: Any) -> str:
+    return "unset" if value is None else str(value)
+
+
+def _row(cells: Iterable[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
