@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from actor.tasks import make_task
 from launch import report, sim
 from launch.processes import wait_for
 from launch.progress import JsonLines, Progress, stage_text
@@ -232,6 +233,44 @@ def test_a_finished_run_leaves_its_summary_report_curve_videos_and_configuration
     assert tables["learner"]["cgpo"]["guidance"]["type"] == "none"
     assert tables["learner"]["seed"] == tables["actor"]["seed"] == 4
     assert tables["actor"]["learner"] == f"127.0.0.1:{tables['learner']['port']}"
+
+
+STATE_BASED = ("pixels=false", "encoder=none")
+
+
+@pytest.mark.parametrize(
+    ("options", "preset", "pixels", "encoder", "stages"),
+    [
+        ({}, "sim_quick", False, "none", False),
+        ({"pixels": True}, "sim_pixels", True, "resnet10", True),
+        ({"preset": "paper_robot"}, "paper_robot", True, "resnet10", True),
+        ({"preset": "paper_robot", "overrides": (STATE_BASED,)}, "paper_robot", False, "none", True),
+        (
+            {"preset": "sim_quick", "pixels": True, "overrides": (("encoder=resnet10", "encoder_weights=random"),)},
+            "sim_quick",
+            True,
+            "resnet10",
+            False,
+        ),
+    ],
+)
+def test_what_is_observed_and_who_helps_by_preset_and_option(
+    options: dict[str, Any], preset: str, pixels: bool, encoder: str, stages: bool
+) -> None:
+    run = sim.resolve(sim.Options(out="run", **options))
+    assert (run.preset, run.actor.pixels, run.actor.stages.enabled) == (preset, pixels, stages)
+    assert run.learner.policy == run.actor.policy
+    assert run.actor.policy.encoder == encoder
+    is_random = run.actor.policy.encoder_weights == "random"
+    assert any("Random image encoder" in note for note in sim.notes(run)) == (pixels and is_random)
+
+
+def test_paper_robot_is_table_3() -> None:
+    run = sim.resolve(sim.Options(out="run", preset="paper_robot"))
+    replay, cgpo = run.learner.replay, run.learner.cgpo
+    assert (replay.batch_size, replay.demonstration_fraction, replay.capacity) == (256, 0.5, 20_000)
+    assert (cgpo.cta_ratio, cgpo.discount, run.learner.steps_per_update) == (2, 0.98, 50)
+    assert all(make_task(name).max_episode_steps == 100 for name in ("peg_in_hole", "cube_stacking"))
 
 
 def test_a_folder_that_holds_a_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
