@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -193,10 +193,10 @@ def figures_table(progress: Progress) -> Table:
             _number(last_episode.get("weights_age_s"), ".1f", " s"),
         ),
         (
-            "human time",
+            "human drove, min",
             _human_time(episodes),
-            "judged by",
-            last_episode.get("reward_source", "-"),
+            "episodes judged by",
+            _judges(episodes),
         ),
         (
             "evaluation",
@@ -213,6 +213,11 @@ def figures_table(progress: Progress) -> Table:
 def _human_time(episodes: Sequence[Row]) -> str:
     times = human_time(episodes)
     return f"{_clock(times['human_s'])} of {_clock(times['robot_s'])}" if times["robot_s"] else "-"
+
+
+def _judges(episodes: Sequence[Row]) -> str:
+    counts = Counter(row["reward_source"] for row in episodes)
+    return ", ".join(f"{source} {count}" for source, count in counts.items()) or "-"
 
 
 def _evaluation(evaluations: Sequence[Row]) -> str:

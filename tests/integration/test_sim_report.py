@@ -3,8 +3,10 @@
 The stand-ins are programs named learner and actor in the current folder; `python -m` finds them first.
 """
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from actor.tasks import make_task
 from launch import report, sim
 from launch.processes import wait_for
-from launch.progress import JsonLines, Progress, stage_text
+from launch.progress import JsonLines, Progress, figures_table, stage_text
 from learner.episode_log import EpisodeLog
 from policy.config import load_preset
 from policy.errors import EXIT_INTERRUPTED, EXIT_PORT_IN_USE, ConfigError
@@ -379,6 +382,10 @@ def test_stages_and_human_time_are_shown_and_reported(tmp_path: Path) -> None:
     assert stage is not None
     assert "DEMONSTRATION" in stage.plain
     assert "failure persists" in stage.plain
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(figures_table(progress))
+    panel = console.export_text()
+    assert re.search(r"human drove, min +1:15 of 4:00 +episodes judged by +classifier 5", panel)
 
     facts = replace(FACTS, notes=("The encoder is a random one.",))
     summary = report.write_report(tmp_path, facts)
