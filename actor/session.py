@@ -12,7 +12,7 @@ import numpy as np
 from actor.accounting import human_time
 from actor.config import ActorConfig
 from actor.env import RobotFailureError
-from actor.evaluate import Evaluation, evaluate
+from actor.evaluation import Evaluation, evaluate
 from actor.link import Link
 from actor.loop import EpisodeTally, await_verdict, run_episode
 from actor.policy_runner import PolicyRunner

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actor.config import ActorConfig
-from actor.evaluate import wilson_interval
+from actor.statistics import wilson_interval
 from learner.config import LearnerConfig
 from policy import config as config_module
 from policy.cli import config_from_preset

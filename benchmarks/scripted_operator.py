@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from actor.env import RobotEnv, connect_backend
-from actor.evaluate import wilson_interval
+from actor.statistics import wilson_interval
 from actor.tasks import TASKS, make_task
 from robot.geometry import CUBE_EDGE_M
 

@@ -1,4 +1,4 @@
-"""Unassisted evaluation: Wilson's interval, fixed placements, films."""
+"""Evaluation inside a run: fixed placements, counts, films."""
 
 from pathlib import Path
 from typing import Any
@@ -7,29 +7,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from actor import evaluate as evaluate_module
 from actor.env import RobotEnv, connect_backend
-from actor.evaluate import evaluate, evaluation_seed, wilson_interval
+from actor.evaluation import evaluate, evaluation_seed
 from actor.policy_runner import PolicyRunner, Proposal
 from actor.rate import RateKeeper
+from actor.statistics import wilson_interval
 from actor.tasks import make_task
 from policy.config import PolicyConfig
 from policy.spec import Observation, Specs
-
-
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    [(16, 20, 0.584, 0.919), (13, 20, 0.433, 0.819), (0, 10, 0.0, 0.278), (10, 10, 0.722, 1.0), (0, 0, 0.0, 1.0)],
-)
-def test_wilson_interval(successes: int, trials: int, low: float, high: float) -> None:
-    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-4)
-
-
-def test_the_interval_holds_the_rate_to_the_last_bit() -> None:
-    for trials in range(1, 101):
-        for successes in (0, 1, trials - 1, trials):
-            low, high = wilson_interval(successes, trials)
-            assert 0 <= low <= successes / trials <= high <= 1
 
 
 class Nothing:
@@ -156,10 +141,12 @@ def test_films_the_first_episodes(env: CountingEnv, tmp_path: Path, monkeypatch:
 
 
 def test_the_streams_of_training_and_evaluation_do_not_meet() -> None:
+    """Nor in a run with the seed that the evaluation's placements are drawn from."""
     training = {
-        int(np.random.SeedSequence((seed, 0, episode)).generate_state(1)[0])
-        for seed in range(5)
-        for episode in range(500)
+        int(np.random.SeedSequence((seed, stream, episode)).generate_state(1)[0])
+        for seed in (*range(5), 0x5EED)
+        for stream in range(6)
+        for episode in range(100)
     }
     assert training.isdisjoint(evaluation_seed(index) for index in range(200))
-    assert evaluate_module._PLACEMENT_STREAM > 1000  # no run's seed is likely to be this number
+    assert training.isdisjoint(evaluation_seed(seed, index) for seed in range(3) for index in range(100))

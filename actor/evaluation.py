@@ -1,24 +1,21 @@
-"""Unassisted evaluation: the policy alone, on placements that every run shares. Nothing goes to the learner."""
+"""Evaluation inside a run: the policy alone, on placements that every run shares. Nothing goes to the learner.
 
-import logging
-import math
+Comparing policies afterwards is actor/evaluate.py's.
+"""
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from actor.env import RobotEnv
+from actor.film import Film
 from actor.policy_runner import PolicyRunner
-from policy.errors import ConfigError
-from robot.errors import RobotError
-
-_log = logging.getLogger(__name__)
+from actor.statistics import wilson_interval
 
 _PLACEMENT_STREAM = 0x5EED  # the placements of evaluation episode k depend on this and k, never on a run's seed
-_NORMAL_QUANTILE_95 = 1.959964
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,22 +35,13 @@ class Evaluation:
     env_steps: int  # training steps made before
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a success rate; (0, 1) without trials."""
-    if trials == 0:
-        return 0.0, 1.0
-    z2 = _NORMAL_QUANTILE_95**2
-    rate = successes / trials
-    centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = _NORMAL_QUANTILE_95 * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
-    return max(0.0, min(rate, centre - half)), min(
-        1.0, max(rate, centre + half)
-    )  # rounding must not leave the rate out
+def evaluation_seed(*index: int) -> int:
+    """Return the placement seed of evaluation episode `index`.
 
-
-def evaluation_seed(index: int) -> int:
-    """Return the placement seed of evaluation episode `index`."""
-    return int(np.random.SeedSequence((_PLACEMENT_STREAM, index)).generate_state(1)[0])
+    As a spawn key, and not part of the entropy: numpy pads entropy with zeros, so that there (0x5EED, 0) would also be
+    the seed (0x5EED, 0, 0) of the first training episode of a run with --seed 24301.
+    """
+    return int(np.random.SeedSequence(_PLACEMENT_STREAM, spawn_key=index).generate_state(1)[0])
 
 
 def evaluate(
@@ -75,7 +63,7 @@ def evaluate(
     frozen = policy.frozen_copy(seed=evaluation_seed(episodes))
     returns, lengths, successes = [], [], 0
     for index in range(episodes):
-        film = _Film(env) if index < videos and video_dir is not None else None
+        film = Film(env) if index < videos and video_dir is not None else None
         result = _run(env, frozen, evaluation_seed(index), candidates, film, should_stop)
         if result is None:
             break
@@ -106,7 +94,7 @@ def _run(
     policy: PolicyRunner,
     seed: int,
     candidates: int | None,
-    film: "_Film | None",
+    film: Film | None,
     should_stop: Callable[[], bool],
 ) -> tuple[bool, float, int] | None:
     """Return (is_success, return, length) of one episode; None if it was interrupted."""
@@ -124,33 +112,3 @@ def _run(
                 film.take()
             return info["is_success"], episode_return, length
     return None
-
-
-class _Film:
-    """Frames of one episode. Gives up, once and aloud, where there is nothing to draw or to encode with."""
-
-    def __init__(self, env: RobotEnv) -> None:
-        self._env = env
-        self._frames: list[NDArray[np.uint8]] = []
-        self._is_possible = True
-
-    def take(self) -> None:
-        if not self._is_possible:
-            return
-        try:
-            self._frames.append(self._env.render())
-            self._env.rate.start()  # drawing is no part of the control period
-        except (RobotError, ConfigError) as error:
-            self._is_possible = False
-            _log.warning("no video of this episode: %s", error)
-
-    def save(self, path: Path) -> None:
-        if not self._frames:
-            return
-        try:
-            import imageio.v2 as imageio
-        except ImportError:
-            _log.warning("no video: install the package imageio with pip install -e '.[sim]' -c constraints.txt")
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        imageio.mimwrite(path, self._frames, fps=self._env.task.control_rate_hz)  # type: ignore[arg-type]
