@@ -35,7 +35,8 @@ class Options:
     task: str = "peg_in_hole"
     """Task to learn."""
     pixels: bool = False
-    """Learn from the images of two cameras and the arm's own measurements instead of the objects' poses."""
+    """Learn from the images of two cameras and the arm's own measurements instead of the objects' poses, whatever the
+    preset says."""
     preset: str = ""
     """Name of a file in launch/presets (without .toml), or the path of one. Empty: sim_quick, with --pixels
     sim_pixels."""
@@ -103,6 +104,7 @@ def main() -> int:
             "an unassisted evaluation, and write summary.json, report.md, learning_curve.png, config.toml and videos.",
             example="launch/sim.sh --max-minutes 20 --seed 0 --out runs/first --set guidance.type=none",
         ),
+        config=(tyro.conf.FlagCreatePairsOff,),  # --no-pixels would promise to undo what a preset says
     )
     stop = StopRequest()
     run = resolve(options)
