@@ -30,7 +30,7 @@ _VARIANTS = {
     "pixels": ("actor.pixels=true", "policy.encoder=resnet10", "replay.image_storage=maps"),
 }
 _DEMONSTRATE_ONLY = ("max_env_steps=1", "eval_episodes=0", "training_starts=1000000000", "guidance_episodes=0")
-_EVAL_EVERY_STEPS = 250  # on the robot; ten episodes take 2 to 4 s of a core
+_EVAL_EVERY_STEPS = 250  # training steps; from state ten episodes take at most 3 s of a core
 _WALL_LIMIT_MIN = 600
 
 
@@ -58,7 +58,7 @@ class Options:
             "eval_pace=0.0",
             "videos=0",
         ]
-        return [*_VARIANTS[variant], *encoder, *common, *self.overrides]
+        return [*_VARIANTS[variant], *encoder, *common]
 
     def budget(self) -> list[str]:
         """Return the settings that end each run with the weights of its last learner step, and bound the robot's.
@@ -99,12 +99,12 @@ class Case:
     def recording(self, options: Options) -> list[str]:
         """Return the command that records the demonstrations. No algorithm has a part in them."""
         given = [f"actor.demonstrations={options.demonstrations}", *_DEMONSTRATE_ONLY]
-        settings = [*options.protocol(self.variant), *given]
+        settings = [*options.protocol(self.variant), *given, *options.overrides]
         return self._command(_PRESETS["cgpo"][options.preset], self.demonstrations(options), settings)
 
     def command(self, options: Options) -> list[str]:
         algorithm = [f"algorithm={self.algorithm}", f"actor.demonstrations={options.demonstrations}"]
-        settings = [*options.protocol(self.variant), *options.budget(), *algorithm]
+        settings = [*options.protocol(self.variant), *options.budget(), *algorithm, *options.overrides]
         preset = _PRESETS[self.algorithm][options.preset]
         command = self._command(preset, self.folder(options), settings)
         return [*command, "--from-log", str(self.demonstrations(options))]
@@ -244,7 +244,8 @@ def _introduction(options: Options, jobs: int, wanted: int, complete: int) -> li
         "policy are not: it is too narrow for what another seed would give.",
         f'- "to {GOAL:.0%}": the first interim evaluation (10 unassisted episodes after each {_EVAL_EVERY_STEPS} '
         f"environment steps) with {GOAL:.0%} success or more, in environment steps after the demonstrations and "
-        "learner steps of the weights. With 10 episodes that is a coarse measure. Interim steps are in no budget and in no buffer; the table counts "
+        "learner steps of the weights. With 10 episodes that is a coarse measure. "
+        "Interim steps are in no budget and in no buffer; the table counts "
         "them.",
         "- Human minutes are minutes of control steps at the task's rate, demonstrations included. Simulation runs as "
         "fast as learner and processor let it: wall time is not robot time.",
