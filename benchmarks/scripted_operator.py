@@ -14,11 +14,22 @@ import numpy as np
 
 from actor.env import RobotEnv, connect_backend
 from actor.statistics import wilson_interval
-from actor.tasks import TASKS, make_task
+from actor.tasks import make_task
+from actor.tasks.base import TaskOptions
 from robot.geometry import CUBE_EDGE_M
 
 RESULTS = Path(__file__).parent / "results" / "scripted_operator.md"
 BACKENDS = ("twin", "fake")
+# Task, options, and what to call them. Of the same physics; the operator is asked for another kind of action.
+VARIANTS = (
+    ("reach", TaskOptions(), ""),
+    ("peg_in_hole", TaskOptions(), ""),
+    ("peg_in_hole_rotation", TaskOptions(), ""),
+    ("peg_in_hole_rotation", TaskOptions(frame="reset"), ", frame reset"),
+    ("cube_stacking", TaskOptions(gripper="discrete"), ", discrete gripper"),
+    ("cube_stacking", TaskOptions(gripper="continuous"), ", continuous gripper"),
+    ("cube_stacking", TaskOptions(frame="reset"), ", frame reset"),
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ def run_episode(env: RobotEnv, case: Case, seed: int) -> tuple[bool, int] | None
     return False, limit
 
 
-def measure(env: RobotEnv, backend_name: str, case: Case, episodes: int) -> str:
+def measure(env: RobotEnv, label: str, case: Case, episodes: int) -> str:
     """Return the table's line of one case."""
     attempts = (run_episode(env, case, seed) for seed in itertools.count())
     results = list(itertools.islice((result for result in attempts if result), episodes))
@@ -101,24 +112,26 @@ def measure(env: RobotEnv, backend_name: str, case: Case, episodes: int) -> str:
     low, high = wilson_interval(successes, episodes)
     length = np.mean([length for _, length in results])
     success = f"{successes} of {episodes} ({low:.0%} to {high:.0%})"
-    return f"| {env.task.name} | {backend_name} | {case.what} | {success} | {length:.1f} |"
+    return f"| {label} | {case.what} | {success} | {length:.1f} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--episodes", type=int, default=200, help="episodes of each case")
-    parser.add_argument("--tasks", nargs="*", default=list(TASKS), help="some tasks only; then nothing is written")
+    parser.add_argument("--tasks", nargs="*", help="some tasks only; then nothing is written")
     arguments = parser.parse_args()
     rows = []
-    for name, backend_name in itertools.product(arguments.tasks, BACKENDS):
-        task = make_task(name)
+    for (name, options, remark), backend_name in itertools.product(VARIANTS, BACKENDS):
+        if arguments.tasks and name not in arguments.tasks:
+            continue
+        task = make_task(name, options)
         backend = connect_backend(backend_name, task)
         env = RobotEnv(task, backend)
         for case in CASES + CUBE_CASES * (task.scene == "cube_stacking"):
-            rows.append(measure(env, backend_name, case, arguments.episodes))
+            rows.append(measure(env, f"{name}{remark} | {backend_name}", case, arguments.episodes))
             print(rows[-1], flush=True)
         backend.close()
-    if arguments.tasks != list(TASKS):
+    if arguments.tasks:
         return
     RESULTS.write_text(
         "\n".join(
