@@ -1,0 +1,86 @@
+"""The robot protocol's benchmark: every run it would start is valid, and both algorithms get the same protocol."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from benchmarks.real_protocol_twin import Case, Options, _set_aside_unfinished
+from launch import sim
+
+ALGORITHMS = ("cgpo", "hil_serl_sac", "bc")
+
+
+def options(tmp_path: Path, preset: str) -> Options:
+    return Options(
+        tasks=(),
+        variants=(),
+        algorithms=(),
+        seeds=(),
+        preset=preset,
+        learner_steps=1500,
+        steps_per_transition=3.0,
+        demonstrations=20,
+        encoder_weights="random",
+        overrides=(),
+        out=tmp_path,
+    )
+
+
+def resolved(command: list[str]) -> sim.Run:
+    """Resolve a command of launch/sim.sh without the logs that it would import."""
+    values = dict(zip(command[1:11:2], command[2:11:2], strict=True))
+    end = command.index("--from-log") if "--from-log" in command else len(command)
+    settings = tuple(command[command.index("--set") + 1 : end])
+    return sim.resolve(
+        sim.Options(
+            task=values["--task"],
+            preset=values["--preset"],
+            seed=int(values["--seed"]),
+            max_minutes=float(values["--max-minutes"]),
+            out=values["--out"],
+            overrides=(settings,),
+        )
+    )
+
+
+@pytest.mark.parametrize("preset", ["paper_robot", "paper_robot_small"])
+def test_all_runs_are_valid_and_share_protocol_and_budget(preset: str, tmp_path: Path) -> None:
+    chosen = options(tmp_path, preset)
+    for task, variant in product(("peg_in_hole", "cube_stacking"), ("state", "pixels")):
+        cases = [Case(task, variant, algorithm, 1) for algorithm in ALGORITHMS]
+        runs = [resolved(case.command(chosen)) for case in cases]
+        assert [run.learner.algorithm for run in runs] == list(ALGORITHMS)
+        assert len({case.demonstrations(chosen) for case in cases}) == 1
+        protocols = [
+            (
+                {**vars(run.actor), "policy": None, "learner": None, "run_dir": None},
+                (run.learner.replay.capacity, run.learner.replay.batch_size, run.learner.replay.demonstration_fraction),
+                (run.learner.steps_per_update, run.learner.max_learner_steps, run.learner.learner_steps_per_transition),
+                run.actor.policy.critic_hidden,
+            )
+            for run in runs
+        ]
+        assert protocols[0] == protocols[1] == protocols[2]
+        cgpo, sac = runs[0].learner.cgpo, runs[1].learner.sac
+        assert (cgpo.discount, cgpo.cta_ratio) == (sac.discount, sac.cta_ratio) == (0.98, 2)
+        actor = runs[0].actor
+        assert (actor.pixels, actor.stages.enabled, actor.seed) == (variant == "pixels", True, 1)
+        assert (actor.max_version - 1) * runs[0].learner.steps_per_update == 1500
+        recording = resolved(cases[1].recording(chosen))
+        assert (recording.actor.demonstrations, recording.actor.pixels) == (20, actor.pixels)
+
+
+def test_a_killed_run_makes_room_for_another_and_a_finished_one_stays(tmp_path: Path) -> None:
+    for name in ("killed", "finished"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "finished" / "summary.json").write_text("{}")
+    for _ in range(2):
+        _set_aside_unfinished([tmp_path / "killed", tmp_path / "finished", tmp_path / "new"])
+        (tmp_path / "killed").mkdir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "finished",
+        "killed",
+        "killed.killed0",
+        "killed.killed1",
+    ]
