@@ -99,7 +99,7 @@ class Case:
     def recording(self, options: Options) -> list[str]:
         """Return the command that records the demonstrations. No algorithm has a part in them."""
         given = [f"actor.demonstrations={options.demonstrations}", *_DEMONSTRATE_ONLY]
-        settings = [*options.protocol(self.variant), *given, *options.overrides]
+        settings = [*options.protocol(self.variant), *options.overrides, *given]
         return self._command(_PRESETS["cgpo"][options.preset], self.demonstrations(options), settings)
 
     def command(self, options: Options) -> list[str]:
