@@ -44,17 +44,17 @@ class StagesConfig:
     """Correction: so many episodes in a row solved without help end it, and the policy explores again."""
     persistent_failures: int = 6
     """Correction: so many episodes in a row not solved without help call for a full demonstration."""
-    demonstrations: int = 1
+    full_demonstrations: int = 1
     """Full demonstrations before the policy explores again."""
 
     def __post_init__(self) -> None:
         for name in ("deviation_window", "recurring_deviations", "recovered_successes", "persistent_failures"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"stages.{name} = {getattr(self, name)} must be at least 1")
-        if self.guidance_episodes < 0 or self.demonstrations < 1:
+        if self.guidance_episodes < 0 or self.full_demonstrations < 1:
             raise ConfigError(
-                f"stages.guidance_episodes = {self.guidance_episodes} must not be negative, demonstrations = "
-                f"{self.demonstrations} at least 1"
+                f"stages.guidance_episodes = {self.guidance_episodes} must not be negative, full_demonstrations = "
+                f"{self.full_demonstrations} at least 1"
             )
         if self.recurring_deviations > self.deviation_window:
             raise ConfigError(
@@ -179,7 +179,7 @@ class StageMachine:
             return self._after_exploration()
         if self.stage is Stage.CORRECTION:
             return self._after_correction()
-        if self._shown < self.config.demonstrations:
+        if self._shown < self.config.full_demonstrations:
             return None
         reason = f"{self._shown} full demonstration{'s' * (self._shown > 1)} recorded: the policy tries again"
         return StageChange(self.stage, Stage.EXPLORATION, reason, {"demonstrations": self._shown})

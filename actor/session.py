@@ -138,7 +138,9 @@ class Session:
             if self._must_stop() if plan.is_initial else self._training_is_over():
                 return
             if not plan.is_demonstration:
-                self._throttle.wait(self._newest_version, self._must_stop)
+                self._throttle.wait(self._newest_version, self._training_is_over)
+                if self._training_is_over():
+                    return
             steps_before = self._training_steps
             self._run_episode(plan)
             self._throttle.spend(self._training_steps - steps_before)
@@ -321,8 +323,14 @@ class Session:
         return self._config.max_minutes > 0 and used_s + self._reserve_s() >= 60 * self._config.max_minutes
 
     def _reserve_s(self) -> float:
-        """Return the time to keep for the final evaluation, judged by the latest episodes of this process."""
-        recent = self._episodes[self._episodes_before :][-_RECENT_EPISODES:]
+        """Return the time to keep for the final evaluation, judged by the latest episodes of this process.
+
+        Those of the policy alone tell best how long it takes, or how long it fails; demonstrations tell least.
+        """
+        episodes = self._episodes[self._episodes_before :]
+        training = [episode for episode in episodes if episode.kind == "training"]
+        alone = [episode for episode in training if episode.intervention_steps == 0]
+        recent = (alone or training or episodes)[-_RECENT_EPISODES:]
         if not recent:
             return 0.0
         mean_s = sum(episode.duration_s for episode in recent) / len(recent)

@@ -21,6 +21,7 @@ import pytest
 from rich.console import Console
 
 from actor.tasks import make_task
+from benchmarks import first_run
 from launch import report, sim
 from launch.processes import wait_for
 from launch.progress import JsonLines, Progress, figures_table, stage_text
@@ -266,6 +267,12 @@ def test_what_is_observed_and_who_helps_by_preset_and_option(
     assert run.actor.policy.encoder == encoder
     is_random = run.actor.policy.encoder_weights == "random"
     assert any("Random image encoder" in note for note in sim.notes(run)) == (pixels and is_random)
+
+
+@pytest.mark.parametrize("line", first_run.LINES, ids=lambda line: line.name)
+def test_the_published_commands_are_still_understood(line: first_run.Line) -> None:
+    run = sim.resolve(sim.Options(out="run", overrides=(line.settings,)))
+    assert run.actor.stages.enabled is False  # as in the table: only the fading help is switched off there
 
 
 def test_paper_robot_is_table_3() -> None:
