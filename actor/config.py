@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from actor.intervention_config import InterventionConfig, KeysConfig, TeleopConfig
 from actor.protocol_stages import StagesConfig
@@ -121,6 +123,8 @@ class ActorConfig:
     """After an episode the arm holds for this long, while the operator may declare or veto success, or discard it."""
     backend: str = "twin"
     """Name in robot.backends: twin (MuJoCo) or fake (kinematic)."""
+    looks_variation: float = 0.0
+    """The twin only: how much light, colours and camera mounts differ from episode to episode; 1 is moderate."""
     learner: str = "127.0.0.1:50051"
     """Address HOST:PORT of the learner. It need not be up: steps are spooled and sent when it is."""
     actor_id: str = "actor-0"
@@ -163,6 +167,7 @@ class ActorConfig:
     def __post_init__(self) -> None:
         for name in (
             "verdict_window_s",
+            "looks_variation",
             "demonstrations",
             "pace",
             "eval_pace",
@@ -200,3 +205,41 @@ class RecorderConfig(ActorConfig):
         super().__post_init__()
         if self.episodes < 0:
             raise ConfigError(f"actor.episodes = {self.episodes} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ActorConfig):
+    """Trials of one published policy, or of two against each other."""
+
+    policy: tyro.conf.Suppress[tyro.conf.Fixed[PolicyConfig]] = field(default_factory=PolicyConfig)
+    """Each policy brings its own."""
+    run_dir: Annotated[Path, tyro.conf.arg(name="out")] = Path("runs/evaluation")
+    """Trials, videos and report. Started again here, the evaluation goes on where it was."""
+    seed: int = 0
+    """Seed of the start states and of the policies' noise: equal seeds, equal starts."""
+    checkpoint: Path | None = None
+    """The policy: a run folder of the learner or of launch/sim.sh, or a weights file in one."""
+    against: Path | None = None
+    """Another policy, which has each start state too, in an order that nobody knows before the end."""
+    episodes: int = 20
+    """Start states; each policy has one trial of each."""
+    starts: Path | None = None
+    """trials.jsonl of an earlier evaluation, to begin from its start states. Empty: drawn with `seed`."""
+    film: bool = True
+    """A video of each trial, where the backend can draw."""
+    auto: bool = False
+    """On a robot: begin each trial without waiting for enter."""
+    export: Path | None = None
+    """Zip file of everything but the policies, written at the end."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.episodes < 1:
+            raise ConfigError(f"actor.episodes = {self.episodes}: at least one start state is needed")
+        if self.export is not None and self.export.suffix != ".zip":
+            raise ConfigError(f"--export {self.export} must be the name of a .zip file")
+        if self.reward.source == "classifier" and self.reward.classifier == "learner":
+            raise ConfigError(
+                "an evaluation needs a judge of its own: the classifier that comes with a policy is not the same for "
+                "two of them. Name the folder of one with --reward.classifier."
+            )

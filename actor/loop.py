@@ -110,11 +110,13 @@ def run_episode(
     rewards: RewardSource | None = None,
     operator: OperatorInput | None = None,
     codec: ImageCodec = "jpeg",
+    watch: Callable[[], None] = lambda: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EpisodeTally:
     """Run one episode with the newest weights and offer each step to the outbox.
 
     Blocks only in env.step() and, while the operator pauses, in env.hold(): send, wait for the period's end, observe.
+    watch() is called after the reset and after every step, when the environment has its newest measurement.
     When should_stop() turns true the present step is finished and closes the episode as truncated.
 
     When a camera fails, the arm holds and the episode ends where it is: the step under way is not recorded, and the one
@@ -127,6 +129,7 @@ def run_episode(
     arbiter.begin_episode(is_demonstration, assistance)
     rewards.begin_episode()
     listener.begin()
+    watch()
     tally = EpisodeTally()
     step = 0
     while True:
@@ -137,6 +140,7 @@ def run_episode(
         except CameraStaleError as error:
             tally.camera_fault = str(error)
             return tally
+        watch()
         next_observation: Observation = code_images(measured, codec)
         verdict = rewards.judge(next_observation, Outcome(reward, terminated, info["is_success"]))
         listener.listen()

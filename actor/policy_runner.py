@@ -78,15 +78,23 @@ class PolicyRunner:
         if newest is None or newest.version in (self.weights_version, self._refused_version):
             return False
         try:
-            self._policy.load_weights(
-                {name: tensor for name, tensor in newest.tensors.items() if not name.startswith(TENSOR_PREFIX)}
-            )
+            self.use(newest)
         except WeightsError as error:
             self._refused_version = newest.version
             _log.error("weights version %d refused, version %d stays: %s", newest.version, self.weights_version, error)
             return False
-        self._weights = newest
         return True
+
+    def use(self, weights: PublishedWeights) -> None:
+        """Act with these weights. Raises WeightsError, and nothing changes, when they do not fit."""
+        self._policy.load_weights(
+            {name: tensor for name, tensor in weights.tensors.items() if not name.startswith(TENSOR_PREFIX)}
+        )
+        self._weights = weights
+
+    def reseed(self, seed: int) -> None:
+        """Draw the noise of the following actions anew, as if nothing had been drawn before."""
+        self._policy.reseed(seed)
 
     def propose(self, observation: Observation, candidates: int | None = None) -> Proposal:
         """Sample an action; `candidates` as in ActingPolicy.select_action."""
@@ -96,13 +104,15 @@ class PolicyRunner:
 
     def frozen_copy(self, seed: int) -> "PolicyRunner":
         """Return a runner with the present weights that never swaps and draws its own noise, for an evaluation."""
-        copy = PolicyRunner(self._specs, self._config, seed, _Frozen(self._weights), self._clock)
+        copy = PolicyRunner(self._specs, self._config, seed, FixedWeights(self._weights), self._clock)
         copy.swap_if_newer()
         return copy
 
 
 @dataclass(frozen=True)
-class _Frozen:
+class FixedWeights:
+    """A source of weights that never change, or of none."""
+
     weights: PublishedWeights | None
 
     def latest_weights(self) -> PublishedWeights | None:

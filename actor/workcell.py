@@ -22,8 +22,9 @@ from policy.errors import ConfigError, unknown_name
 from policy.spec import Observation, Specs
 from policy.success_classifier import TENSOR_PREFIX
 from robot.backends import BACKENDS
-from robot.errors import RobotError
-from robot.interface import SimulatedBackend
+from robot.cameras.twin import Photographed
+from robot.errors import RobotConfigError, RobotError
+from robot.interface import RobotBackend, SimulatedBackend
 
 _CAMERA_POLL_S = 0.2
 
@@ -64,8 +65,10 @@ class Workcell:
         keys = open_operator(config.keys, say)
         closing.callback(keys.close)
         backend = connect_backend(config.backend, task)
-        _check_simulation(config, is_simulated=isinstance(backend, SimulatedBackend))
+        self.is_simulated = isinstance(backend, SimulatedBackend)
+        _check_simulation(config, self.is_simulated)
         closing.callback(backend.close)
+        vary_looks(backend, config.looks_variation)
         self._cameras = connect_cameras(config.cameras, task, config.backend, backend)
         if self._cameras is not None:
             closing.callback(self._cameras.close)
@@ -135,6 +138,21 @@ def _make_rewards(config: ActorConfig, task: Task, weights: WeightsSource) -> Re
 
 def _never_encode(observation: Observation) -> EncoderInput:
     raise AssertionError("only a classifier looks at observations")
+
+
+def vary_looks(backend: RobotBackend, amount: float) -> None:
+    """Raises ConfigError for a backend whose looks are not drawn, or too much of it."""
+    if not amount:
+        return
+    if not isinstance(backend, Photographed):
+        raise ConfigError(
+            f"actor.looks_variation = {amount}: only the twin draws pictures whose looks can be varied, the backend is "
+            f"{type(backend).__name__}. Set it to 0."
+        )
+    try:
+        backend.vary_looks(amount)
+    except RobotConfigError as error:
+        raise ConfigError(f"actor.looks_variation: {error}") from error
 
 
 def _check_simulation(config: ActorConfig, is_simulated: bool) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from learner.config import LearnerConfig
 from learner.episode_log import Episode, EpisodeLog
-from learner.handshake import spec_differences
 from policy.errors import ConfigError, CorruptFileError, SpecMismatchError, WireError
 from policy.files import make_folder, replace_durably
 from policy.spec import Specs
+from policy.spec_differences import spec_differences
 from policy.transition import ActionSource, EpisodeMark, MarkKind
 
 logger = logging.getLogger("learner.import_log")

@@ -54,6 +54,10 @@ class ActingPolicy:
             modules["gripper"] = self._gripper
         load_strict(modules, tensors)
 
+    def reseed(self, seed: int) -> None:
+        """Draw the noise of the following actions anew, as if nothing had been drawn before."""
+        self._generator.manual_seed(seed)
+
     @torch.no_grad()
     def select_action(self, observation: Observation, candidates: int | None = None) -> NDArray[np.float32]:
         """Return an action (A,) in [-1, 1]; `candidates` as in ActionHead.act."""

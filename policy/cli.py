@@ -22,7 +22,7 @@ _EXIT_CODES = f"""Exit codes:
   {errors.EXIT_PORT_IN_USE:3}  another process listens on the port
   {errors.EXIT_CORRUPT_FILE:3}  a checkpoint, weights or log file is corrupt
   {errors.EXIT_MISMATCH:3}  learner and actor disagree on protocol, specs or policy architecture
-  {errors.EXIT_INTERRUPTED:3}  launch/sim.sh was stopped by Ctrl-C; its report holds what there was by then"""
+  {errors.EXIT_INTERRUPTED:3}  stopped by Ctrl-C: launch/sim.sh reports what there is, an evaluation can go on"""
 
 
 @dataclass(frozen=True)
