@@ -16,9 +16,9 @@ from policy.cli import config_from_preset
 GOAL = 0.8  # success of an interim evaluation that counts as learned
 STEPS_PER_VERSION = 50  # Table 3: learner steps between two published weights
 # Which run it is, where, and who talks to whom: no part of the protocol.
-_OWN = frozenset(f"actor.{name}" for name in ("task", "run_dir", "learner", "seed", "max_minutes")) | frozenset(
-    f"learner.{name}" for name in ("run_dir", "port", "seed", "from_log")
-)
+_OWN = frozenset(
+    f"actor.{name}" for name in ("task", "run_dir", "learner", "seed", "max_minutes", "demonstrations")
+) | frozenset(f"learner.{name}" for name in ("run_dir", "port", "seed", "from_log"))
 
 
 @dataclass(frozen=True)

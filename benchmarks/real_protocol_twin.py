@@ -182,11 +182,18 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def _set_aside_unfinished(folders: Iterable[Path]) -> None:
-    """Rename folders of runs that were killed: launch/sim.sh starts in new ones only."""
+    """Rename folders of runs that were stopped, killed or failed: launch/sim.sh starts in new ones only."""
     for folder in folders:
-        if folder.exists() and not (folder / "summary.json").exists():
-            number = sum(1 for _ in folder.parent.glob(f"{folder.name}.killed*"))
-            folder.rename(folder.with_name(f"{folder.name}.killed{number}"))
+        if folder.exists() and not _is_finished(folder):
+            number = sum(1 for _ in folder.parent.glob(f"{folder.name}.unfinished*"))
+            folder.rename(folder.with_name(f"{folder.name}.unfinished{number}"))
+
+
+def _is_finished(folder: Path) -> bool:
+    if not (folder / "summary.json").exists():
+        return False
+    summary = read_summary(folder)
+    return not summary["interrupted"] and not summary["failure"]
 
 
 def render(cases: Sequence[Case], options: Options, jobs: int) -> str:
@@ -219,7 +226,7 @@ def render(cases: Sequence[Case], options: Options, jobs: int) -> str:
         *each_run(complete),
     ]
     lines += [
-        f"- **Not in the tables:** `{result.folder.name}` "
+        f"\n**Not in the tables:** `{result.folder.name}` "
         f"{result.summary['failure'] or 'was stopped before its last evaluation'}."
         for result in results
         if not result.is_complete

@@ -1,4 +1,4 @@
-"""How often the scripted operator solves each task: from the start, with noise, after whatever a policy may have done.
+"""How often the scripted operator solves each task on the twin: from the start, with noise, after whatever a policy may have done.
 
 `python -m benchmarks.scripted_operator --episodes 200` writes benchmarks/results/scripted_operator.md.
 """
@@ -19,8 +19,7 @@ from actor.tasks.base import TaskOptions
 from robot.geometry import CUBE_EDGE_M
 
 RESULTS = Path(__file__).parent / "results" / "scripted_operator.md"
-BACKENDS = ("twin", "fake")
-# Task, options, and what to call them. Of the same physics; the operator is asked for another kind of action.
+# Task, options, and what the table calls them.
 VARIANTS = (
     ("reach", TaskOptions(), ""),
     ("peg_in_hole", TaskOptions(), ""),
@@ -121,14 +120,14 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", help="some tasks only; then nothing is written")
     arguments = parser.parse_args()
     rows = []
-    for (name, options, remark), backend_name in itertools.product(VARIANTS, BACKENDS):
+    for name, options, remark in VARIANTS:
         if arguments.tasks and name not in arguments.tasks:
             continue
         task = make_task(name, options)
-        backend = connect_backend(backend_name, task)
+        backend = connect_backend("twin", task)
         env = RobotEnv(task, backend)
         for case in CASES + CUBE_CASES * (task.scene == "cube_stacking"):
-            rows.append(measure(env, f"{name}{remark} | {backend_name}", case, arguments.episodes))
+            rows.append(measure(env, name + remark, case, arguments.episodes))
             print(rows[-1], flush=True)
         backend.close()
     if arguments.tasks:
@@ -136,15 +135,15 @@ def main() -> None:
     RESULTS.write_text(
         "\n".join(
             [
-                "# The scripted operator",
+                "# The scripted operator on the twin",
                 "",
                 f"`python -m benchmarks.scripted_operator --episodes {arguments.episodes}`. The step limit of the task",
                 "counts from the episode's start. A take-over from random actions or a drift comes at a random step",
                 "between a fifth and two fifths of it; the cases with a cube begin with the operator and are then",
                 "disturbed for ten steps. Brackets: 95 % Wilson interval.",
                 "",
-                "| task | backend | operator | success | mean length, steps |",
-                "| --- | --- | --- | --- | --- |",
+                "| task | operator | success | mean length, steps |",
+                "| --- | --- | --- | --- |",
                 *rows,
                 "",
             ]

@@ -1,5 +1,6 @@
 """The robot protocol's benchmark: every run it would start is valid, and both algorithms get the same protocol."""
 
+import json
 from itertools import product
 from pathlib import Path
 
@@ -71,16 +72,13 @@ def test_all_runs_are_valid_and_share_protocol_and_budget(preset: str, tmp_path:
         assert (recording.actor.demonstrations, recording.actor.pixels) == (20, actor.pixels)
 
 
-def test_a_killed_run_makes_room_for_another_and_a_finished_one_stays(tmp_path: Path) -> None:
-    for name in ("killed", "finished"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "finished" / "summary.json").write_text("{}")
+def test_an_unfinished_run_makes_room_for_another_and_a_finished_one_stays(tmp_path: Path) -> None:
+    ends = {"finished": (False, ""), "stopped": (True, ""), "failed": (False, "the learner died"), "killed": None}
     for _ in range(2):
-        _set_aside_unfinished([tmp_path / "killed", tmp_path / "finished", tmp_path / "new"])
-        (tmp_path / "killed").mkdir()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "finished",
-        "killed",
-        "killed.killed0",
-        "killed.killed1",
-    ]
+        for name, end in ends.items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            if end is not None:
+                (tmp_path / name / "summary.json").write_text(json.dumps({"interrupted": end[0], "failure": end[1]}))
+        _set_aside_unfinished([*(tmp_path / name for name in ends), tmp_path / "new"])
+    unfinished = [f"{name}.unfinished{count}" for name in ("failed", "killed", "stopped") for count in range(2)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["finished", *unfinished])
