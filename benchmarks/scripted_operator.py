@@ -1,4 +1,4 @@
-"""How often the scripted operator solves each task on the twin: from the start, with noise, after whatever a policy may have done.
+"""How often the scripted operator solves each task on the twin: from the start, with noise, taking over from a policy.
 
 `python -m benchmarks.scripted_operator --episodes 200` writes benchmarks/results/scripted_operator.md.
 """

@@ -20,6 +20,8 @@ class Photographed(Protocol):
 
     def photograph(self, camera: str) -> NDArray[np.uint8]: ...
 
+    def vary_looks(self, amount: float) -> None: ...
+
 
 class TwinCamera:
     """One of the workplace's cameras, drawn in the thread that reads it: always the same one, for all cameras.

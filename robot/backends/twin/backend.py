@@ -7,7 +7,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from robot.backends.twin.looks import LooksConfig
+from robot.backends.twin.looks import MAX_AMOUNT
 from robot.backends.twin.model import PHYSICS_STEP_S
 from robot.backends.twin.osc import OscConfig
 from robot.backends.twin.pictures import Pictures
@@ -24,18 +24,15 @@ _log = logging.getLogger(__name__)
 class TwinBackend:
     """A Panda with a Robotiq 2F-85, under operational-space control at 500 Hz. Satisfies SimulatedBackend."""
 
-    def __init__(self, scene: str, *, osc: OscConfig | None = None, looks: LooksConfig | None = None) -> None:
-        """scene: see robot/scenes.py. osc: gains and torque limit; Deoxys' defaults unless given.
-
-        looks: how much the looks vary from episode to episode; not at all unless given.
-        """
+    def __init__(self, scene: str, *, osc: OscConfig | None = None) -> None:
+        """scene: see robot/scenes.py. osc: gains and torque limit; Deoxys' defaults unless given."""
         check_scene(scene)
         self._scene = scene
         self._osc_config = osc or OscConfig()
         self._simulation: Simulation | None = None
         self._placement: ScenePlacement | None = None
         self._goal = np.eye(4)
-        self._looks = looks
+        self._looks_variation = 0.0
         self._pictures: Pictures | None = None
         self._episode = -1  # counts resets
         self._instant = 0
@@ -105,9 +102,8 @@ class TwinBackend:
 
     def close(self) -> None:
         """Free the simulation and the drawing context."""
-        if self._pictures is not None:
-            self._pictures.close()
-        self._pictures = self._simulation = self._placement = None
+        self._drop_pictures()
+        self._simulation = self._placement = None
 
     def object_poses(self) -> dict[str, Array]:
         """Return name -> O_T_object (4, 4) for each object of the scene."""
@@ -122,6 +118,17 @@ class TwinBackend:
         RobotError, naming the packages to install, where the machine cannot draw off screen.
         """
         return self._posed_pictures().look(camera, width, height)
+
+    def vary_looks(self, amount: float) -> None:
+        """Let light, colours and camera mounts differ from episode to episode (looks.py): 1 as written there, 0 not.
+
+        They are drawn from the placement, so that equal placements look equal; the physics know nothing of it.
+        Raises RobotConfigError for an amount outside 0 to 3.
+        """
+        if not 0.0 <= amount <= MAX_AMOUNT:
+            raise RobotConfigError(f"looks that vary by {amount}: the amount must be from 0 to {MAX_AMOUNT:g}")
+        self._looks_variation = amount
+        self._drop_pictures()
 
     @property
     def instant(self) -> int:
@@ -140,11 +147,16 @@ class TwinBackend:
         simulation = self._placed()
         assert self._placement is not None
         if self._pictures is None:
-            self._pictures = Pictures(self._scene, self._looks)
+            self._pictures = Pictures(self._scene, self._looks_variation)
         width = simulation.fingers.width if simulation.fingers else 2.0 * PEG_RADIUS_M
         self._pictures.begin_episode(self._episode, self._placement)
         self._pictures.pose(simulation.q, width, simulation.O_T_EE(), self.object_poses())
         return self._pictures
+
+    def _drop_pictures(self) -> None:
+        if self._pictures is not None:
+            self._pictures.close()
+        self._pictures = None
 
     def _connected(self) -> Simulation:
         if self._simulation is None:

@@ -1,39 +1,25 @@
 """Looks that vary from episode to episode: light, colours, the table's pattern, and how the cameras are mounted."""
 
-import math
-from dataclasses import dataclass
+import zlib
 from typing import Any
 
 import numpy as np
 
 from robot.backends.twin.picture_model import TABLE_TEXTURE
 from robot.cameras.optics import MOUNTS
-from robot.errors import RobotConfigError
-from robot.interface import Array
+from robot.interface import Array, ScenePlacement
 from robot.pose import make_pose, rotation_from_rotvec
 
+# Each is drawn evenly from minus to plus this, times the amount.
+_LIGHT = 0.3  # share of each light's brightness
+_LIGHT_DIRECTION_RAD = 0.3
+_COLOUR = 0.06  # of each channel (0 to 1) of each part's colour
+_TABLE_PATTERN = 0.15  # the same of the patches on the table
+_CAMERA_POSITION_M = 0.004  # along each axis of the camera
+_CAMERA_ROTATION_RAD = 0.02  # about each axis of the camera
+
+MAX_AMOUNT = 3.0
 _PATTERN_CELLS = 8  # patches of colour along each side of the table
-
-
-@dataclass(frozen=True, kw_only=True)
-class LooksConfig:
-    """How much the looks vary. The looks of an episode depend on seed and episode number (resets so far) alone."""
-
-    seed: int = 0
-    light: float = 0.3  # each light's brightness is multiplied by 1 +- this
-    light_direction_rad: float = 0.3
-    colour: float = 0.06  # added to or taken from each channel (0 to 1) of each part's colour
-    table_pattern: float = 0.15  # the same for the patches on the table
-    camera_position_m: float = 0.004  # along each axis of the camera
-    camera_rotation_rad: float = 0.02  # about each axis of the camera
-
-    def __post_init__(self) -> None:
-        for name in ("light", "light_direction_rad", "colour", "table_pattern"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise RobotConfigError(f"looks: {name} = {getattr(self, name)} is outside [0, 1)")
-        for name in ("camera_position_m", "camera_rotation_rad"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0.0):
-                raise RobotConfigError(f"looks: {name} = {getattr(self, name)} must be finite and not negative")
 
 
 class Looks:
@@ -41,8 +27,8 @@ class Looks:
 
     changed_textures = (TABLE_TEXTURE,)
 
-    def __init__(self, model: Any, config: LooksConfig) -> None:
-        self._config = config
+    def __init__(self, model: Any, amount: float) -> None:
+        self._amount = amount
         self._model = model
         texture = model.texture(TABLE_TEXTURE)
         start, width, height = int(texture.adr[0]), int(texture.width[0]), int(texture.height[0])
@@ -53,24 +39,23 @@ class Looks:
         self._table_colour = self._table[0, 0].astype(float)
         self._C_T_jittered: dict[str, Array] = {}
 
-    def begin_episode(self, episode: int) -> None:
-        """Draw the looks of that episode."""
-        config, model = self._config, self._model
-        rng = np.random.default_rng((config.seed, episode))
-        model.light_diffuse[:] = self._light_diffuse * rng.uniform(
-            1 - config.light, 1 + config.light, (model.nlight, 1)
-        )
-        model.vis.headlight.ambient[:] = self._ambient * rng.uniform(1 - config.light, 1 + config.light)
+    def begin_episode(self, placement: ScenePlacement) -> None:
+        """Draw the looks of the episode that starts at `placement`: the same ones whenever it starts there."""
+        amount, model = self._amount, self._model
+        rng = np.random.default_rng(_seed(placement))
+        light = amount * _LIGHT
+        model.light_diffuse[:] = self._light_diffuse * rng.uniform(1 - light, 1 + light, (model.nlight, 1))
+        model.vis.headlight.ambient[:] = self._ambient * rng.uniform(1 - light, 1 + light)
         for index, direction in enumerate(self._light_dir):
-            turn = rotation_from_rotvec(config.light_direction_rad * rng.uniform(-1, 1, 3))
+            turn = rotation_from_rotvec(amount * _LIGHT_DIRECTION_RAD * rng.uniform(-1, 1, 3))
             model.light_dir[index] = turn @ direction
         for colours, original in ((model.geom_rgba, self._geom_rgba), (model.mat_rgba, self._material_rgba)):
-            change = rng.uniform(-config.colour, config.colour, (len(original), 3))
+            change = amount * _COLOUR * rng.uniform(-1, 1, (len(original), 3))
             colours[:, :3] = np.clip(original[:, :3] + change, 0.0, 1.0)
         self._draw_table(rng)
         for name in MOUNTS:
-            shift = config.camera_position_m * rng.uniform(-1, 1, 3)
-            turn = rotation_from_rotvec(config.camera_rotation_rad * rng.uniform(-1, 1, 3))
+            shift = amount * _CAMERA_POSITION_M * rng.uniform(-1, 1, 3)
+            turn = rotation_from_rotvec(amount * _CAMERA_ROTATION_RAD * rng.uniform(-1, 1, 3))
             self._C_T_jittered[name] = make_pose(turn, shift)
 
     def C_T_jittered(self, camera: str) -> Array:
@@ -80,7 +65,7 @@ class Looks:
     def _draw_table(self, rng: np.random.Generator) -> None:
         """Colour the table in soft patches."""
         size = len(self._table)
-        patches = rng.uniform(-1, 1, (_PATTERN_CELLS, _PATTERN_CELLS, 3)) * 255 * self._config.table_pattern
+        patches = 255 * self._amount * _TABLE_PATTERN * rng.uniform(-1, 1, (_PATTERN_CELLS, _PATTERN_CELLS, 3))
         at = np.linspace(0, _PATTERN_CELLS - 1, size)
         low = np.minimum(at.astype(int), _PATTERN_CELLS - 2)
         share = (at - low)[:, None, None]
@@ -88,3 +73,8 @@ class Looks:
         share = share[None, :, 0, :]
         pattern = rows[:, low] * (1 - share) + rows[:, low + 1] * share  # (size, size, 3)
         self._table[:] = np.clip(self._table_colour + pattern, 0, 255).astype(np.uint8)
+
+
+def _seed(placement: ScenePlacement) -> int:
+    poses = [placement.O_T_EE, *(placement.objects[name] for name in sorted(placement.objects))]
+    return zlib.crc32(np.stack(poses).astype(np.float64).tobytes())

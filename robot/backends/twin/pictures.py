@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot.backends.twin.linkage import linkage_angles
-from robot.backends.twin.looks import Looks, LooksConfig
+from robot.backends.twin.looks import Looks
 from robot.backends.twin.picture_model import build_picture_model
 from robot.backends.twin.render import Renderer, View
 from robot.cameras.optics import find_mount
@@ -27,13 +27,16 @@ _CLOSE_VIEWS = {
 class Pictures:
     """Draws one scene. Belongs to the thread that made it; `close` frees the drawing context."""
 
-    def __init__(self, scene: str, looks: LooksConfig | None) -> None:
-        """Build the model (a third of a second). Raises RobotError where the machine cannot draw off screen."""
+    def __init__(self, scene: str, looks_variation: float) -> None:
+        """Build the model (a third of a second). Raises RobotError where the machine cannot draw off screen.
+
+        looks_variation: how much the looks differ from episode to episode (looks.py); 0 not at all.
+        """
         self._scene = scene
         self._model: Any = build_picture_model(scene)
         self._data: Any = mujoco.MjData(self._model)
         self._renderer = Renderer(self._model)
-        self._looks = Looks(self._model, looks) if looks is not None else None
+        self._looks = Looks(self._model, looks_variation) if looks_variation else None
         self._episode = -1
         self._close_view = _OVERVIEW
         self._O_T_EE = np.eye(4)
@@ -49,7 +52,7 @@ class Pictures:
             lookat_m=(x, y, z + above_m), distance_m=distance_m, azimuth_deg=150.0, elevation_deg=-32.0
         )
         if self._looks is not None:
-            self._looks.begin_episode(episode)
+            self._looks.begin_episode(placement)
             for name in self._looks.changed_textures:
                 self._renderer.upload_texture(name)
 
