@@ -13,6 +13,8 @@ from actor.loop import EpisodeTally
 from actor.protocol_stages import Stage
 from policy.errors import ConfigError
 
+_RECENT_EPISODES = 20  # over which an episode's duration is measured
+
 EpisodeKind = Literal["demonstration", "training"]
 
 
@@ -156,6 +158,17 @@ def intervention_figures(episodes: Iterable[EpisodeReport]) -> dict[str, float]:
     training = [episode for episode in episodes if episode.kind == "training"]
     steps = sum(episode.intervention_steps for episode in training)
     return {"steps": steps, "fraction": steps / max(1, sum(episode.length for episode in training))}
+
+
+def typical_duration_s(episodes: Sequence[EpisodeReport]) -> float:
+    """Return the mean wall time of the latest episodes that the policy drove alone; 0 without episodes.
+
+    Those tell how long it takes, or how long it fails. Before there are any, training episodes or demonstrations serve.
+    """
+    training = [episode for episode in episodes if episode.kind == "training"]
+    alone = [episode for episode in training if episode.intervention_steps == 0]
+    recent = (alone or training or episodes)[-_RECENT_EPISODES:]
+    return sum(episode.duration_s for episode in recent) / max(1, len(recent))
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

@@ -25,6 +25,7 @@ from actor.report import (
     intervention_figures,
     percentiles,
     read_episodes,
+    typical_duration_s,
     write_json,
 )
 from actor.spool import Spool, new_incarnation
@@ -38,7 +39,6 @@ from policy.spec import Specs
 from robot.errors import CameraStaleError, RobotError
 
 _PLACEMENTS, _OPERATOR, _POLICY = range(3)  # streams of random numbers, all from the one configured seed
-_RECENT_EPISODES = 20  # over which an episode's duration is measured
 _MENTION_PERIOD_S = 10.0
 _STOPPED_DRAIN_S = 2.0  # whoever asked for a stop does not want to wait; the spool keeps the rest
 _RESERVE_MARGIN = 1.5  # unassisted episodes may be longer than the measured ones, and filming takes time
@@ -323,18 +323,10 @@ class Session:
         return self._config.max_minutes > 0 and used_s + self._reserve_s() >= 60 * self._config.max_minutes
 
     def _reserve_s(self) -> float:
-        """Return the time to keep for the final evaluation, judged by the latest episodes of this process.
-
-        Those of the policy alone tell best how long it takes, or how long it fails; demonstrations tell least.
-        """
-        episodes = self._episodes[self._episodes_before :]
-        training = [episode for episode in episodes if episode.kind == "training"]
-        alone = [episode for episode in training if episode.intervention_steps == 0]
-        recent = (alone or training or episodes)[-_RECENT_EPISODES:]
-        if not recent:
-            return 0.0
-        mean_s = sum(episode.duration_s for episode in recent) / len(recent)
-        return _RESERVE_MARGIN * self._config.eval_episodes * mean_s
+        """Return the time to keep for the final evaluation, judged by the latest episodes of this process."""
+        return (
+            _RESERVE_MARGIN * self._config.eval_episodes * typical_duration_s(self._episodes[self._episodes_before :])
+        )
 
     def _next_interim_evaluation(self) -> int | None:
         every = self._config.eval_every_steps

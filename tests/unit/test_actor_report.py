@@ -14,6 +14,7 @@ from actor.report import (
     intervention_figures,
     percentiles,
     read_episodes,
+    typical_duration_s,
     write_json,
 )
 from policy.errors import ConfigError
@@ -97,3 +98,15 @@ def test_json_is_replaced_whole(tmp_path: Path) -> None:
     write_json(path, {"b": [2.0]})
     assert json.loads(path.read_text()) == {"b": [2.0]}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_typical_duration_is_that_of_the_policy_alone() -> None:
+    demonstration = dataclasses.replace(REPORT, kind="demonstration", duration_s=1.0, intervention_steps=0)
+    helped = dataclasses.replace(REPORT, kind="training", duration_s=3.0, intervention_steps=5)
+    alone = [
+        dataclasses.replace(REPORT, kind="training", duration_s=float(i), intervention_steps=0) for i in range(1, 31)
+    ]
+    assert typical_duration_s([]) == 0.0
+    assert typical_duration_s([demonstration]) == 1.0
+    assert typical_duration_s([demonstration, helped]) == 3.0
+    assert typical_duration_s([demonstration, *alone, helped]) == 20.5  # 11 to 30, the latest twenty
