@@ -141,9 +141,6 @@ class ActorConfig:
     """The same for evaluations."""
     max_env_steps: int = 0
     """Training ends after this many training steps of this run_dir; 0 has no limit."""
-    max_version: int = 0
-    """Training ends when the learner has published this version of the weights; 0 has no limit. Bounds the learner's
-    steps where max_env_steps bounds the robot's."""
     max_minutes: float = 0.0
     """Wall time of the whole process, the final evaluation included; 0 has no limit."""
     max_steps_per_version: int = 0
@@ -172,7 +169,6 @@ class ActorConfig:
             "pace",
             "eval_pace",
             "max_env_steps",
-            "max_version",
             "max_minutes",
             "max_steps_per_version",
             "max_version_wait_s",

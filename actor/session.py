@@ -317,8 +317,6 @@ class Session:
             return True
         if self._config.max_env_steps and self._training_steps >= self._config.max_env_steps:
             return True
-        if 0 < self._config.max_version <= self._newest_version():
-            return True
         used_s = time.monotonic() - self._started_s
         return self._config.max_minutes > 0 and used_s + self._reserve_s() >= 60 * self._config.max_minutes
 

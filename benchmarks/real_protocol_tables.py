@@ -1,5 +1,6 @@
 """Tables of benchmarks.real_protocol_twin: what its runs reached, at what cost, and in which settings."""
 
+import hashlib
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from typing import Any
 from actor.config import ActorConfig
 from actor.statistics import wilson_interval
 from learner.config import LearnerConfig
+from learner.episode_log import EpisodeLog
+from learner.import_log import read_specs
 from policy import config as config_module
 from policy.cli import config_from_preset
+from policy.transition import Transition
 
 GOAL = 0.8  # success of an interim evaluation that counts as learned
 STEPS_PER_VERSION = 50  # Table 3: learner steps between two published weights
@@ -29,7 +33,6 @@ class Result:
     seed: int
     folder: Path
     summary: dict[str, Any]
-    demonstrations: dict[str, Any]  # the recording's summary
     interim: list[dict[str, Any]]
     reference: str  # the full preset that the run is compared with
 
@@ -70,7 +73,7 @@ def each_run(results: Sequence[Result]) -> list[str]:
         f"env steps to {GOAL:.0%}",
         f"learner steps to {GOAL:.0%}",
     ]
-    names += ["interim, of 10", "human steps (share)", "human min", "robot min", "mean length, steps", *extra]
+    names += ["interim successes", "human steps (share)", "human min", "robot min", "mean length, steps", *extra]
     names += ["learner steps", "env steps", "interim steps", "wall min"]
     rows = [_row(names), _row(["---"] * len(names))]
     for result in results:
@@ -92,6 +95,36 @@ def each_run(results: Sequence[Result]) -> list[str]:
         cells += [f"{summary['wall_s'] / 60:.1f}"]
         rows.append(_row(cells))
     return rows
+
+
+def demonstrations_agree(results: Sequence[Result]) -> str:
+    """Compare the initial demonstrations in the runs' logs, vectors and actions, between algorithms."""
+    found: dict[tuple[str, str, int], set[str]] = {}
+    for result in results:
+        task, variant, _ = result.group
+        found.setdefault((task, variant, result.seed), set()).add(_demonstrations_digest(result.folder))
+    different = [" ".join(map(str, key)) for key, digests in found.items() if len(digests) > 1]
+    if different:
+        return f"**The demonstrations differ between algorithms**: {', '.join(different)}."
+    return "The logs hold the same demonstrations for every algorithm, observation by observation, action by action."
+
+
+def _demonstrations_digest(folder: Path) -> str:
+    episodes = config_module.load_preset(str(folder / "config.toml"))["actor"]["demonstrations"]
+    specs = read_specs(folder / "learner" / "specs.json")
+    log = EpisodeLog(folder / "learner" / "log.sqlite", specs, read_only=True)
+    digest, position = hashlib.sha256(), 0
+    while entries := log.read_after(position, limit=100):
+        for entry in entries:
+            if isinstance(entry.body, Transition):
+                if entry.body.episode >= episodes:
+                    log.close()
+                    return digest.hexdigest()
+                digest.update(specs.observation.normalise(entry.body.observation).tobytes())
+                digest.update(entry.body.executed_action.tobytes())
+        position = entries[-1].position
+    log.close()
+    return digest.hexdigest()
 
 
 def differences(results: Sequence[Result]) -> list[str]:
@@ -135,11 +168,11 @@ def _learner_step(evaluation: dict[str, Any]) -> int:
 
 
 def _human_min(result: Result) -> float:
-    return sum(float(summary["human_time"]["human_s"]) for summary in (result.summary, result.demonstrations)) / 60
+    return float(result.summary["human_time"]["human_s"]) / 60
 
 
 def _robot_min(result: Result) -> float:
-    return sum(float(summary["human_time"]["robot_s"]) for summary in (result.summary, result.demonstrations)) / 60
+    return float(result.summary["human_time"]["robot_s"]) / 60
 
 
 def _motion_figures(result: Result) -> dict[str, str]:

@@ -1,80 +1,77 @@
 """The paper's robot protocol on the twin: CGPO against HIL-SERL's SAC, same demonstrations, stages, budget and seeds.
 
 `python -m benchmarks.real_protocol_twin` runs what is not in --out yet, two runs at a time, and writes the tables to
-benchmarks/results/real_protocol_twin.md. Demonstrations are recorded once for each task, variant and seed; every
-algorithm gets them by --from-log. Stopped at any time it goes on with the next missing run.
+benchmarks/results/real_protocol_twin.md. Stopped at any time it goes on with the next missing run. Demonstrations come
+from the scripted operator and depend on task, variant and seed alone; the report says whether the logs agree.
 """
 
 import argparse
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from benchmarks.real_protocol_tables import GOAL, STEPS_PER_VERSION, Result, differences, each_run, pooled
+from benchmarks.real_protocol_tables import (
+    GOAL,
+    STEPS_PER_VERSION,
+    Result,
+    demonstrations_agree,
+    differences,
+    each_run,
+    pooled,
+)
 from benchmarks.runs import interim_evaluations, machine, read_summary, run_missing
 
 RESULTS = Path(__file__).parent / "results" / "real_protocol_twin.md"
 
-_DIFFUSION = {"paper_robot": "paper_robot", "paper_robot_small": "paper_robot_small"}
-_PRESETS = {  # of each algorithm under each protocol
+_DIFFUSION = {"paper_robot": "paper_robot", "sim_quick": "sim_quick"}
+_PRESETS = {  # of each algorithm, by the sizes of networks and batch
     "cgpo": _DIFFUSION,
-    "hil_serl_sac": {"paper_robot": "hil_serl_sac", "paper_robot_small": "hil_serl_sac_small"},
+    "hil_serl_sac": {"paper_robot": "hil_serl_sac", "sim_quick": "sim_quick_sac"},
     "bc": _DIFFUSION,
 }
 _VARIANTS = {
-    "state": ("actor.pixels=false", "policy.encoder=none"),
-    "pixels": ("actor.pixels=true", "policy.encoder=resnet10", "replay.image_storage=maps"),
+    "state": ("pixels=false", "encoder=none"),
+    "pixels": ("pixels=true", "encoder=resnet10", "image_storage=maps"),
 }
-_DEMONSTRATE_ONLY = ("max_env_steps=1", "eval_episodes=0", "training_starts=1000000000", "guidance_episodes=0")
-_EVAL_EVERY_STEPS = 250  # training steps; from state ten episodes take at most 3 s of a core
+# Table 3 where sim_quick departs from it, and the four stages. A simulation need not wait for a clock.
+_PROTOCOL = ("stages.enabled=true", "replay.capacity=20000", "pace=0", "eval_pace=0", "videos=1")
 _WALL_LIMIT_MIN = 600
 
 
 @dataclass(frozen=True)
-class Options:
-    tasks: tuple[str, ...]
-    variants: tuple[str, ...]
-    algorithms: tuple[str, ...]
-    seeds: tuple[int, ...]
-    preset: str
+class Budget:
+    """Of one run."""
+
     learner_steps: int
-    steps_per_transition: float
-    demonstrations: int
+    env_steps: int  # of training; demonstrations come on top
+    interim_episodes: int
+
+    def settings(self) -> list[str]:
+        """Return the settings that make the learner and the robot end together: neither may run ahead of the other."""
+        return [
+            f"max_learner_steps={self.learner_steps}",
+            f"learner_steps_per_transition={1.05 * self.learner_steps / self.env_steps:g}",
+            f"max_env_steps={self.env_steps}",
+            f"max_steps_per_version={round(STEPS_PER_VERSION * self.env_steps / self.learner_steps)}",
+            "eval_every_steps=1000",
+            f"interim_eval_episodes={self.interim_episodes}",
+        ]
+
+
+_BUDGETS = {"state": Budget(15_000, 15_000, 20), "pixels": Budget(10_000, 5_000, 10)}
+
+
+@dataclass(frozen=True)
+class Options:
+    preset: str
+    budgets: Mapping[str, Budget]  # by variant
     encoder_weights: str
     overrides: tuple[str, ...]
     out: Path
-
-    def protocol(self, variant: str) -> list[str]:
-        """Return the settings that all runs of a variant share."""
-        encoder = [f"policy.encoder_weights={self.encoder_weights}"] if variant == "pixels" else []
-        common = [
-            "stages.enabled=true",
-            "intervention.demonstration_noise=0.1",
-            "pace=0.0",
-            "eval_pace=0.0",
-            "videos=0",
-        ]
-        return [*_VARIANTS[variant], *encoder, *common]
-
-    def budget(self) -> list[str]:
-        """Return the settings that end each run with the weights of its last learner step, and bound the robot's.
-
-        The learner may not exceed its ratio to transitions, the actor not the inverse; 50 learner steps make a version.
-        """
-        per_version = int(STEPS_PER_VERSION / self.steps_per_transition)
-        return [
-            f"max_learner_steps={self.learner_steps}",
-            f"max_version={self.learner_steps // STEPS_PER_VERSION + 1}",  # the first is published before any step
-            f"learner_steps_per_transition={self.steps_per_transition}",
-            f"max_steps_per_version={per_version}",
-            f"eval_every_steps={_EVAL_EVERY_STEPS}",
-            "interim_eval_episodes=10",
-            "eval_episodes=50",
-        ]
 
 
 @dataclass(frozen=True)
@@ -93,55 +90,44 @@ class Case:
     def folder(self, options: Options) -> Path:
         return options.out / f"{self.task}_{self.variant}_{self.algorithm}_seed{self.seed}"
 
-    def demonstrations(self, options: Options) -> Path:
-        return options.out / f"demonstrations_{self.task}_{self.variant}_seed{self.seed}"
-
-    def recording(self, options: Options) -> list[str]:
-        """Return the command that records the demonstrations. No algorithm has a part in them."""
-        given = [f"actor.demonstrations={options.demonstrations}", *_DEMONSTRATE_ONLY]
-        settings = [*options.protocol(self.variant), *options.overrides, *given]
-        return self._command(_PRESETS["cgpo"][options.preset], self.demonstrations(options), settings)
-
     def command(self, options: Options) -> list[str]:
-        algorithm = [f"algorithm={self.algorithm}", f"actor.demonstrations={options.demonstrations}"]
-        settings = [*options.protocol(self.variant), *options.budget(), *algorithm, *options.overrides]
-        preset = _PRESETS[self.algorithm][options.preset]
-        command = self._command(preset, self.folder(options), settings)
-        return [*command, "--from-log", str(self.demonstrations(options))]
-
-    def _command(self, preset: str, folder: Path, settings: Sequence[str]) -> list[str]:
-        command = ["launch/sim.sh", "--task", self.task, "--preset", preset, "--seed", str(self.seed)]
-        return [*command, "--max-minutes", str(_WALL_LIMIT_MIN), "--out", str(folder), "--set", *settings]
+        encoder = [f"encoder_weights={options.encoder_weights}"] if self.variant == "pixels" else []
+        settings = [
+            *_PROTOCOL,
+            *options.budgets[self.variant].settings(),
+            *_VARIANTS[self.variant],
+            *encoder,
+            f"algorithm={self.algorithm}",
+            *options.overrides,
+        ]
+        command = ["launch/sim.sh", "--task", self.task, "--preset", _PRESETS[self.algorithm][options.preset]]
+        command += ["--seed", str(self.seed), "--max-minutes", str(_WALL_LIMIT_MIN)]
+        return [*command, "--out", str(self.folder(options)), "--set", *settings]
 
 
 def main() -> None:
     parsed = _parser().parse_args()
-    options = Options(
-        tasks=tuple(parsed.tasks.split(",")),
-        variants=tuple(parsed.variants.split(",")),
-        algorithms=tuple(parsed.algorithms.split(",")),
-        seeds=_seeds(parsed.seeds),
-        preset=parsed.preset,
-        learner_steps=parsed.learner_steps,
-        steps_per_transition=parsed.learner_steps_per_transition,
-        demonstrations=parsed.demonstrations,
-        encoder_weights=parsed.encoder_weights,
-        overrides=tuple(parsed.overrides),
-        out=parsed.out,
-    )
-    named = product(options.tasks, options.variants, options.algorithms, options.seeds)
-    cases = [Case(*names) for names in named]
-    for names, known in ((options.variants, _VARIANTS), (options.algorithms, _PRESETS)):
+    budgets = {
+        variant: replace(
+            budget,
+            learner_steps=parsed.learner_steps or budget.learner_steps,
+            env_steps=parsed.env_steps or budget.env_steps,
+        )
+        for variant, budget in _BUDGETS.items()
+    }
+    options = Options(parsed.preset, budgets, parsed.encoder_weights, tuple(parsed.overrides), parsed.out)
+    variants, algorithms = parsed.variants.split(","), parsed.algorithms.split(",")
+    for names, known in ((variants, _VARIANTS), (algorithms, _PRESETS)):
         if unknown := set(names) - set(known):
             sys.exit(f"unknown {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    named = product(parsed.tasks.split(","), variants, algorithms, _seeds(parsed.seeds))
+    cases = [Case(*names) for names in named]
     if not parsed.report_only:
         os.environ["OMP_NUM_THREADS"] = "1"  # a core each
-        recordings = {case.demonstrations(options): case.recording(options) for case in cases}
         # Seed by seed, so that a benchmark that is stopped half-way has compared something.
         runs = {case.folder(options): case.command(options) for case in sorted(cases, key=lambda case: case.seed)}
-        for commands in (recordings, runs):
-            _set_aside_unfinished(commands)
-            run_missing(commands, parsed.jobs)
+        _set_aside_unfinished(runs)
+        run_missing(runs, parsed.jobs)
     parsed.report.write_text(render(cases, options, parsed.jobs))
     print(f"wrote {parsed.report}")
 
@@ -156,15 +142,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", default="0-2", help="0-2 or 0,1,2; default: %(default)s")
     parser.add_argument(
         "--preset",
-        default="paper_robot_small",
+        default="sim_quick",
         choices=_DIFFUSION,
-        help="protocol and networks; the baseline's preset goes with it; default: %(default)s",
+        help="sizes of networks and batch; the baseline's preset goes with it; default: %(default)s",
     )
-    parser.add_argument("--learner-steps", type=int, default=15_000, help="of each run; default: %(default)s")
-    parser.add_argument(
-        "--learner-steps-per-transition", type=float, default=3.0, help="sets the robot's steps; default: %(default)s"
-    )
-    parser.add_argument("--demonstrations", type=int, default=20, help="before training; default: %(default)s")
+    budgets = ", ".join(f"{budget.learner_steps} ({variant})" for variant, budget in _BUDGETS.items())
+    parser.add_argument("--learner-steps", type=int, help=f"of each run; default: {budgets}")
+    budgets = ", ".join(f"{budget.env_steps} ({variant})" for variant, budget in _BUDGETS.items())
+    parser.add_argument("--env-steps", type=int, help=f"of training, of each run; default: {budgets}")
     parser.add_argument(
         "--encoder-weights", default="random", help="SHA-256 of the pixel variant's backbone, or random"
     )
@@ -204,7 +189,6 @@ def render(cases: Sequence[Case], options: Options, jobs: int) -> str:
             case.seed,
             folder,
             read_summary(folder),
-            read_summary(case.demonstrations(options)),
             interim_evaluations(folder),
             _PRESETS[case.algorithm]["paper_robot"],
         )
@@ -215,7 +199,7 @@ def render(cases: Sequence[Case], options: Options, jobs: int) -> str:
     lines = [
         "# The robot protocol on the twin: CGPO and HIL-SERL's SAC",
         "",
-        *_introduction(options, jobs, len(cases), len(complete)),
+        *_introduction(options, jobs, cases, complete),
         "",
         "## All seeds together",
         "",
@@ -231,48 +215,38 @@ def render(cases: Sequence[Case], options: Options, jobs: int) -> str:
         for result in results
         if not result.is_complete
     ]
-    lines += ["", "## What differs from the full presets", "", *differences(complete)]
-    finished = [case for case in cases if (case.folder(options) / "summary.json").exists()]
-    commands = dict.fromkeys(shlex.join(case.recording(options)) for case in finished)
-    lines += ["", "## Commands", "", "```", _own_command(options, jobs), "", "# which runs", *commands]
-    lines += [shlex.join(case.command(options)) for case in finished]
+    lines += ["", "## What differs from the full presets", "", *differences(complete), "", "## Commands", "", "```"]
+    lines += [shlex.join(["python", "-m", "benchmarks.real_protocol_twin", *sys.argv[1:]]), "", "# which runs"]
+    lines += [shlex.join(case.command(options)) for case in cases if _is_finished(case.folder(options))]
     return "\n".join([*lines, "```", ""])
 
 
-def _introduction(options: Options, jobs: int, wanted: int, complete: int) -> list[str]:
+def _introduction(options: Options, jobs: int, cases: Sequence[Case], complete: Sequence[Result]) -> list[str]:
+    variants = dict.fromkeys(case.variant for case in cases)
+    budgets = (
+        f"{variant}: {budget.learner_steps:,} learner steps, {budget.env_steps:,} environment steps after the "
+        f"demonstrations, interim evaluations of {budget.interim_episodes} episodes every 1,000 steps"
+        for variant in variants
+        if (budget := options.budgets[variant])
+    )
     return [
-        f"Protocol `{options.preset}` with {options.demonstrations} demonstrations of the scripted operator, recorded "
-        "once for each task, variant and seed and given to every algorithm; then the four intervention stages, the "
-        f"scripted operator helping; {options.learner_steps:,} learner steps; last, 50 unassisted episodes on "
-        "placements that no training run draws. Rewards are the simulator's ground truth.",
+        f"Networks and batch of `{options.preset}`, protocol of Table 3: 20 demonstrations of the scripted operator, "
+        "the same for every algorithm; then the four intervention stages, the scripted operator helping; last, 50 "
+        "unassisted episodes on placements that no training run draws. Rewards are the simulator's ground truth.",
         "",
-        f"- {complete} of {wanted} runs are here. Measured on {machine()}, {jobs} runs at a time, one thread each.",
+        *(f"- Budget, {budget}." for budget in budgets),
+        f"- {len(complete)} of {len(cases)} runs are here. Measured on {machine()}, about {jobs} runs at a time, one "
+        "thread each.",
+        *([f"- Backbone of the pixel runs: `{options.encoder_weights}`."] if "pixels" in variants else []),
+        f"- {demonstrations_agree(complete)}",
         "- Brackets: 95 % Wilson interval. Over several seeds it takes episodes for independent, which those of one "
         "policy are not: it is too narrow for what another seed would give.",
-        f'- "to {GOAL:.0%}": the first interim evaluation (10 unassisted episodes after each {_EVAL_EVERY_STEPS} '
-        f"environment steps) with {GOAL:.0%} success or more, in environment steps after the demonstrations and "
-        "learner steps of the weights. With 10 episodes that is a coarse measure. "
-        "Interim steps are in no budget and in no buffer; the table counts "
-        "them.",
+        f'- "to {GOAL:.0%}": the first interim evaluation with {GOAL:.0%} success or more, in environment steps after '
+        "the demonstrations and learner steps of the weights. Interim steps are in no budget and in no buffer; the "
+        "table counts them.",
         "- Human minutes are minutes of control steps at the task's rate, demonstrations included. Simulation runs as "
         "fast as learner and processor let it: wall time is not robot time.",
     ]
-
-
-def _own_command(options: Options, jobs: int) -> str:
-    return shlex.join(["python", "-m", "benchmarks.real_protocol_twin", *_own_arguments(options), "--jobs", str(jobs)])
-
-
-def _own_arguments(options: Options) -> Iterator[str]:
-    yield from ("--tasks", ",".join(options.tasks), "--variants", ",".join(options.variants))
-    yield from ("--algorithms", ",".join(options.algorithms), "--seeds", ",".join(map(str, options.seeds)))
-    yield from ("--preset", options.preset, "--learner-steps", str(options.learner_steps))
-    yield from ("--learner-steps-per-transition", str(options.steps_per_transition))
-    yield from ("--demonstrations", str(options.demonstrations), "--out", str(options.out))
-    if "pixels" in options.variants:
-        yield from ("--encoder-weights", options.encoder_weights)
-    if options.overrides:
-        yield from ("--set", *options.overrides)
 
 
 if __name__ == "__main__":

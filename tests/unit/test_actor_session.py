@@ -66,16 +66,6 @@ def test_a_robot_that_fails_ends_the_session_with_its_message_and_a_summary(
     assert summary["eval"]["episodes"] is None
 
 
-def test_training_ends_with_the_version_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "_newest_version", lambda self: 7)
-    steps = {}
-    for version in (7, 8):
-        run(config(tmp_path / str(version), demonstrations=0, eval_episodes=0, max_version=version))
-        steps[version] = json.loads((tmp_path / str(version) / "actor_summary.json").read_text())["env_steps"]
-    assert steps[7] == 0
-    assert steps[8] >= 100  # max_env_steps
-
-
 def test_a_robot_that_does_not_answer_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: FakeBackend) -> None:
         raise RobotError("no answer from 172.16.0.2: is the arm unlocked?")

@@ -6,33 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.real_protocol_twin import Case, Options, _set_aside_unfinished
+from benchmarks.real_protocol_twin import Budget, Case, Options, _set_aside_unfinished
 from launch import sim
 
 ALGORITHMS = ("cgpo", "hil_serl_sac", "bc")
 
 
 def options(tmp_path: Path, preset: str) -> Options:
-    return Options(
-        tasks=(),
-        variants=(),
-        algorithms=(),
-        seeds=(),
-        preset=preset,
-        learner_steps=1500,
-        steps_per_transition=3.0,
-        demonstrations=20,
-        encoder_weights="random",
-        overrides=(),
-        out=tmp_path,
-    )
+    budgets = {"state": Budget(1500, 500, 10), "pixels": Budget(300, 300, 5)}
+    return Options(preset=preset, budgets=budgets, encoder_weights="random", overrides=(), out=tmp_path)
 
 
 def resolved(command: list[str]) -> sim.Run:
-    """Resolve a command of launch/sim.sh without the logs that it would import."""
     values = dict(zip(command[1:11:2], command[2:11:2], strict=True))
-    end = command.index("--from-log") if "--from-log" in command else len(command)
-    settings = tuple(command[command.index("--set") + 1 : end])
+    settings = tuple(command[command.index("--set") + 1 :])
     return sim.resolve(
         sim.Options(
             task=values["--task"],
@@ -45,14 +32,13 @@ def resolved(command: list[str]) -> sim.Run:
     )
 
 
-@pytest.mark.parametrize("preset", ["paper_robot", "paper_robot_small"])
+@pytest.mark.parametrize("preset", ["paper_robot", "sim_quick"])
 def test_all_runs_are_valid_and_share_protocol_and_budget(preset: str, tmp_path: Path) -> None:
     chosen = options(tmp_path, preset)
     for task, variant in product(("peg_in_hole", "cube_stacking"), ("state", "pixels")):
         cases = [Case(task, variant, algorithm, 1) for algorithm in ALGORITHMS]
         runs = [resolved(case.command(chosen)) for case in cases]
         assert [run.learner.algorithm for run in runs] == list(ALGORITHMS)
-        assert len({case.demonstrations(chosen) for case in cases}) == 1
         protocols = [
             (
                 {**vars(run.actor), "policy": None, "learner": None, "run_dir": None},
@@ -67,9 +53,9 @@ def test_all_runs_are_valid_and_share_protocol_and_budget(preset: str, tmp_path:
         assert (cgpo.discount, cgpo.cta_ratio) == (sac.discount, sac.cta_ratio) == (0.98, 2)
         actor = runs[0].actor
         assert (actor.pixels, actor.stages.enabled, actor.seed) == (variant == "pixels", True, 1)
-        assert (actor.max_version - 1) * runs[0].learner.steps_per_update == 1500
-        recording = resolved(cases[1].recording(chosen))
-        assert (recording.actor.demonstrations, recording.actor.pixels) == (20, actor.pixels)
+        assert (runs[0].learner.replay.capacity, actor.max_env_steps) == (20_000, chosen.budgets[variant].env_steps)
+        ratio = chosen.budgets[variant].learner_steps / actor.max_env_steps
+        assert runs[0].learner.learner_steps_per_transition == pytest.approx(1.05 * ratio)
 
 
 def test_an_unfinished_run_makes_room_for_another_and_a_finished_one_stays(tmp_path: Path) -> None:
