@@ -57,13 +57,16 @@ def draw_motion(path: Path, report: Mapping[str, Any], trials: Sequence[tuple[st
             for x, (start, value) in zip(xs, points, strict=True):
                 by_start.setdefault(start, []).append((x, value))
             if values:
-                axes.hlines(np.median(values), column - 0.3, column + 0.3, color=_COLORS[label], lw=2.5, zorder=4)
+                axes.hlines(
+                    np.median(values), column - 0.3, column + 0.3, color=_COLORS[label], lw=6, alpha=0.3, zorder=2
+                )
             else:
                 axes.annotate("no success", (column, 0.5), xycoords=("data", "axes fraction"), ha="center", color=_GREY)
         for joined in by_start.values():
             axes.plot([x for x, _ in joined], [value for _, value in joined], color=_GREY, lw=0.6, alpha=0.6)
         _name_columns(axes, labels)
         axes.set_title(title, loc="left", fontsize=10)
+        axes.margins(y=0.1)
         axes.set_ylim(bottom=0)
     figure.suptitle("successful trials; bar: median, line: same start state", fontsize=9, color="#555555")
     figure.savefig(path, dpi=130)

@@ -43,6 +43,7 @@ _SETTINGS = (
     "gripper",
     "frame",
     "cameras",
+    "looks_variation",
     "reward",
     "intervention",
     "verdict_window_s",
@@ -67,14 +68,11 @@ class Evaluator:
         self._starts = _starts(config)
         self._has_moved = False
         with contextlib.ExitStack() as on_failure:
-            published = self._open_folder(on_failure)
-            self._policies = {
-                label: FixedPolicy(policy, config.eval_candidates or None) for label, policy in published.items()
-            }
-            self._open_cell(published["A"], on_failure)
+            self._policies = self._open_folder(on_failure)
+            self._open_cell(on_failure)
             self._closing = on_failure.pop_all()
 
-    def _open_folder(self, closing: contextlib.ExitStack) -> dict[str, PublishedPolicy]:
+    def _open_folder(self, closing: contextlib.ExitStack) -> dict[str, FixedPolicy]:
         """Return the policies by label: those that this evaluation began with, or copies made now."""
         config = self._config
         if config.checkpoint is None:
@@ -83,30 +81,31 @@ class Evaluator:
         settings = _settings(config, self._starts) | {
             "policies": {label: str(path.resolve()) for label, path in paths.items()}
         }
-        found: dict[str, PublishedPolicy] = {}
-        is_resumed = (config.run_dir / "evaluation.json").exists()
-        if not is_resumed:  # before the folder is made
-            found = {
-                label: self._checked(f"--checkpoint {path}", PublishedPolicy.read(path))
-                for label, path in paths.items()
-            }
+        if (config.run_dir / "evaluation.json").exists():
+            self._folder = TrialFolder(config.run_dir)
+            closing.callback(self._folder.close)
+            self._folder.check(settings)
+            return {label: self._read(label, self._folder.policy_folder(label)) for label in paths}
+        policies = {label: self._read(label, path) for label, path in paths.items()}
         self._folder = TrialFolder(config.run_dir)
         closing.callback(self._folder.close)
-        if is_resumed:
-            self._folder.check(settings)
-            return {label: PublishedPolicy.read(self._folder.policy_folder(label)) for label in paths}
-        for label, policy in found.items():
-            policy.keep(self._folder.policy_folder(label))
+        for label, policy in policies.items():
+            policy.published.keep(self._folder.policy_folder(label))
         self._folder.prepare(settings, list(paths), config.episodes)
-        return found
+        return policies
 
-    def _checked(self, name: str, policy: PublishedPolicy) -> PublishedPolicy:
-        policy.check(name, self._specs)
-        check_candidates(name, policy.config, self._config.eval_candidates or None)
-        return policy
+    def _read(self, label: str, path: Path) -> FixedPolicy:
+        """Return a policy that can act in this task. Raises CgpoError, naming the option that it was given by."""
+        name = f"--{'checkpoint' if label == 'A' else 'against'} {path}"
+        published = PublishedPolicy.read(path)
+        published.check(name, self._specs)
+        candidates = self._config.eval_candidates or None
+        check_candidates(name, published.config, candidates)
+        return FixedPolicy(published, candidates)
 
-    def _open_cell(self, first: PublishedPolicy, closing: contextlib.ExitStack) -> None:
+    def _open_cell(self, closing: contextlib.ExitStack) -> None:
         # The judge, if it is a classifier, looks through the first policy's image encoder.
+        first = self._policies["A"].published
         config = dataclasses.replace(self._config, policy=first.config, pace=self._config.eval_pace)
         nothing = FixedWeights(None)
         self._cell = Workcell(config, self._task, nothing, closing, self._say, operator_seed=config.seed)

@@ -87,6 +87,7 @@ class FixedPolicy(PolicyRunner):
         """candidates as in ActingPolicy.select_action. Raises ConfigError or WeightsError if it cannot act so."""
         super().__init__(published.specs, published.config, 0, FixedWeights(published.weights))
         self.use(published.weights)
+        self.published = published
         self._candidates = candidates
 
     def propose(self, observation: Observation, candidates: int | None = None) -> Proposal:
