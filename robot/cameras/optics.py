@@ -78,7 +78,7 @@ MOUNTS = {
     "third_person": Mount(
         _D435I_COLOUR,
         is_on_hand=False,
-        parent_T_C=looking_at((1.10, 0.35, 0.45), (0.48, 0.0, 0.08), up=np.array([0.0, 0.0, 1.0])),
+        parent_T_C=looking_at((0.95, 0.27, 0.38), (0.48, -0.01, 0.12), up=np.array([0.0, 0.0, 1.0])),
     ),
 }
 for _mount in MOUNTS.values():

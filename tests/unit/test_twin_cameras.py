@@ -111,6 +111,15 @@ def test_looks_vary_with_the_placement_and_come_back_with_it(varied: TwinBackend
     assert np.abs(photograph(varied, placement(), camera) - here).mean() > 2.0
 
 
+@pytest.mark.parametrize("camera", CAMERAS)
+def test_a_little_variation_changes_little(varied: TwinBackend, camera: str) -> None:
+    """Materials stay: the arm white, the gripper black."""
+    varied.vary_looks(0.01)
+    slightly = photograph(varied, placement(), camera)
+    varied.vary_looks(0.0)
+    assert 0.0 < np.abs(photograph(varied, placement(), camera) - slightly).mean() < 1.0
+
+
 def test_looks_of_another_twin_are_the_same(varied: TwinBackend) -> None:
     other = TwinBackend("cube_stacking")
     other.connect()

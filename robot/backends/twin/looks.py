@@ -13,7 +13,7 @@ from robot.pose import make_pose, rotation_from_rotvec
 # Each is drawn evenly from minus to plus this, times the amount.
 _LIGHT = 0.3  # share of each light's brightness
 _LIGHT_DIRECTION_RAD = 0.3
-_COLOUR = 0.06  # of each channel (0 to 1) of each part's colour
+_COLOUR = 0.06  # of each channel (0 to 1) of each material's or object's colour
 _TABLE_PATTERN = 0.15  # the same of the patches on the table
 _CAMERA_POSITION_M = 0.004  # along each axis of the camera
 _CAMERA_ROTATION_RAD = 0.02  # about each axis of the camera
@@ -49,9 +49,11 @@ class Looks:
         for index, direction in enumerate(self._light_dir):
             turn = rotation_from_rotvec(amount * _LIGHT_DIRECTION_RAD * rng.uniform(-1, 1, 3))
             model.light_dir[index] = turn @ direction
-        for colours, original in ((model.geom_rgba, self._geom_rgba), (model.mat_rgba, self._material_rgba)):
-            change = amount * _COLOUR * rng.uniform(-1, 1, (len(original), 3))
-            colours[:, :3] = np.clip(original[:, :3] + change, 0.0, 1.0)
+        change = amount * _COLOUR * rng.uniform(-1, 1, (model.nmat, 3))
+        model.mat_rgba[:, :3] = np.clip(self._material_rgba[:, :3] + change, 0.0, 1.0)
+        change = amount * _COLOUR * rng.uniform(-1, 1, (model.nbody, 3))[model.geom_bodyid]
+        bare = model.geom_matid < 0  # a colour of its own would make a geom drop its material's
+        model.geom_rgba[bare, :3] = np.clip(self._geom_rgba[bare, :3] + change[bare], 0.0, 1.0)
         self._draw_table(rng)
         for name in MOUNTS:
             shift = amount * _CAMERA_POSITION_M * rng.uniform(-1, 1, 3)
