@@ -191,7 +191,7 @@ def _success(successes: int, episodes: int) -> str:
 
 
 def _share(part: float, whole: float) -> str:
-    return f"{part / whole:.0%}" if whole else "-"
+    return f"{part / whole:.1%}" if whole else "-"
 
 
 def _value(value: Any) -> str:
