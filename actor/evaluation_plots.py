@@ -68,6 +68,8 @@ def draw_motion(path: Path, report: Mapping[str, Any], trials: Sequence[tuple[st
         axes.set_title(title, loc="left", fontsize=10)
         axes.margins(y=0.1)
         axes.set_ylim(bottom=0)
+        if not by_start:
+            axes.set_yticks([])
     figure.suptitle("successful trials; bar: median, line: same start state", fontsize=9, color="#555555")
     figure.savefig(path, dpi=130)
 

@@ -66,7 +66,7 @@ def _policy_table(policies: Mapping[str, Mapping[str, Any]]) -> str:
     rows: list[Sequence[str]] = [("", *policies)]
     rows += [("policy", *(f"`{figures['path']}`" for figures in policies.values()))]
     rows += [("weights", *(_weights(figures) for figures in policies.values()))]
-    rows += [("kind", *(figures["architecture"]["distribution"] for figures in policies.values()))]
+    rows += [("kind", *(_kind(figures["architecture"]) for figures in policies.values()))]
     rows += [("**success**", *(f"**{_rate(figures)}**" for figures in policies.values()))]
     for name, (title, unit) in _MEASURE_NAMES.items():
         cells = [_centre(figures[name]) for figures in policies.values()]
@@ -129,6 +129,13 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 def _weights(figures: Mapping[str, Any]) -> str:
     step = f", learner step {figures['learner_step']}" if figures["learner_step"] else ""
     return f"version {figures['version']}{step}, SHA-256 {figures['sha256'][:12]}…"
+
+
+def _kind(architecture: Mapping[str, Any]) -> str:
+    if architecture["encoder"] == "none":
+        return f"{architecture['distribution']}"
+    random = ", **random weights**" if architecture["encoder_weights"] == "random" else ""
+    return f"{architecture['distribution']}, image encoder {architecture['encoder']}{random}"
 
 
 def _rate(figures: Mapping[str, Any]) -> str:
