@@ -16,17 +16,24 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
+from actor.camera_rig import crop_and_resize
+from actor.config import CamerasConfig
+from actor.env import RobotEnv, connect_backend, connect_cameras
+from actor.tasks import make_task
+from actor.tasks.base import TaskOptions
 from robot.backends.twin.backend import TwinBackend
 from robot.backends.twin.model import PHYSICS_STEP_S
 from robot.backends.twin.osc import OperationalSpaceController, OscConfig
 from robot.backends.twin.simulation import Q_HOME, Simulation
-from robot.geometry import PEG_LENGTH_M
+from robot.cameras.optics import MOUNTS
+from robot.geometry import CUBE_EDGE_M, PEG_LENGTH_M
 from robot.interface import Array, RobotCommand, ScenePlacement
 from robot.pose import O_R_DOWN, apply_delta, make_pose, pose_difference, translation
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 RIM_M = 0.06
 AXES = ("x", "y", "z", "rotation x", "rotation y", "rotation z")
+IMAGE_PX = 128  # a side, as the policy sees it
 STEP_SIZES = (0.01, 0.01, 0.01, 0.05, 0.05, 0.05)  # m and rad
 RESPONSE_TIMES_S = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
 
@@ -35,8 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", action="store_true", help="write plot and frames into docs/images/")
     write_docs = parser.parse_args().docs
-    print(f"MuJoCo {mujoco.mj_versionString()}, numpy {np.__version__}, {os.cpu_count()} CPU cores, one used\n")
+    print(f"MuJoCo {mujoco.mj_versionString()}, numpy {np.__version__}, {os.cpu_count()} CPU cores; all times are processor time\n")
     _print_speed()
+    _print_camera_times()
     _print_penetration()
     times_s, responses = step_responses()
     _print_responses(times_s, responses)
@@ -44,6 +52,7 @@ def main() -> None:
         IMAGES.mkdir(parents=True, exist_ok=True)
         _plot_responses(times_s, responses, IMAGES / "twin_step_response.png")
         _save_frames()
+        _save_camera_images()
 
 
 def reach_placement() -> ScenePlacement:
@@ -57,6 +66,17 @@ def peg_placement(tip_height_m: float) -> ScenePlacement:
     return ScenePlacement(
         O_T_EE=make_pose(O_R_DOWN, (0.5, 0.0, RIM_M + PEG_LENGTH_M + tip_height_m)),
         objects={"hole": translation(0.5, 0.0, RIM_M), "peg": translation(0.0, 0.0, PEG_LENGTH_M)},
+    )
+
+
+def cube_placement() -> ScenePlacement:
+    """A cube between the open fingers, the other one beside it."""
+    return ScenePlacement(
+        O_T_EE=make_pose(O_R_DOWN, (0.5, 0.0, 0.03)),
+        objects={
+            "cube_top": translation(0.5, 0.0, CUBE_EDGE_M / 2),
+            "cube_bottom": translation(0.5, -0.1, CUBE_EDGE_M / 2),
+        },
     )
 
 
@@ -90,7 +110,32 @@ def _print_speed() -> None:
     inserted.connect()
     inserted.reset(peg_placement(tip_height_m=-0.02))
     _print_speed_of("peg_in_hole, pressing on walls and bottom of the hole", inserted, np.array([0.0, 0.02, -0.01]))
+    grasping = TwinBackend("cube_stacking")
+    grasping.connect()
+    grasping.reset(cube_placement())
+    grasping.send_command(RobotCommand(delta_position=np.zeros(3), delta_rotation=np.zeros(3), gripper_width=0.0))
+    grasping.advance(1.0)
+    _print_speed_of("cube_stacking, swinging a gripped cube", grasping, np.array([0.0, 0.02, 0.005]))
     _print_shares()
+
+
+def _print_camera_times() -> None:
+    """Time what the policy gets of each camera: drawn in its own size, cropped, made small."""
+    print(f"\n| scene | {', '.join(MOUNTS)}: {IMAGE_PX} x {IMAGE_PX} from each, ms |\n| --- | --- |")
+    for scene, placement in (("peg_in_hole", peg_placement(tip_height_m=0.04)), ("cube_stacking", cube_placement())):
+        backend = TwinBackend(scene)
+        backend.connect()
+        backend.reset(placement)
+        times_ms = [_milliseconds(partial(_see, backend, camera)) for camera in MOUNTS]
+        print(f"| {scene} | {', '.join(f'{time_ms:.1f}' for time_ms in times_ms)}; both {sum(times_ms):.1f} |")
+        backend.close()
+
+
+def _see(backend: TwinBackend, camera: str) -> None:
+    image = backend.photograph(camera)
+    height, width, _ = image.shape
+    side = min(height, width)
+    crop_and_resize(image, ((width - side) // 2, (height - side) // 2, side, side), IMAGE_PX)
 
 
 def _print_speed_of(label: str, backend: TwinBackend, delta_position: Array) -> None:
@@ -154,13 +199,13 @@ def _print_penetration(episodes: int = 40) -> None:
 
 
 def _milliseconds(call: Callable[[], object], calls: int = 20, repeats: int = 5) -> float:
-    """Return the median over repeats of the mean time of a call."""
+    """Return the median over repeats of a call's mean processor time, which other programs hardly change."""
     means = []
     for _ in range(repeats):
-        start_s = time.perf_counter()
+        start_s = time.process_time()
         for _ in range(calls):
             call()
-        means.append((time.perf_counter() - start_s) / calls * 1e3)
+        means.append((time.process_time() - start_s) / calls * 1e3)
     return statistics.median(means)
 
 
@@ -199,12 +244,42 @@ def _plot_responses(times_s: Array, responses: Array, path: Path) -> None:
 def _save_frames() -> None:
     import imageio.v3 as imageio
 
-    for scene, placement in (("reach", reach_placement()), ("peg_in_hole", peg_placement(tip_height_m=0.04))):
+    placements = {
+        "reach": reach_placement(),
+        "peg_in_hole": peg_placement(tip_height_m=0.04),
+        "cube_stacking": cube_placement(),
+    }
+    for scene, placement in placements.items():
         backend = TwinBackend(scene)
         backend.connect()
         backend.reset(placement)
         for camera in ("overview", "close"):
             imageio.imwrite(IMAGES / f"twin_{scene}_{camera}.png", backend.render(480, 360, camera))
+        backend.close()
+
+
+def _save_camera_images() -> None:
+    """For each task both cameras, one above the other: four moments of an episode, then four starts in varied looks."""
+    import imageio.v3 as imageio
+
+    for name in ("peg_in_hole", "cube_stacking"):
+        task = make_task(name, TaskOptions(pixels=True, image_size_px=IMAGE_PX))
+        backend = connect_backend("twin", task)
+        assert isinstance(backend, TwinBackend)
+        env = RobotEnv(task, backend, cameras=connect_cameras(CamerasConfig(), task, "twin", backend))
+        observation, _ = env.reset(seed=0)
+        operator, seen, is_over = task.make_operator(), [observation], False
+        while not is_over:
+            observation, _, terminated, truncated, _ = env.step(operator.act(env.state, env.objects))
+            seen.append(observation)
+            is_over = terminated or truncated
+        moments = [seen[round(share * (len(seen) - 1))] for share in (0.0, 0.4, 0.7, 1.0)]
+        backend.vary_looks(1.0)
+        varied = [env.reset(seed=seed)[0] for seed in range(4)]
+        for suffix, shown in (("", moments), ("_varied", varied)):
+            image = np.vstack([np.hstack([observation[camera] for observation in shown]) for camera in MOUNTS])
+            imageio.imwrite(IMAGES / f"twin_{name}_cameras{suffix}.png", image)
+        env.close()
         backend.close()
 
 
