@@ -59,7 +59,7 @@ class Evaluator:
     """`should_stop` is asked after every step and while waiting for a person; `say` shows one line to that person."""
 
     def __init__(self, config: EvaluateConfig, should_stop: Callable[[], bool], say: Callable[[str], None]) -> None:
-        """Check and open everything. Raises CgpoError for what cannot work, before anything of it is written."""
+        """Open everything. Raises CgpoError; for a policy that cannot act here before anything is written."""
         self._config = config
         self._should_stop = should_stop
         self._say = say

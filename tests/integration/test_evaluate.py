@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pytest
@@ -31,6 +31,7 @@ from policy.gaussian_policy import GaussianActor
 from policy.spec import Observation, Specs
 from policy.weights import serialise
 from policy.weights_store import WeightsStore
+from tests.teleop_fakes import TypedTerminal
 
 HANG_LIMIT_S = 120.0
 POLICY = PolicyConfig(
@@ -340,6 +341,64 @@ def test_recorded_starts_are_replayed_and_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"not the recorded one: EE is 3\.0 mm"):
         evaluate(config(tmp_path / "fourth", checkpoint, starts=recorded))
     assert len(rows(tmp_path / "fourth")) == 1
+
+
+class PersonAtKeys:
+    """Presses enter when asked whether the objects are back, and then the next of `answers`; a dot: no key."""
+
+    def __init__(self, terminal: TypedTerminal, answers: str) -> None:
+        self._terminal = terminal
+        self._answers = iter(answers)
+        self.questions: list[str] = []
+        self._is_asked = False
+        self._asked_since = 0  # how often the evaluation asked whether to stop since enter
+
+    def say(self, line: str) -> None:
+        if line.endswith("enter begins"):
+            self.questions.append(line)
+            self._is_asked = True
+
+    def should_stop(self) -> bool:
+        """Asked while waiting and after each step."""
+        self._asked_since += 1
+        if self._is_asked:
+            self._terminal.press("enter")
+            self._is_asked, self._asked_since = False, 0
+        elif self._asked_since == 3:  # once more before the trial, then after each step
+            answer = next(self._answers)
+            if answer != ".":
+                self._terminal.press(answer)
+        return False
+
+
+@runtime_checkable
+class Unsimulated(Protocol):
+    """What no backend is."""
+
+    def simulate_everything(self) -> None: ...
+
+
+def test_on_a_robot_a_person_begins_and_judges_each_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = TypedTerminal()
+    monkeypatch.setattr("actor.workcell.SimulatedBackend", Unsimulated)
+    monkeypatch.setattr("actor.workcell._check_simulation", lambda config, is_simulated: None)  # else: real time
+    for module in ("actor.operator", "actor.evaluator"):
+        monkeypatch.setattr(f"{module}.standard_terminal", lambda: terminal)
+    person = PersonAtKeys(terminal, "s.s")
+    out = tmp_path / "out"
+    human = RewardConfig(source="human")
+    chosen = config(out, published(tmp_path / "a", 1), reward=human)
+    assert Evaluator(chosen, person.should_stop, person.say).run() == EXIT_OK
+    assert person.questions == [f"trial {number} of 3: enter begins" for number in (1, 2, 3)]
+    assert [row["is_success"] for row in rows(out)] == [True, False, True]
+    assert [row["judged_by"] for row in rows(out)] == ["human"] * 3
+    assert rows(out)[1]["length"] == 50
+    assert terminal.openings == 0
+
+    monkeypatch.setattr("actor.evaluator.standard_terminal", lambda: TypedTerminal(is_usable=False))
+    with pytest.raises(ConfigError, match="or with --auto"):
+        evaluate(config(tmp_path / "other", published(tmp_path / "b", 1), reward=human))
+    assert evaluate(config(tmp_path / "auto", published(tmp_path / "c", 1), reward=human, auto=True))[0] == EXIT_OK
 
 
 def test_each_trial_is_filmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
