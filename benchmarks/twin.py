@@ -42,7 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", action="store_true", help="write plot and frames into docs/images/")
     write_docs = parser.parse_args().docs
-    print(f"MuJoCo {mujoco.mj_versionString()}, numpy {np.__version__}, {os.cpu_count()} CPU cores; all times are processor time\n")
+    print(
+        f"MuJoCo {mujoco.mj_versionString()}, numpy {np.__version__}, {os.cpu_count()} CPU cores; all times are processor time\n"
+    )
     _print_speed()
     _print_camera_times()
     _print_penetration()
@@ -121,13 +123,16 @@ def _print_speed() -> None:
 
 def _print_camera_times() -> None:
     """Time what the policy gets of each camera: drawn in its own size, cropped, made small."""
-    print(f"\n| scene | {', '.join(MOUNTS)}: {IMAGE_PX} x {IMAGE_PX} from each, ms |\n| --- | --- |")
+    columns = [f"{name}, ms" for name in (*MOUNTS, "both")]
+    print(
+        f"\n| what the policy gets, {IMAGE_PX} x {IMAGE_PX} | {' | '.join(columns)} |\n|{' --- |' * (1 + len(columns))}"
+    )
     for scene, placement in (("peg_in_hole", peg_placement(tip_height_m=0.04)), ("cube_stacking", cube_placement())):
         backend = TwinBackend(scene)
         backend.connect()
         backend.reset(placement)
         times_ms = [_milliseconds(partial(_see, backend, camera)) for camera in MOUNTS]
-        print(f"| {scene} | {', '.join(f'{time_ms:.1f}' for time_ms in times_ms)}; both {sum(times_ms):.1f} |")
+        print(f"| {scene} | " + " | ".join(f"{time_ms:.1f}" for time_ms in (*times_ms, sum(times_ms))) + " |")
         backend.close()
 
 
