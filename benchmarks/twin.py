@@ -42,9 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", action="store_true", help="write plot and frames into docs/images/")
     write_docs = parser.parse_args().docs
-    print(
-        f"MuJoCo {mujoco.mj_versionString()}, numpy {np.__version__}, {os.cpu_count()} CPU cores; all times are processor time\n"
-    )
+    print(f"MuJoCo {mujoco.mj_versionString()}, numpy {np.__version__}, {os.cpu_count()} CPU cores; processor times\n")
     _print_speed()
     _print_camera_times()
     _print_penetration()
