@@ -145,12 +145,15 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
     def render(self) -> NDArray[np.uint8]:
         """Return an RGB image: the whole arm (384, 512, 3), beside it what it works on, and what the policy sees.
 
-        Without images in the observation it is (384, 1024, 3), with them (384, 1216, 3). Raises RobotError where the
-        backend cannot draw, ConfigError where it is no simulator.
+        Without images in the observation it is (384, 1024, 3), with them (384, 1216, 3); on a robot it is what the
+        policy sees alone, (384, 192, 3). Raises RobotError where a simulator cannot draw, ConfigError for a robot
+        without cameras.
         """
-        if self._simulator is None:
-            raise ConfigError("this backend is no simulator and cannot draw")
-        views = [self._simulator.render(RENDER_WIDTH, RENDER_HEIGHT, name) for name in ("overview", "close")]
+        views = []
+        if self._simulator is not None:
+            views += [self._simulator.render(RENDER_WIDTH, RENDER_HEIGHT, name) for name in ("overview", "close")]
+        elif not self._reading.images:
+            raise ConfigError("there is nothing to see: this backend is no simulator, and the task has no cameras")
         if self._reading.images:
             insets = [
                 cv2.resize(image, (_INSET, _INSET), interpolation=cv2.INTER_NEAREST)

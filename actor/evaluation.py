@@ -14,6 +14,7 @@ from actor.env import RobotEnv
 from actor.film import Film
 from actor.policy_runner import PolicyRunner
 from actor.statistics import wilson_interval
+from policy.image_codec import ImageCodec, code_images
 
 _PLACEMENT_STREAM = 0x5EED  # the placements of evaluation episode k depend on this and k, never on a run's seed
 
@@ -52,19 +53,21 @@ def evaluate(
     episodes: int,
     env_steps: int,
     candidates: int | None = None,
+    codec: ImageCodec = "jpeg",
     videos: int = 0,
     video_dir: Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Run `episodes` episodes and film the first `videos` of them into video_dir (mp4).
 
-    An episode that should_stop() interrupts does not count. A backend that cannot draw costs the videos only.
+    The policy sees images as in training, coded and decoded. An episode that should_stop() interrupts does not count.
+    A backend that cannot draw costs the videos only.
     """
     frozen = policy.frozen_copy(seed=evaluation_seed(episodes))
     returns, lengths, successes = [], [], 0
     for index in range(episodes):
         film = Film(env) if index < videos and video_dir is not None else None
-        result = _run(env, frozen, evaluation_seed(index), candidates, film, should_stop)
+        result = _run(env, frozen, evaluation_seed(index), candidates, codec, film, should_stop)
         if result is None:
             break
         is_success, episode_return, length = result
@@ -94,6 +97,7 @@ def _run(
     policy: PolicyRunner,
     seed: int,
     candidates: int | None,
+    codec: ImageCodec,
     film: Film | None,
     should_stop: Callable[[], bool],
 ) -> tuple[bool, float, int] | None:
@@ -103,7 +107,7 @@ def _run(
     while not should_stop():
         if film is not None:
             film.take()
-        proposal = policy.propose(observation, candidates)
+        proposal = policy.propose(code_images(observation, codec), candidates)
         observation, reward, terminated, truncated, info = env.step(proposal.action)
         episode_return += reward
         length += 1

@@ -242,6 +242,7 @@ class Session:
             episodes=episodes,
             env_steps=self._training_steps,
             candidates=self._config.eval_candidates or None,
+            codec=self._config.cameras.codec,
             videos=self._config.videos if kind == "final" else 0,
             video_dir=self._config.run_dir / "videos",
             should_stop=self._must_stop,

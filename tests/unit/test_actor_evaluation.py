@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from actor.env import RobotEnv, connect_backend
+from actor.config import CamerasConfig
+from actor.env import RobotEnv, connect_backend, connect_cameras
 from actor.evaluation import evaluate, evaluation_seed
 from actor.policy_runner import PolicyRunner, Proposal
 from actor.rate import RateKeeper
 from actor.statistics import wilson_interval
 from actor.tasks import make_task
+from actor.tasks.base import TaskOptions
 from policy.config import PolicyConfig
 from policy.spec import Observation, Specs
 
@@ -68,6 +70,24 @@ def test_repeats_exactly_whatever_happened_before(env: CountingEnv) -> None:
     env.step(np.ones(3, np.float32))
     assert evaluate(env, policy, kind="final", episodes=6, env_steps=0) == first
     assert first.weights_version == 0
+
+
+def test_the_policy_sees_what_training_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images coded as the loop codes them, by the configured codec."""
+    task = make_task("reach", TaskOptions(pixels=True, image_size_px=32))
+    backend = connect_backend("fake", task)
+    config = CamerasConfig(image_size_px=32)
+    env = CountingEnv(task, backend, cameras=connect_cameras(config, task, "fake", backend))
+    policy = Scripted(env, solved=set())
+    seen = []
+
+    def propose(observation: Observation, candidates: int | None = None) -> Proposal:
+        seen.append({observation[image.name].codec for image in task.observation_spec.images})
+        return Proposal(np.zeros(task.action_spec.dim, np.float32), 5, 1.0)
+
+    monkeypatch.setattr(policy, "propose", propose)
+    evaluate(env, policy, kind="final", episodes=1, env_steps=0, codec="png")
+    assert seen == [{"png"}] * task.max_episode_steps
 
 
 def test_placements_are_distinct_and_the_first_ones_are_shared(env: CountingEnv) -> None:

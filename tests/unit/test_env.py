@@ -235,6 +235,17 @@ def test_the_video_frame_shows_what_the_policy_sees() -> None:
     assert (frame[192:, 1024:] == 60).all()
 
 
+def test_on_a_robot_the_video_frame_is_what_the_policy_sees() -> None:
+    env = PixelEnv().env
+    env._simulator = None
+    env._objects = {"target": np.eye(4)}  # what only a simulator knows; the task's verdict needs it
+    env.reset(seed=0)
+    frame = env.render()
+    assert frame.shape == (384, 192, 3)
+    assert (frame[:192] == 50).all()
+    assert (frame[192:] == 60).all()
+
+
 def test_without_pixels_the_video_frame_has_no_room_for_them(env: RobotEnv) -> None:
     env.reset(seed=0)
     assert env.render().shape == (384, 1024, 3)
