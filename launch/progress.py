@@ -49,9 +49,9 @@ class JsonLines:
 class Progress:
     """The episodes, evaluations and learner metrics of the run in `directory`.
 
-    Rows are actor.report.EpisodeReport, actor.protocol_stages.stage_line, actor.evaluate.Evaluation and learner.metrics
-    lines as they stand in the files, but `env_steps` counts all steps on the robot up to the row's end, demonstrations
-    included.
+    Rows are actor.report.EpisodeReport, actor.protocol_stages.stage_line, actor.evaluation.Evaluation and
+    learner.metrics lines as they stand in the files, but `env_steps` counts all steps on the robot up to the row's end,
+    demonstrations included.
     """
 
     def __init__(self, directory: Path) -> None:
