@@ -1,10 +1,9 @@
 """The cameras this system can read, by driver. A driver is imported when it is chosen, and not before."""
 
-import importlib
 from typing import cast
 
-from robot.errors import MissingDependencyError, unknown_name
 from robot.interface import Camera, RobotBackend
+from robot.registry import resolve
 
 CAMERAS = {
     "fake": "robot.cameras.fake:FakeCamera",
@@ -22,16 +21,5 @@ def make_camera(
     Raises RobotConfigError for an unknown driver or name (it lists the valid ones) or a backend that the driver cannot
     see through, and MissingDependencyError, with the install command, when the driver's own packages are not installed.
     """
-    if driver not in CAMERAS:
-        raise unknown_name("camera driver", driver, CAMERAS)
-    module_name, _, class_name = CAMERAS[driver].partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "robot":
-            raise  # our own file is missing: a broken checkout, which no package can mend
-        raise MissingDependencyError(
-            f"camera driver {driver!r} needs the Python package {error.name!r}, which is not installed. "
-            "Install it from the project's folder: pip install -e '.[robot]' -c constraints.txt"
-        ) from error
-    return cast(Camera, getattr(module, class_name)(name, device=device, backend=backend, **options))
+    driver_class = resolve("camera driver", CAMERAS, driver, extra="robot")
+    return cast(Camera, driver_class(name, device=device, backend=backend, **options))

@@ -1,10 +1,9 @@
 """The input devices a person can drive with, by name. A driver is imported when it is chosen, and not before."""
 
-import importlib
 from typing import cast
 
-from robot.errors import MissingDependencyError, unknown_name
 from robot.interface import TeleopDevice
+from robot.registry import resolve
 
 TELEOP_DEVICES = {
     "fake": "robot.teleop.fake:FakeDevice",
@@ -20,16 +19,5 @@ def make_device(name: str, **options: object) -> TeleopDevice:
     Raises RobotConfigError for an unknown name (it lists the valid ones) and MissingDependencyError, with the install
     command, when the device's own packages are not installed.
     """
-    if name not in TELEOP_DEVICES:
-        raise unknown_name("input device", name, TELEOP_DEVICES)
-    module_name, _, class_name = TELEOP_DEVICES[name].partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "robot":
-            raise  # our own file is missing: a broken checkout, which no package can mend
-        raise MissingDependencyError(
-            f"input device {name!r} needs the Python package {error.name!r}, which is not installed. "
-            "Install it from the project's folder: pip install -e '.[robot]' -c constraints.txt"
-        ) from error
-    return cast(TeleopDevice, getattr(module, class_name)(**options))
+    driver_class = resolve("input device", TELEOP_DEVICES, name, extra="robot")
+    return cast(TeleopDevice, driver_class(**options))
