@@ -12,7 +12,7 @@ from actor.config import ActorConfig
 from actor.statistics import wilson_interval
 from learner.config import LearnerConfig
 from learner.episode_log import EpisodeLog
-from learner.import_log import read_specs
+from learner.reward_classifier.logs import read_specs
 from policy import config as config_module
 from policy.cli import config_from_preset
 from policy.transition import Transition
@@ -111,7 +111,7 @@ def demonstrations_agree(results: Sequence[Result]) -> str:
 
 def _demonstrations_digest(folder: Path) -> str:
     episodes = config_module.load_preset(str(folder / "config.toml"))["actor"]["demonstrations"]
-    specs = read_specs(folder / "learner" / "specs.json")
+    specs = read_specs(folder / "learner")
     log = EpisodeLog(folder / "learner" / "log.sqlite", specs, read_only=True)
     digest, position = hashlib.sha256(), 0
     while entries := log.read_after(position, limit=100):
