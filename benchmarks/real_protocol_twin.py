@@ -35,7 +35,13 @@ _PRESETS = {  # of each algorithm, by the sizes of networks and batch
 }
 _VARIANTS = {
     "state": ("pixels=false", "encoder=none"),
-    "pixels": ("pixels=true", "encoder=resnet10", "image_storage=maps"),
+    "pixels": (
+        "pixels=true",
+        "encoder=resnet10",
+        "image_storage=maps",
+        "image_feature_dim=64",
+        "spatial_blocks=4",
+    ),
 }
 # Table 3 where sim_quick departs from it, and the four stages. A simulation need not wait for a clock.
 _PROTOCOL = ("stages.enabled=true", "replay.capacity=20000", "pace=0", "eval_pace=0", "videos=1")
@@ -48,7 +54,9 @@ class Budget:
 
     learner_steps: int
     env_steps: int  # of training; demonstrations come on top
+    eval_every_steps: int
     interim_episodes: int
+    final_episodes: int
 
     def settings(self) -> list[str]:
         """Return the settings that make the learner and the robot end together: neither may run ahead of the other."""
@@ -57,12 +65,13 @@ class Budget:
             f"learner_steps_per_transition={1.05 * self.learner_steps / self.env_steps:g}",
             f"max_env_steps={self.env_steps}",
             f"max_steps_per_version={round(STEPS_PER_VERSION * self.env_steps / self.learner_steps)}",
-            "eval_every_steps=1000",
+            f"eval_every_steps={self.eval_every_steps}",
             f"interim_eval_episodes={self.interim_episodes}",
+            f"actor.eval_episodes={self.final_episodes}",
         ]
 
 
-_BUDGETS = {"state": Budget(15_000, 15_000, 20), "pixels": Budget(10_000, 5_000, 10)}
+_BUDGETS = {"state": Budget(15_000, 15_000, 1_000, 20, 50), "pixels": Budget(5_000, 5_000, 1_250, 10, 20)}
 
 
 @dataclass(frozen=True)
@@ -225,13 +234,14 @@ def _introduction(options: Options, jobs: int, cases: Sequence[Case], complete: 
     variants = dict.fromkeys(case.variant for case in cases)
     budgets = (
         f"{variant}: {budget.learner_steps:,} learner steps, {budget.env_steps:,} environment steps after the "
-        f"demonstrations, interim evaluations of {budget.interim_episodes} episodes every 1,000 steps"
+        f"demonstrations, interim evaluations of {budget.interim_episodes} episodes every {budget.eval_every_steps:,} "
+        f"steps, {budget.final_episodes} episodes last"
         for variant in variants
         if (budget := options.budgets[variant])
     )
     return [
         f"Networks and batch of `{options.preset}`, protocol of Table 3: 20 demonstrations of the scripted operator, "
-        "the same for every algorithm; then the four intervention stages, the scripted operator helping; last, 50 "
+        "the same for every algorithm; then the four intervention stages, the scripted operator helping; last, "
         "unassisted episodes on placements that no training run draws. Rewards are the simulator's ground truth.",
         "",
         *(f"- Budget, {budget}." for budget in budgets),
