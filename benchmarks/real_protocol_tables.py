@@ -2,7 +2,7 @@
 
 import hashlib
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -63,7 +63,6 @@ def pooled(results: Sequence[Result]) -> list[str]:
 
 
 def each_run(results: Sequence[Result]) -> list[str]:
-    extra = sorted({name for result in results for name in _motion_figures(result)})
     names = [
         "task",
         "variant",
@@ -73,12 +72,12 @@ def each_run(results: Sequence[Result]) -> list[str]:
         f"env steps to {GOAL:.0%}",
         f"learner steps to {GOAL:.0%}",
     ]
-    names += ["interim successes", "human steps (share)", "human min", "robot min", "mean length, steps", *extra]
+    names += ["interim successes", "human steps (share)", "human min", "robot min", "mean length, steps"]
     names += ["learner steps", "env steps", "interim steps", "wall min"]
     rows = [_row(names), _row(["---"] * len(names))]
     for result in results:
         summary, evaluation, human = result.summary, result.summary["eval"], result.summary["intervention"]
-        goal, motion = _first_at_goal(result), _motion_figures(result)
+        goal = _first_at_goal(result)
         cells = [*result.group, result.seed, _success(evaluation["successes"], evaluation["episodes"])]
         cells += (
             ["not reached", "not reached"] if goal is None else [f"{goal['env_steps']:,}", f"{_learner_step(goal):,}"]
@@ -88,13 +87,30 @@ def each_run(results: Sequence[Result]) -> list[str]:
         cells += [
             f"{_robot_min(result):.1f}",
             f"{evaluation['mean_length']:.1f}",
-            *(motion.get(name, "?") for name in extra),
         ]
         cells += [f"{summary['updates']:,}", f"{summary['env_steps']:,}"]
         cells += [f"{sum(row['mean_length'] * row['episodes'] for row in result.interim):,.0f}"]
         cells += [f"{summary['wall_s'] / 60:.1f}"]
         rows.append(_row(cells))
     return rows
+
+
+def motion(reports: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Tabulate what actor.evaluate reported of pairs of policies, by who met whom."""
+    names = ("task", "variant", "policies", "seed", "success", "cycle time, s", "p", "jerk of the end effector, m/s³")
+    rows = [_row([*names, "p"]), _row(["---"] * (len(names) + 1))]
+    for label, report in reports.items():
+        pair, compared = [report["policies"][name] for name in "AB"], report["comparison"]
+        cells = [label, " / ".join(f"{policy['successes']} of {policy['episodes']}" for policy in pair)]
+        for figure in ("cycle_time_s", "ee_jerk_m_s3"):
+            cells.append(" / ".join(_mean(policy[figure]) for policy in pair))
+            cells.append(f"{compared[figure]['sign_flip_p']:.1e}" if compared[figure]["pairs"] else "-")
+        rows.append(_row(cells))
+    return rows
+
+
+def _mean(figure: dict[str, Any]) -> str:
+    return f"{figure['mean']:.2f}" if figure["count"] else "-"
 
 
 def demonstrations_agree(results: Sequence[Result]) -> str:
@@ -135,9 +151,9 @@ def differences(results: Sequence[Result]) -> list[str]:
         saved = _flat(config_module.load_preset(str(result.folder / "config.toml")))
         full = _flat(_resolved(config_module.load_preset(result.reference)))
         changed = [
-            f"`{name}` {_value(saved.get(name))} (full: {_value(full.get(name))})"
-            for name in sorted(saved.keys() | full.keys())
-            if saved.get(name) != full.get(name) and name not in _OWN
+            f"`{name}` {saved[name]} (full: {full[name]})"
+            for name in sorted(saved.keys() & full.keys() - _OWN)
+            if saved[name] != full[name]
         ]
         lines.append(f"- {algorithm}, {variant}, against `{result.reference}`: {', '.join(changed) or 'nothing'}.")
     return lines
@@ -175,16 +191,6 @@ def _robot_min(result: Result) -> float:
     return float(result.summary["human_time"]["robot_s"]) / 60
 
 
-def _motion_figures(result: Result) -> dict[str, str]:
-    """Return what the final evaluation measured of jerk and cycle time."""
-    named = ((name, value) for name, value in _flat({"eval": result.summary["eval"]}).items())
-    return {name: f"{value:.3g}" for name, value in named if isinstance(value, float) and _is_motion(name)}
-
-
-def _is_motion(name: str) -> bool:
-    return "jerk" in name or "cycle" in name
-
-
 def _success(successes: int, episodes: int) -> str:
     low, high = wilson_interval(successes, episodes)
     return f"{successes} of {episodes} ({low:.0%} to {high:.0%})"
@@ -192,10 +198,6 @@ def _success(successes: int, episodes: int) -> str:
 
 def _share(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole else "-"
-
-
-def _value(value: Any) -> str:
-    return "unset" if value is None else str(value)
 
 
 def _row(cells: Iterable[object]) -> str:

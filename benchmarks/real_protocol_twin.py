@@ -6,13 +6,15 @@ from the scripted operator and depend on task, variant and seed alone; the repor
 """
 
 import argparse
+import json
 import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 from benchmarks.real_protocol_tables import (
     GOAL,
@@ -21,6 +23,7 @@ from benchmarks.real_protocol_tables import (
     demonstrations_agree,
     differences,
     each_run,
+    motion,
     pooled,
 )
 from benchmarks.runs import interim_evaluations, machine, read_summary, run_missing
@@ -114,6 +117,30 @@ class Case:
         return [*command, "--out", str(self.folder(options)), "--set", *settings]
 
 
+@dataclass(frozen=True)
+class Match:
+    """Two final policies of one task, variant and seed, blind on the same start states, for times and smoothness."""
+
+    first: Case
+    second: Case
+
+    def folder(self, options: Options) -> Path:
+        algorithms = f"{self.first.algorithm}_or_{self.second.algorithm}"
+        return options.out / f"{self.first.task}_{self.first.variant}_{algorithms}_seed{self.first.seed}"
+
+    def command(self, options: Options) -> list[str]:
+        command = ["launch/evaluate.sh", "--checkpoint", str(self.first.folder(options))]
+        command += ["--against", str(self.second.folder(options)), "--task", self.first.task, "--preset", "sim_quick"]
+        command += [
+            "--pixels" if self.first.variant == "pixels" else "--no-pixels",
+            "--seed",
+            "100",
+            "--episodes",
+            "20",
+        ]
+        return [*command, "--eval-pace", "0", "--no-film", "--out", str(self.folder(options))]
+
+
 def main() -> None:
     parsed = _parser().parse_args()
     budgets = {
@@ -137,8 +164,20 @@ def main() -> None:
         runs = {case.folder(options): case.command(options) for case in sorted(cases, key=lambda case: case.seed)}
         _set_aside_unfinished(runs)
         run_missing(runs, parsed.jobs)
+        matches = {match.folder(options): match.command(options) for match in _matches(cases, options)}
+        run_missing(matches, parsed.jobs, result="report.json")
     parsed.report.write_text(render(cases, options, parsed.jobs))
     print(f"wrote {parsed.report}")
+
+
+def _matches(cases: Sequence[Case], options: Options) -> list[Match]:
+    """Return the pairs of finished runs that differ in nothing but the algorithm."""
+    finished = [case for case in cases if _is_finished(case.folder(options))]
+    return [
+        Match(first, second)
+        for first, second in combinations(finished, 2)
+        if replace(first, algorithm=second.algorithm) == second
+    ]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -224,10 +263,32 @@ def render(cases: Sequence[Case], options: Options, jobs: int) -> str:
         for result in results
         if not result.is_complete
     ]
+    reports = _match_reports(cases, options)
+    if reports:
+        lines += ["", "## Time and smoothness", "", *_MATCHES_NOTE, "", *motion(reports)]
     lines += ["", "## What differs from the full presets", "", *differences(complete), "", "## Commands", "", "```"]
     lines += [shlex.join(["python", "-m", "benchmarks.real_protocol_twin", *sys.argv[1:]]), "", "# which runs"]
     lines += [shlex.join(case.command(options)) for case in cases if _is_finished(case.folder(options))]
+    lines += [shlex.join(match.command(options)) for match in _matches(cases, options)]
     return "\n".join([*lines, "```", ""])
+
+
+def _match_reports(cases: Sequence[Case], options: Options) -> dict[str, dict[str, Any]]:
+    """Return the reports of actor.evaluate by who met whom."""
+    reports = {}
+    for match in _matches(cases, options):
+        path = match.folder(options) / "report.json"
+        if path.exists():
+            label = f"{match.first.algorithm} / {match.second.algorithm} | {match.first.seed}"
+            reports[f"{match.first.task} | {match.first.variant} | {label}"] = json.loads(path.read_text())
+    return reports
+
+
+_MATCHES_NOTE = (
+    "Final policies of one seed against each other with `python -m actor.evaluate`: 20 start states that neither was "
+    "trained on, the same for both, blind. Means over successes; p of the sign-flip test over start states that both "
+    "solve. Jerk: root mean square of the measured position's third difference over the control period cubed.",
+)
 
 
 def _introduction(options: Options, jobs: int, cases: Sequence[Case], complete: Sequence[Result]) -> list[str]:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 
-def run_missing(commands: dict[Path, list[str]], jobs: int) -> None:
-    """Run the command of every folder that holds no finished run yet, `jobs` at a time; a failed one is reported."""
-    missing = {folder: command for folder, command in commands.items() if not (folder / "summary.json").exists()}
+def run_missing(commands: dict[Path, list[str]], jobs: int, result: str = "summary.json") -> None:
+    """Run the command of every folder that lacks its `result` yet, `jobs` at a time; a failed one is reported."""
+    missing = {folder: command for folder, command in commands.items() if not (folder / result).exists()}
     with ThreadPoolExecutor(jobs) as pool:
         for folder, code in zip(missing, pool.map(_run, missing.values()), strict=True):
-            print(f"{folder}: {'done' if code == 0 else f'ended with code {code}, see its actor.log and learner.log'}")
+            print(f"{folder}: {'done' if code == 0 else f'ended with code {code}, see its logs'}")
 
 
 def _run(command: Sequence[str]) -> int:
