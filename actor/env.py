@@ -106,8 +106,9 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
         self._O_T_reset = state.O_T_EE
         self._is_gripper_closed = commands_close(state.gripper_width)
         self._step = 0
-        self.rate.start()
-        return self._measure(), {"stale_cameras": self._reading.stale_cameras}
+        observation = self._measure()
+        self.rate.start()  # a simulated camera builds what it draws from at its first picture: no part of a period
+        return observation, {"stale_cameras": self._reading.stale_cameras}
 
     def step(self, action: NDArray[np.float32]) -> tuple[EnvObservation, float, bool, bool, dict[str, Any]]:
         """Send one action, let the control period pass, observe.

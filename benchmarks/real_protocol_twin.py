@@ -48,7 +48,6 @@ _VARIANTS = {
 }
 # Table 3 where sim_quick departs from it, and the four stages. A simulation need not wait for a clock.
 _PROTOCOL = ("stages.enabled=true", "replay.capacity=20000", "pace=0", "eval_pace=0", "videos=1")
-_WALL_LIMIT_MIN = 600
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class Budget:
     eval_every_steps: int
     interim_episodes: int
     final_episodes: int
+    max_minutes: int  # of wall time, whatever steps were made by then
 
     def settings(self) -> list[str]:
         """Return the settings that make the learner and the robot end together: neither may run ahead of the other."""
@@ -74,7 +74,7 @@ class Budget:
         ]
 
 
-_BUDGETS = {"state": Budget(15_000, 15_000, 1_000, 20, 50), "pixels": Budget(5_000, 5_000, 1_250, 10, 20)}
+_BUDGETS = {"state": Budget(15_000, 15_000, 1_000, 20, 50, 600), "pixels": Budget(5_000, 5_000, 1_250, 10, 20, 13)}
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Case:
             *options.overrides,
         ]
         command = ["launch/sim.sh", "--task", self.task, "--preset", _PRESETS[self.algorithm][options.preset]]
-        command += ["--seed", str(self.seed), "--max-minutes", str(_WALL_LIMIT_MIN)]
+        command += ["--seed", str(self.seed), "--max-minutes", str(options.budgets[self.variant].max_minutes)]
         return [*command, "--out", str(self.folder(options)), "--set", *settings]
 
 
@@ -296,7 +296,7 @@ def _introduction(options: Options, jobs: int, cases: Sequence[Case], complete: 
     budgets = (
         f"{variant}: {budget.learner_steps:,} learner steps, {budget.env_steps:,} environment steps after the "
         f"demonstrations, interim evaluations of {budget.interim_episodes} episodes every {budget.eval_every_steps:,} "
-        f"steps, {budget.final_episodes} episodes last"
+        f"steps, {budget.final_episodes} episodes last; at most {budget.max_minutes} min"
         for variant in variants
         if (budget := options.budgets[variant])
     )

@@ -13,7 +13,7 @@ ALGORITHMS = ("cgpo", "hil_serl_sac", "bc")
 
 
 def options(tmp_path: Path, preset: str) -> Options:
-    budgets = {"state": Budget(1500, 500, 250, 10, 50), "pixels": Budget(300, 300, 100, 5, 20)}
+    budgets = {"state": Budget(1500, 500, 250, 10, 50, 60), "pixels": Budget(300, 300, 100, 5, 20, 9)}
     return Options(preset=preset, budgets=budgets, encoder_weights="random", overrides=(), out=tmp_path)
 
 
