@@ -1,13 +1,11 @@
 """Behaviour cloning: the same diffusion policy regressed onto human actions, nothing else. The floor to beat."""
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from learner.algorithms.base import Metrics, SampleBatch, descend, frozen_copy, published_tensors, update_ema
-from learner.algorithms.state import Stateful, collect_state, restore_state
+from learner.algorithms.state import Resumable, Stateful
 from learner.config import LearnerConfig
 from learner.losses import denoising_error, mean_over_human_rows
 from policy.critic_network import CriticEnsemble
@@ -18,7 +16,7 @@ from policy.noise_schedule import make_noise_schedule
 from policy.spec import Specs
 
 
-class BehaviourCloning:
+class BehaviourCloning(Resumable):
     """L = E ||eps - eps_theta||^2 on human rows; the EMA of the denoiser acts (Diffusion Policy, arXiv:2303.04137)."""
 
     def __init__(self, config: LearnerConfig, specs: Specs) -> None:
@@ -65,12 +63,6 @@ class BehaviourCloning:
                 "gripper": self._gripper,
             }
         )
-
-    def state(self) -> dict[str, Tensor]:
-        return collect_state(self._parts())
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        restore_state(self._parts(), state)
 
     def _parts(self) -> dict[str, Stateful]:
         parts: dict[str, Stateful] = {

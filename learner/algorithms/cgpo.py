@@ -7,8 +7,6 @@ target networks follow. Letters: B batch, K candidates, A action, N critics, M q
 Ours, not the paper's, each a switch: BC warm-up, human actions as competing targets, LayerNorm critic, reward scale.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
@@ -24,7 +22,7 @@ from learner.algorithms.base import (
     update_ema,
 )
 from learner.algorithms.gripper import make_gripper
-from learner.algorithms.state import Stateful, collect_state, restore_state
+from learner.algorithms.state import Resumable, Stateful
 from learner.config import LearnerConfig
 from learner.guidance import make_guide
 from learner.losses import (
@@ -46,7 +44,7 @@ from policy.sampler import NoisePredictor, best_of, draw_noise, sample
 from policy.spec import Specs
 
 
-class Cgpo:
+class Cgpo(Resumable):
     """See the module docstring; configuration in learner.config.CgpoConfig."""
 
     def __init__(self, config: LearnerConfig, specs: Specs) -> None:
@@ -272,12 +270,6 @@ class Cgpo:
                 "gripper": self._gripper.critic if self._gripper else None,
             }
         )
-
-    def state(self) -> dict[str, Tensor]:
-        return collect_state(self._parts())
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        restore_state(self._parts(), state)
 
     def _parts(self) -> dict[str, Stateful]:
         parts: dict[str, Stateful] = {

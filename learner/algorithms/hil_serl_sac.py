@@ -9,7 +9,6 @@ here, so that both algorithms are compared behind the same eyes.
 """
 
 import math
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,7 @@ from learner.algorithms.base import (
     update_ema,
 )
 from learner.algorithms.gripper import make_gripper
-from learner.algorithms.state import Stateful, collect_state, restore_state
+from learner.algorithms.state import Resumable, Stateful
 from learner.config import LearnerConfig
 from learner.losses import scalar_critic_loss
 from learner.replay import Batch
@@ -37,7 +36,7 @@ from policy.gaussian_policy import GaussianPolicy
 from policy.spec import Specs
 
 
-class HilSerlSac:
+class HilSerlSac(Resumable):
     """See the module docstring; configuration in learner.config.SacConfig."""
 
     def __init__(self, config: LearnerConfig, specs: Specs) -> None:
@@ -121,12 +120,6 @@ class HilSerlSac:
     def policy_tensors(self) -> dict[str, Tensor]:
         gripper = self._gripper.critic if self._gripper else None
         return published_tensors({"gaussian": self._actor, "heads": self._heads, "gripper": gripper})
-
-    def state(self) -> dict[str, Tensor]:
-        return collect_state(self._parts())
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        restore_state(self._parts(), state)
 
     def _parts(self) -> dict[str, Stateful]:
         parts: dict[str, Stateful] = {

@@ -1,5 +1,6 @@
 """Flatten networks, optimisers, generators and counters to named tensors and back, for checkpoints without pickle."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -8,6 +9,20 @@ from torch import Tensor, nn
 from policy.errors import WeightsError
 
 Stateful = nn.Module | torch.optim.Adam | torch.Generator | Tensor
+
+
+class Resumable(ABC):
+    """State of an algorithm from the parts it is made of."""
+
+    @abstractmethod
+    def _parts(self) -> dict[str, Stateful]:
+        """Return everything that changes while it learns, by unique name."""
+
+    def state(self) -> dict[str, Tensor]:
+        return collect_state(self._parts())
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        restore_state(self._parts(), state)
 
 
 def collect_state(parts: Mapping[str, Stateful]) -> dict[str, Tensor]:
