@@ -119,6 +119,7 @@ def test_a_stop_signal_closes_the_episode_and_keeps_every_step(tmp_path: Path, n
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # the tests themselves may run under nohup
     )
     path = tmp_path / "episodes.jsonl"
     wait_until(lambda: path.exists() and len(path.read_text().splitlines()) >= 2)
