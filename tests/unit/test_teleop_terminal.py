@@ -96,6 +96,7 @@ def test_what_is_no_terminal_is_refused_with_the_remedy() -> None:
 PROGRAM = """
 import fcntl, os, signal, sys, termios, time
 from robot.teleop.terminal import standard_terminal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests themselves may run in the background
 if sys.argv[1] == "gone":
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # our terminal from now on, and we are in its foreground
