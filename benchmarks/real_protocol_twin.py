@@ -8,6 +8,7 @@ from the scripted operator and depend on task, variant and seed alone; the repor
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,7 +75,7 @@ class Budget:
         ]
 
 
-_BUDGETS = {"state": Budget(15_000, 15_000, 1_000, 20, 50, 600), "pixels": Budget(5_000, 5_000, 1_250, 10, 20, 13)}
+_BUDGETS = {"state": Budget(15_000, 15_000, 1_000, 20, 50, 60), "pixels": Budget(5_000, 5_000, 1_250, 10, 20, 13)}
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,9 @@ class Match:
     def folder(self, options: Options) -> Path:
         algorithms = f"{self.first.algorithm}_or_{self.second.algorithm}"
         return options.out / f"{self.first.task}_{self.first.variant}_{algorithms}_seed{self.first.seed}"
+
+    def report(self, options: Options) -> Path:
+        return self.folder(options) / "report.json"
 
     def command(self, options: Options) -> list[str]:
         command = ["launch/evaluate.sh", "--checkpoint", str(self.first.folder(options))]
@@ -267,17 +271,30 @@ def render(cases: Sequence[Case], options: Options, jobs: int) -> str:
     if reports:
         lines += ["", "## Time and smoothness", "", *_MATCHES_NOTE, "", *motion(reports)]
     lines += ["", "## What differs from the full presets", "", *differences(complete), "", "## Commands", "", "```"]
-    lines += [shlex.join(["python", "-m", "benchmarks.real_protocol_twin", *sys.argv[1:]]), "", "# which runs"]
-    lines += [shlex.join(case.command(options)) for case in cases if _is_finished(case.folder(options))]
-    lines += [shlex.join(match.command(options)) for match in _matches(cases, options)]
+    lines += [
+        shlex.join(["python", "-m", "benchmarks.real_protocol_twin", *sys.argv[1:]]),
+        "",
+        "# the runs, as they were started",
+    ]
+    lines += [_recorded(result.folder) for result in results]
+    matches = _matches(cases, options)
+    lines += [shlex.join(match.command(options)) for match in matches if match.report(options).exists()]
     return "\n".join([*lines, "```", ""])
+
+
+def _recorded(folder: Path) -> str:
+    """Return the command that a run was really started with, but its folder, and its revision, from its own report."""
+    lines = (folder / "report.md").read_text().splitlines()
+    command = next(line for line in lines if line.startswith("launch/sim.sh"))
+    command = re.sub(r" --out \S+", "", command)
+    return f"{command}  # {next(line for line in lines if line.startswith('- commit'))[2:]}"
 
 
 def _match_reports(cases: Sequence[Case], options: Options) -> dict[str, dict[str, Any]]:
     """Return the reports of actor.evaluate by who met whom."""
     reports = {}
     for match in _matches(cases, options):
-        path = match.folder(options) / "report.json"
+        path = match.report(options)
         if path.exists():
             label = f"{match.first.algorithm} / {match.second.algorithm} | {match.first.seed}"
             reports[f"{match.first.task} | {match.first.variant} | {label}"] = json.loads(path.read_text())
