@@ -16,6 +16,10 @@ class MissingDependencyError(RobotError):
     """An optional package that a driver needs is not installed."""
 
 
+class RobotFaultError(RobotError):
+    """The robot stopped for a reason that a person has to see first; it does not move again before `recover`."""
+
+
 class StaleStateError(RobotError):
     """The robot state is too old to act on."""
 

@@ -43,7 +43,12 @@ class ScenePlacement:
 
 
 class RobotBackend(Protocol):
-    """A Franka-like arm with a gripper. One thread calls it."""
+    """A Franka-like arm with a gripper. One thread calls it.
+
+    What only a person may decide to leave behind (reflex, emergency stop, restart of the robot's control process, errors)
+    latches: from then on every call that would read or move raises RobotFaultError, and nothing is sent that moves the
+    arm, until `recover`.
+    """
 
     def connect(self) -> None:
         """Open the connection. Raises RobotError with the remedy when there is nothing to talk to."""
@@ -52,7 +57,7 @@ class RobotBackend(Protocol):
         """Bring arm (and, in a simulator, objects) to `placement` at rest and return the state there."""
 
     def read_state(self) -> RobotState:
-        """Return the newest state; raises StaleStateError if it is older than the limit."""
+        """Return the newest state. Raises StaleStateError if it is older than the limit, RobotFaultError when latched."""
 
     def send_command(self, command: RobotCommand) -> None:
         """Start executing a step that already passed the safety gate. Does not wait for its end."""
@@ -63,19 +68,81 @@ class RobotBackend(Protocol):
     def stop(self) -> None:
         """Hold the current pose. Safe to call twice, from any thread, and after a failure."""
 
+    def recover(self) -> None:
+        """Leave a latched fault behind, holding where the arm is. Only for a person who has seen why (robot/guard.py).
+
+        Raises RobotFaultError, naming what still stands in the way; the fault then stays latched. Without one: no effect.
+        """
+
     def close(self) -> None:
         """Release everything. Safe to call twice."""
 
 
 @runtime_checkable
-class SimulatedBackend(RobotBackend, Protocol):
-    """A backend that also knows where the objects are."""
+class SimulatedWorld(Protocol):
+    """The objects around a simulated arm."""
 
     def object_poses(self) -> dict[str, Array]:
         """Return name -> O_T_object (4, 4) for each object of the scene."""
 
     def render(self, width: int, height: int, camera: str = "overview") -> NDArray[np.uint8]:
-        """Return an RGB image (height, width, 3); raises RobotError where the backend cannot draw."""
+        """Return an RGB image (height, width, 3); raises RobotError where it cannot be drawn."""
+
+
+@runtime_checkable
+class SimulatedBackend(RobotBackend, SimulatedWorld, Protocol):
+    """A backend that is its own world: `reset` puts the objects in place, and time passes only in `advance`."""
+
+
+class Room(SimulatedWorld, Protocol):
+    """A simulated world that runs by itself behind a robot's real door, and what a person does in a real one."""
+
+    def connect(self) -> None:
+        """Open the connection. Raises RobotError with the remedy when nothing answers."""
+
+    def place(self, placement: ScenePlacement) -> None:
+        """Put the objects in place, as a person would between episodes. The arm stays where it is."""
+
+    def close(self) -> None:
+        """Release everything. Safe to call twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GripperState:
+    """What a gripper reports."""
+
+    width: float  # m between the fingers, 0 closed
+    is_moving: bool
+    is_holding: bool  # stopped by something between the fingers
+    received_monotonic_s: float
+    fault: str = ""  # why it cannot be used, and the remedy; empty when it works. Latched until `recover`
+
+
+class Gripper(Protocol):
+    """A two-finger gripper. A thread of its own talks to it; only connect, recover and close block."""
+
+    max_width: float  # m
+
+    def connect(self) -> None:
+        """Open and activate it, which may move the fingers. Raises RobotError with the remedy."""
+
+    def read(self) -> GripperState:
+        """Return the newest state, however old. Never blocks. Raises RobotError before the first."""
+
+    def move(self, width: float) -> None:
+        """Go to `width`, m, and grip what is in between. Never blocks; the newest wins; without effect in a fault."""
+
+    def stop(self) -> None:
+        """Stay where the fingers are, without letting go. Never blocks; safe to call twice and from any thread."""
+
+    def recover(self) -> None:
+        """Leave a latched fault behind: activate it again, which may move the fingers. Only for a person's word.
+
+        Raises RobotError when it does not work.
+        """
+
+    def close(self) -> None:
+        """Release it. Safe to call twice."""
 
 
 @dataclass(frozen=True, kw_only=True)

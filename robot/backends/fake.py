@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot.backends.fake_cubes import Cubes
-from robot.errors import RobotError
+from robot.errors import RobotError, RobotFaultError
 from robot.geometry import HOLE_DEPTH_M, HOLE_RADIUS_M, PEG_RADIUS_M
 from robot.interface import Array, RobotCommand, RobotState, ScenePlacement
 from robot.pose import apply_delta, inverse, make_pose, pose_difference, rotation_from_rotvec
@@ -25,10 +25,15 @@ _CLEARANCE_M = HOLE_RADIUS_M - PEG_RADIUS_M
 
 
 class FakeBackend:
-    """A kinematic arm. Satisfies SimulatedBackend, except that it cannot draw."""
+    """A kinematic arm. Satisfies SimulatedBackend, except that it cannot draw.
+
+    Faults are attributes, to be set at any time: `fault`, a reason that latches; `obstacle`, what then stands in the way
+    of recovering from it.
+    """
 
     def __init__(self, scene: str) -> None:
         check_scene(scene)
+        self.fault = self.obstacle = ""
         self._scene = scene
         self._time_s = 0.0
         self._placement: ScenePlacement | None = None
@@ -42,6 +47,7 @@ class FakeBackend:
     def reset(self, placement: ScenePlacement) -> RobotState:
         """Jump to `placement` at rest. Raises RobotConfigError if it does not fit the scene."""
         check_placement(self._scene, placement)
+        self._require_no_fault()
         self._placement = placement
         self._O_T_EE = self._O_T_EE_goal = placement.O_T_EE.astype(np.float64)
         self._twist = np.zeros(6)
@@ -51,6 +57,7 @@ class FakeBackend:
     def read_state(self) -> RobotState:
         """Return the state now; q, dq, tau_J and the external wrench are zeros."""
         self._require_reset()
+        self._require_no_fault()
         return RobotState(
             O_T_EE=self._O_T_EE.copy(),
             O_twist_EE=self._twist.copy(),
@@ -66,6 +73,7 @@ class FakeBackend:
     def send_command(self, command: RobotCommand) -> None:
         """Set the goal to the present pose plus the step. Without cubes the fingers are frozen around a peg."""
         self._require_reset()
+        self._require_no_fault()
         self._O_T_EE_goal = apply_delta(self._O_T_EE, command.delta_position, command.delta_rotation)
         if command.gripper_width is not None and self._cubes:
             self._cubes.commanded_width = command.gripper_width
@@ -98,6 +106,13 @@ class FakeBackend:
         self._O_T_EE_goal = self._O_T_EE
         self._twist = np.zeros(6)
 
+    def recover(self) -> None:
+        """Forget the fault unless an obstacle stands in the way."""
+        if self.fault and self.obstacle:
+            raise RobotFaultError(self.obstacle)
+        self.fault = ""
+        self.stop()
+
     def close(self) -> None:
         """Nothing to release."""
 
@@ -112,6 +127,11 @@ class FakeBackend:
     def render(self, width: int, height: int, camera: str = "overview") -> NDArray[np.uint8]:
         """Raise RobotError: there is nothing to draw."""
         raise RobotError("the fake backend cannot draw; use the backend 'twin' for images and videos")
+
+    def _require_no_fault(self) -> None:
+        if self.fault:
+            self.stop()
+            raise RobotFaultError(self.fault)
 
     def _require_reset(self) -> ScenePlacement:
         if self._placement is None:

@@ -100,6 +100,9 @@ class TwinBackend:
         if self._simulation is not None and self._placement is not None:
             self._goal = self._simulation.O_T_EE()
 
+    def recover(self) -> None:
+        """Nothing to leave behind: a twin that is called directly has no faults (robot/backends/twin/nuc.py has)."""
+
     def close(self) -> None:
         """Free the simulation and the drawing context."""
         self._drop_pictures()

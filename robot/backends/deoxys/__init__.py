@@ -1,0 +1,1 @@
+"""A Franka arm behind Deoxys' controller."""
