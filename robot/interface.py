@@ -45,9 +45,9 @@ class ScenePlacement:
 class RobotBackend(Protocol):
     """A Franka-like arm with a gripper. One thread calls it.
 
-    What only a person may decide to leave behind (reflex, emergency stop, restart of the robot's control process, errors)
-    latches: from then on every call that would read or move raises RobotFaultError, and nothing is sent that moves the
-    arm, until `recover`.
+    What only a person may decide to leave behind (reflex, emergency stop, restart of the robot's control process,
+    errors) latches: from then on every call that would read or move raises RobotFaultError, and nothing is sent that
+    moves the arm, until `recover`.
     """
 
     def connect(self) -> None:
@@ -57,7 +57,7 @@ class RobotBackend(Protocol):
         """Bring arm (and, in a simulator, objects) to `placement` at rest and return the state there."""
 
     def read_state(self) -> RobotState:
-        """Return the newest state. Raises StaleStateError if it is older than the limit, RobotFaultError when latched."""
+        """Return the newest state. Raises StaleStateError if it is too old, RobotFaultError when a fault is latched."""
 
     def send_command(self, command: RobotCommand) -> None:
         """Start executing a step that already passed the safety gate. Does not wait for its end."""
@@ -71,7 +71,8 @@ class RobotBackend(Protocol):
     def recover(self) -> None:
         """Leave a latched fault behind, holding where the arm is. Only for a person who has seen why (robot/guard.py).
 
-        Raises RobotFaultError, naming what still stands in the way; the fault then stays latched. Without one: no effect.
+        Raises RobotFaultError, naming what still stands in the way; the fault then stays latched. Without a fault
+        nothing happens.
         """
 
     def close(self) -> None:

@@ -27,8 +27,8 @@ _CLEARANCE_M = HOLE_RADIUS_M - PEG_RADIUS_M
 class FakeBackend:
     """A kinematic arm. Satisfies SimulatedBackend, except that it cannot draw.
 
-    Faults are attributes, to be set at any time: `fault`, a reason that latches; `obstacle`, what then stands in the way
-    of recovering from it.
+    Faults are attributes, to be set at any time: `fault`, a reason that latches; `obstacle`, what then stands in the
+    way of recovering from it.
     """
 
     def __init__(self, scene: str) -> None:

@@ -12,7 +12,7 @@ class DeoxysOptions:
     """An arm behind Deoxys. Its addresses and gains stay in Deoxys' own YAML files, which this only reads."""
 
     interface: Literal["wire", "deoxys-control"] = "wire"
-    """wire: our own client of the controller on the NUC. deoxys-control: the installed FrankaInterface of a lab's fork."""
+    """wire: our client of the controller on the NUC. deoxys-control: the installed FrankaInterface of a lab's fork."""
     network: Path = Path("deoxys/network.yml")
     """Deoxys' network file (its examples call it charmander.yml): addresses, ports and rates of PC, NUC and robot."""
     controller: Path | None = None
@@ -35,8 +35,8 @@ class DeoxysOptions:
     def __post_init__(self) -> None:
         if not 0.0 < self.stale_after_s <= 0.15:
             raise RobotConfigError(
-                f"deoxys.stale_after_s = {self.stale_after_s} must be above 0 and at most 0.15: an arm at 0.25 m/s goes "
-                "4 cm in that time"
+                f"deoxys.stale_after_s = {self.stale_after_s} must be above 0 and at most 0.15: an arm at 0.25 m/s "
+                "goes 4 cm in that time"
             )
         if not self.stale_after_s < self.fault_after_s or self.silent_after_s <= 0.0 or self.joint_reset_every < 1:
             raise RobotConfigError(
