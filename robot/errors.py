@@ -20,7 +20,11 @@ class RobotFaultError(RobotError):
     """The robot stopped for a reason that a person has to see first; it does not move again before `recover`."""
 
 
-class StaleStateError(RobotError):
+class StaleError(RobotError):
+    """What is known of the robot or its surroundings is too old to act on. It may be fresh again in a moment."""
+
+
+class StaleStateError(StaleError):
     """The robot state is too old to act on."""
 
     def __init__(self, age_s: float, limit_s: float) -> None:
@@ -31,7 +35,7 @@ class StaleStateError(RobotError):
         )
 
 
-class CameraStaleError(RobotError):
+class CameraStaleError(StaleError):
     """A camera's newest frame is too old to act on."""
 
     def __init__(self, camera: str, age_s: float, limit_s: float) -> None:

@@ -43,6 +43,14 @@ class GateResult:
     reasons: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Violation:
+    """A measured state in which no command may be sent any more. `reason` reads "limit: what happened"."""
+
+    reason: str
+    is_debounced: bool = False  # it counts only when it lasts for several measurements (robot/guard.py)
+
+
 class SafetyGate:
     """Applies one SafetyConfig. Stateless: equal arguments give equal results."""
 
@@ -78,6 +86,13 @@ class SafetyGate:
         return GateResult(
             RobotCommand(delta_position=step, delta_rotation=rotation, gripper_width=width), tuple(reasons)
         )
+
+    def violation(self, state: RobotState) -> Violation | None:
+        """Return why the arm has to stop for good in this measured state, None while all is well."""
+        for name in ("O_T_EE", "q", "dq", "O_F_ext_hat_K"):
+            if not np.isfinite(getattr(state, name)).all():
+                return Violation(f"malformed: measured {name} = {getattr(state, name).tolist()} is not finite")
+        return None
 
     def _keep_in_workspace(self, position: Array, step: Array, reasons: list[str]) -> Array:
         # Zero is always allowed: an arm found outside the box may stay or come back, at its own pace.
