@@ -17,6 +17,7 @@ _FORCE_N = 30.0  # of each pad; the 2F-85's range is 20 to 235 N, HIL-SERL's set
 _STIFFNESS_N_M = 8000.0  # reaches that force 4 mm behind the set point
 _MASS_KG = 0.02  # of a pad; the rest of the finger is part of the hand, where the frozen linkage has it
 _ARMATURE_KG = 0.5  # of motor and gear, at the pad
+_SQUEEZE_M = 2.0 * _FORCE_N / _STIFFNESS_N_M  # of the width, between where the pads are and where they are told to be
 _DAMPING_N_S_M = 2.0 * (_STIFFNESS_N_M * (_MASS_KG + _ARMATURE_KG)) ** 0.5  # critical
 
 # Pads 22 mm wide turn a cube straight only if they slide on it: friction has to be below 22 / 45. The time constant is
@@ -68,7 +69,8 @@ class Fingers:
         assert int(joints[1].qposadr[0]) == self._first_qpos + 1
         self._qpos: Array = data.qpos[self._first_qpos : self._first_qpos + 2]
         self._set_points: Array = data.ctrl[motors[0] : motors[1] + 1]
-        self._step_m = GRIPPER_SPEED_M_S * float(model.opt.timestep)
+        self._timestep_s = float(model.opt.timestep)
+        self._step_m = GRIPPER_SPEED_M_S * self._timestep_s
         self._set_point = self._commanded = GRIPPER_OPEN_M
 
     @property
@@ -77,13 +79,20 @@ class Fingers:
         return float(self._qpos[0] + self._qpos[1])
 
     def reset(self) -> None:
-        """Open, at rest."""
+        """Open, at rest, at the gripper's speed."""
+        self._step_m = GRIPPER_SPEED_M_S * self._timestep_s
         self._set_point = self._commanded = GRIPPER_OPEN_M
         self._qpos[:] = self._set_points[:] = GRIPPER_OPEN_M / 2
 
-    def command(self, width: float) -> None:
-        """Close or open to `width`, m, at the gripper's speed; what is in between is gripped with its force."""
+    @property
+    def is_moving(self) -> bool:
+        """Whether the pads are still on their way, or squeezing up to their force."""
+        return self._set_point != self._commanded and abs(self.width - self._set_point) < _SQUEEZE_M
+
+    def command(self, width: float, speed_m_s: float = GRIPPER_SPEED_M_S) -> None:
+        """Close or open to `width`, m, at that speed of it; what is in between is gripped with the gripper's force."""
         self._commanded = width
+        self._step_m = speed_m_s * self._timestep_s
 
     def step(self) -> None:
         """Move the set point on by one physics step."""

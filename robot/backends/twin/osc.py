@@ -11,6 +11,7 @@ with kd = 2 sqrt(kp), each joint clamped to +-max_torque, gravity and Coriolis t
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,10 @@ import numpy as np
 from robot.errors import RobotConfigError
 from robot.interface import Array
 from robot.pose import rotvec_from_rotation
+
+# What Deoxys takes for no error, per axis: 0.1 mm, and of the quaternion's vector part, which is half the angle.
+_DEOXYS_DEAD_ZONE_M = 1e-4
+_DEOXYS_DEAD_ZONE_HALF_RAD = 5e-3
 
 # Keeps the solves finite at a singularity; the eigenvalues of J M^-1 J^T are above 0.02 in the working range.
 _REGULARISATION = 1e-6
@@ -31,6 +36,9 @@ class OscConfig:
     rotation_stiffness: float = 250.0  # 1/s^2
     posture_stiffness: float = 10.0  # N m/rad, in the null space only
     max_torque_nm: float = 5.0  # per joint, before gravity compensation
+    deoxys_errors: bool = False
+    """Measure errors as Deoxys does: the rotation as the quaternion's vector part, half of it, which halves what its
+    stiffness does; and nothing below 0.1 mm or 0.01 rad."""
 
     def __post_init__(self) -> None:
         for name in ("translation_stiffness", "rotation_stiffness", "posture_stiffness", "max_torque_nm"):
@@ -46,11 +54,15 @@ class OperationalSpaceController:
         """q_posture (7,), rad: where the null space term pulls the elbow."""
         self._config = config
         self._q_posture = q_posture
-        self._damping_translation = 2.0 * math.sqrt(config.translation_stiffness)
-        self._damping_rotation = 2.0 * math.sqrt(config.rotation_stiffness)
+        self.set_stiffness((config.translation_stiffness,) * 3, (config.rotation_stiffness,) * 3)
         self._damping_posture = 2.0 * math.sqrt(config.posture_stiffness)
         self._regularisation = _REGULARISATION * np.eye(6)
         self._wrench = np.empty(6)
+
+    def set_stiffness(self, translation: Sequence[float], rotation: Sequence[float]) -> None:
+        """Change the stiffness along and about each axis of O, (3,) and (3,) in 1/s^2; damping follows, 2 sqrt(kp)."""
+        self._translation_gains = [(kp, 2.0 * math.sqrt(kp)) for kp in translation]
+        self._rotation_gains = [(kp, 2.0 * math.sqrt(kp)) for kp in rotation]
 
     def torque(
         self, goal: Array, O_T_EE: Array, q: Array, dq: Array, jacobian: Array, mass_matrix: Array, bias: Array
@@ -64,21 +76,23 @@ class OperationalSpaceController:
         twist = (jacobian @ dq).tolist()
         position_error = (goal[:3, 3] - O_T_EE[:3, 3]).tolist()
         rotation_error = rotvec_from_rotation(goal[:3, :3] @ O_T_EE[:3, :3].T).tolist()
+        if config.deoxys_errors:
+            position_error, rotation_error = _as_deoxys(position_error, rotation_error)
         M_inv_J_T = np.linalg.solve(mass_matrix, jacobian.T)  # (7, 6)
         mobility = jacobian @ M_inv_J_T + self._regularisation  # (6, 6), inverse of the EE's inertia
         rows = mobility.tolist()
         self._wrench[:3] = solve_symmetric3(
             rows[0][0], rows[0][1], rows[0][2], rows[1][1], rows[1][2], rows[2][2],
             *(
-                config.translation_stiffness * error - self._damping_translation * velocity
-                for error, velocity in zip(position_error, twist[:3], strict=True)
+                kp * error - kd * velocity
+                for (kp, kd), error, velocity in zip(self._translation_gains, position_error, twist[:3], strict=True)
             ),
         )  # fmt: skip
         self._wrench[3:] = solve_symmetric3(
             rows[3][3], rows[3][4], rows[3][5], rows[4][4], rows[4][5], rows[5][5],
             *(
-                config.rotation_stiffness * error - self._damping_rotation * velocity
-                for error, velocity in zip(rotation_error, twist[3:], strict=True)
+                kp * error - kd * velocity
+                for (kp, kd), error, velocity in zip(self._rotation_gains, rotation_error, twist[3:], strict=True)
             ),
         )  # fmt: skip
         posture = config.posture_stiffness * (self._q_posture - q) - self._damping_posture * dq
@@ -90,6 +104,17 @@ class OperationalSpaceController:
         np.maximum(torque, -config.max_torque_nm, out=torque)
         torque += bias
         return torque
+
+
+def _as_deoxys(position_error: list[float], rotation_error: list[float]) -> tuple[list[float], list[float]]:
+    """Return the errors, m and rotation vector, as Deoxys' controller sees them."""
+    angle = math.hypot(*rotation_error)
+    scale = math.sin(0.5 * angle) / angle if angle > 0.0 else 0.5
+    halves = [scale * part for part in rotation_error]
+    return (
+        [0.0 if abs(part) < _DEOXYS_DEAD_ZONE_M else part for part in position_error],
+        [0.0 if abs(part) < _DEOXYS_DEAD_ZONE_HALF_RAD else part for part in halves],
+    )
 
 
 def solve_symmetric3(

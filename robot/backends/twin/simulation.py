@@ -1,6 +1,7 @@
 """One simulated arm: what MuJoCo holds, moved by the controller step by step."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import mujoco
@@ -10,12 +11,19 @@ from robot.backends.twin.fingers import Fingers
 from robot.backends.twin.inverse_kinematics import solve_joints
 from robot.backends.twin.model import EE_SITE, build_model
 from robot.backends.twin.osc import OperationalSpaceController, OscConfig
+from robot.errors import RobotError
 from robot.interface import Array, ScenePlacement
 from robot.pose import make_pose
 
 # EE above the middle of the table, gripper down, every joint at least 0.6 rad from its limits.
 Q_HOME: Array = np.array([0.0, 0.2, 0.0, -2.2, 0.0, 2.4, math.pi / 4])
 Q_HOME.setflags(write=False)
+
+# Of the tracking of joint angles: 30 rad/s, critically damped. The robot's own is stiffer still.
+_JOINT_STIFFNESS = 900.0  # 1/s^2
+_JOINT_DAMPING = 60.0  # 1/s
+_MAX_OVERLAP_M = 0.001  # of what is placed with anything else: contacts are soft, and resting things overlap a little
+_MOST_STATE: Any = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
 class Simulation:
@@ -24,8 +32,11 @@ class Simulation:
     Between calls positions, velocities and all that follows from them (mj_step1) are up to date.
     """
 
-    def __init__(self, scene: str, osc: OscConfig) -> None:
-        """Build the scene. Raises MissingDependencyError without the gym-hil wheel."""
+    def __init__(self, scene: str, osc: OscConfig, q_posture: Array = Q_HOME) -> None:
+        """Build the scene. Raises MissingDependencyError without the gym-hil wheel.
+
+        q_posture (7,), rad: where the controller pulls the elbow.
+        """
         self.model: Any = build_model(scene)
         self.data: Any = mujoco.MjData(self.model)
         # Views of the arm's share: where it is all there is, the whole arrays.
@@ -39,7 +50,9 @@ class Simulation:
         self._whole_mass_matrix = np.zeros((self.model.nv, self.model.nv))
         self._mass_matrix: Array = self._whole_mass_matrix[:7, :7]
         self.fingers = Fingers(self.model, self.data) if scene == "cube_stacking" else None
-        self._controller = OperationalSpaceController(osc, Q_HOME)
+        self._controller = OperationalSpaceController(osc, q_posture)
+        self._joint_friction: Array = self.model.dof_damping[:7]
+        self._max_joint_torque: Array = self.model.actuator_ctrlrange[:7, 1]
         self._site_id = self.model.site(EE_SITE).id
         self._site_position: Array = self.data.site_xpos[self._site_id]
         self._site_rotation: Array = self.data.site_xmat[self._site_id].reshape(3, 3)
@@ -65,6 +78,33 @@ class Simulation:
         self._refresh()
         self.tau[:] = self._bias  # the torque that holds the arm, as the state should say
 
+    def place_objects(self, placement: ScenePlacement) -> None:
+        """Put the objects in place around the arm, which stays as it is, in motion or not; so do time and fingers.
+
+        Raises RobotError, and changes nothing, when one of them would overlap with something by more than 1 mm.
+        """
+        state = np.empty(mujoco.mj_stateSize(self.model, _MOST_STATE))
+        mujoco.mj_getState(self.model, self.data, state, _MOST_STATE)
+        fixed_before = self.model.body_pos.copy(), self.model.body_quat.copy()
+        self._place_fixed_objects(placement)
+        mujoco.mj_setState(self.model, self.data, state, _MOST_STATE)
+        self._place_free_objects(placement)
+        self._refresh()
+        contact = self.data.contact
+        overlap_m = -float(contact.dist.min(initial=0.0))
+        if overlap_m <= _MAX_OVERLAP_M:
+            return
+        touching = contact.geom[int(contact.dist.argmin())]
+        names = " and ".join(sorted(self.model.body(self.model.geom_bodyid[geom]).name for geom in touching))
+        self.model.body_pos[:], self.model.body_quat[:] = fixed_before
+        mujoco.mj_setConst(self.model, self.data)
+        mujoco.mj_setState(self.model, self.data, state, _MOST_STATE)
+        self._refresh()
+        raise RobotError(
+            f"the placement would put {names} {overlap_m * 1e3:.1f} mm into each other (limit "
+            f"{_MAX_OVERLAP_M * 1e3:g} mm). Move the arm to the placement's start pose first, and open the hand"
+        )
+
     def _place_fixed_objects(self, placement: ScenePlacement) -> None:
         for name, pose in placement.objects.items():  # each has a body, in the frame that its scene states
             body = self.model.body(name)
@@ -80,14 +120,34 @@ class Simulation:
                 qpos = self.data.joint(name).qpos
                 qpos[:3] = pose[:3, 3]
                 mujoco.mju_mat2Quat(qpos[3:], np.ascontiguousarray(pose[:3, :3]).ravel())
+                self.data.joint(name).qvel[:] = 0.0
 
     def step(self, goal: Array) -> None:
         """Advance by one physics step under the controller's torque for `goal` (4, 4)."""
-        data = self.data
-        mujoco.mj_fullM(self.model, self._whole_mass_matrix, data.qM)
+        mujoco.mj_fullM(self.model, self._whole_mass_matrix, self.data.qM)
         self.tau[:] = self._controller.torque(
             goal, self.O_T_EE(), self.q, self.dq, self.jacobian, self._mass_matrix, self._bias
         )
+        self._integrate()
+
+    def step_joints(self, q_goal: Array, dq_goal: Array) -> None:
+        """Advance by one physics step under a stiff controller of joint angles: the robot's own, not Deoxys'.
+
+        q_goal, dq_goal (7,): rad and rad/s.
+        """
+        mujoco.mj_fullM(self.model, self._whole_mass_matrix, self.data.qM)
+        wanted = _JOINT_STIFFNESS * (q_goal - self.q) + _JOINT_DAMPING * (dq_goal - self.dq)
+        torque = self._mass_matrix @ wanted + self._joint_friction * dq_goal + self._bias
+        self.tau[:] = np.clip(torque, -self._max_joint_torque, self._max_joint_torque)
+        self._integrate()
+
+    def set_stiffness(self, translation: Sequence[float], rotation: Sequence[float]) -> None:
+        """Change the stiffness of `step` along and about each axis of O, (3,) and (3,) in 1/s^2."""
+        self._controller.set_stiffness(translation, rotation)
+
+    def _integrate(self) -> None:
+        """Advance by one physics step under the torques that are set."""
+        data = self.data
         if self.fingers is not None:
             self.fingers.step()
         mujoco.mj_step2(self.model, data)
