@@ -7,7 +7,7 @@ Only `connect` and `close` wait for it.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +24,32 @@ _FIRST_RETRY_S = 0.25
 _LONGEST_RETRY_S = 2.0
 
 Image = NDArray[np.uint8]  # (H, W, 3) RGB, rows from the top
+
+
+def check_settings(fps: int, exposure_us: int) -> None:
+    """Raise RobotConfigError for an exposure, 0 if automatic, that does not fit into a frame."""
+    if fps < 1:
+        raise RobotConfigError(f"a camera's frame rate of {fps} frames/s must be at least 1")
+    if not 0 <= exposure_us <= 1_000_000 // fps:
+        raise RobotConfigError(
+            f"an exposure of {exposure_us} us does not fit into a frame at {fps} frames/s ({1_000_000 // fps} us). "
+            "Give a shorter one and more light, or 0 for the automatic one."
+        )
+
+
+def choose_device(kind: str, wanted: str, present: Sequence[str], remedy: str) -> str:
+    """Return the one of the devices `present` to open: `wanted`, or where that is empty the only one.
+
+    Raises RobotError, listing what is there, where there is no such device or more than one to choose from.
+    """
+    found = ", ".join(present) or "none"
+    if wanted and wanted not in present:
+        raise RobotError(f"there is no {kind} {wanted}; present: {found}. {remedy}")
+    if not wanted and len(present) > 1:
+        raise RobotError(f"{len(present)} devices of kind {kind}: {found}. Name one of them as `device`.")
+    if not present:
+        raise RobotError(f"there is no {kind}. {remedy}")
+    return wanted or present[0]
 
 
 class Source(Protocol):
@@ -140,17 +166,16 @@ class CapturingCamera:
             self._thread = None
 
     def _run(self, stopping: threading.Event) -> None:
-        retry_s = _FIRST_RETRY_S
+        retry_s, has_opened = _FIRST_RETRY_S, False
         while not stopping.is_set():
-            is_open = False
             try:
                 self._check_size(*self._source.open())
-                is_open = True
+                has_opened = True
                 while not stopping.is_set():
                     self._take(self._source.grab())
                     retry_s = _FIRST_RETRY_S
             except Exception as error:  # whatever an SDK raises: the camera has failed, its thread has not
-                self._note_fault(error, is_open)
+                self._note_fault(error, has_opened)
             finally:
                 self._release()
             stopping.wait(retry_s)
@@ -189,7 +214,7 @@ class CapturingCamera:
             _log.warning("camera %r: images again after %.1f s", self._name, now_s - self._failed_monotonic_s)
             self._reported.clear()
 
-    def _note_fault(self, error: Exception, was_open: bool) -> None:
+    def _note_fault(self, error: Exception, has_opened: bool) -> None:
         """Remember why no image comes, and log it once per outage. Before the first frame `connect` tells it."""
         is_expected = isinstance(error, RobotError)
         reason = str(error) if is_expected else f"its driver failed with {type(error).__name__}: {error}"
@@ -198,7 +223,7 @@ class CapturingCamera:
             if self._fault is None:
                 self._failed_monotonic_s = self._clock()
             self._fault = kind(f"camera {self._name!r}: {reason}")
-            self._is_hopeless = not was_open or isinstance(error, RobotConfigError)
+            self._is_hopeless = not has_opened or isinstance(error, RobotConfigError)
             self._changed.notify_all()
         if self._frame is not None and reason not in self._reported:
             self._reported.add(reason)
