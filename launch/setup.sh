@@ -43,6 +43,12 @@ can_draw() {
   grep -q 'libEGL_mesa' <<<"$libraries" && compgen -G '/usr/lib/*/dri/*swrast_dri.so' >/dev/null
 }
 
+can_load() { # Usage: can_load LIBRARY...
+  local libraries library
+  libraries=$(PATH="$PATH:/sbin:/usr/sbin" ldconfig -p)
+  for library; do grep -qF "$library" <<<"$libraries" || return 1; done
+}
+
 # gym-hil, whose robot model files we use, depends on evdev, which is compiled on installation.
 can_compile() {
   command -v gcc >/dev/null && [[ -e /usr/include/linux/input.h ]] &&
@@ -73,6 +79,9 @@ fi
 if [[ " $extras " == *" sim "* ]]; then
   can_compile || debian_packages "the simulator's installation" gcc libc6-dev linux-libc-dev python3-dev
   can_draw || debian_packages "drawing videos" libegl1 libegl-mesa0 libgl1-mesa-dri
+fi
+if [[ " $extras " == *" robot "* ]]; then
+  can_load libusb-1.0.so.0 || debian_packages "RealSense cameras" libusb-1.0-0
 fi
 say "installing pinned packages${extras:+ for $extras}; the first time takes some minutes (details: $log)"
 .venv/bin/python -m pip install -c constraints.txt -e ".${extras:+[${extras// /,}]}" >>"$log" 2>&1 || {
