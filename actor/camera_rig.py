@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from actor.config import CameraConfig, CamerasConfig
 from policy.errors import ConfigError
-from robot.errors import CameraStaleError, RobotError
+from robot.errors import CameraStaleError, OutageError, RobotError
 from robot.interface import Array, Camera, CameraFrame
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class CameraRig:
     def read(self, O_p_EE: Array) -> RigReading:
         """Return what the policy sees now. O_p_EE: measured position (3,) of EE, which tells a frozen image.
 
-        Raises CameraStaleError for an image older than fail_after_s, RobotError for a frame of another size than the
+        Raises CameraStaleError for an image older than fail_after_s, OutageError for a frame of another size than the
         camera's, or when there is none yet.
         """
         images: dict[str, Image] = {}
@@ -128,10 +128,13 @@ class _Eye:
 
     def look(self, now_s: float, O_p_EE: Array) -> float:
         """Take the newest frame and return its age, s."""
-        frame = self.camera.read()
+        try:
+            frame = self.camera.read()
+        except RobotError as error:
+            raise OutageError(f"camera {self._name!r}: {error}") from error
         expected = (self.camera.height, self.camera.width, 3)
         if frame.image.shape != expected or frame.image.dtype != np.uint8:
-            raise RobotError(
+            raise OutageError(
                 f"camera {self._name!r} delivered a frame of shape {frame.image.shape} and type {frame.image.dtype}, "
                 f"expected {expected} uint8. Did another program change its resolution? Reconnect it, or configure the "
                 "size that it has."

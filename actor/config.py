@@ -11,6 +11,8 @@ from actor.protocol_stages import StagesConfig
 from policy.config import PolicyConfig
 from policy.errors import ConfigError
 from policy.image_codec import ImageCodec
+from robot.backends.deoxys.options import DeoxysOptions
+from robot.grippers.options import GripperOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +123,16 @@ class ActorConfig:
     stages: StagesConfig = field(default_factory=StagesConfig)
     verdict_window_s: float = 0.0
     """After an episode the arm holds for this long, while the operator may declare or veto success, or discard it."""
+    control_rate_hz: float = 10.0
+    """Steps a second. An episode's time limit stays the same, and so does the longest step."""
     backend: str = "twin"
-    """Name in robot.backends: twin (MuJoCo) or fake (kinematic)."""
+    """Name in robot.backends: twin (MuJoCo), fake (kinematic) or deoxys (a Franka arm)."""
+    deoxys: DeoxysOptions = field(default_factory=DeoxysOptions)
+    hand: GripperOptions = field(default_factory=GripperOptions)
+    """The gripper on an arm behind Deoxys."""
+    room: str = ""
+    """Simulation only: address HOST:PORT of the room around a twin NUC (python -m robot.backends.twin.nuc), where
+    objects are, who puts them back and whether a task is solved."""
     looks_variation: float = 0.0
     """The twin only: how much light, colours and camera mounts differ from episode to episode; 1 is moderate."""
     learner: str = "127.0.0.1:50051"
@@ -181,6 +191,8 @@ class ActorConfig:
         ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"actor.{name} = {getattr(self, name)} must not be negative")
+        if not 1.0 <= self.control_rate_hz <= 100.0:
+            raise ConfigError(f"actor.control_rate_hz = {self.control_rate_hz} must be from 1 to 100")
         if self.eval_candidates > 1 and self.policy.behavior_candidates == 1:
             raise ConfigError(
                 f"actor.eval_candidates = {self.eval_candidates} needs a published critic to choose with: set "

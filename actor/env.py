@@ -15,7 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from actor.camera_rig import CameraRig, RigReading
-from actor.config import CameraConfig, CamerasConfig
+from actor.config import ActorConfig, CameraConfig, CamerasConfig
 from actor.rate import RateKeeper
 from actor.tasks import TASKS, make_task
 from actor.tasks.base import ObjectPoses, Task, TaskOptions
@@ -23,9 +23,19 @@ from actor.tasks.cartesian import commands_close
 from policy.errors import CgpoError, ConfigError
 from robot.backends import make_backend
 from robot.cameras import make_camera
-from robot.errors import MissingDependencyError, RobotConfigError, RobotError
-from robot.interface import Array, Camera, RobotBackend, RobotCommand, RobotState, SimulatedBackend
-from robot.safety import SafetyGate
+from robot.errors import MissingDependencyError, OutageError, RobotConfigError, RobotError
+from robot.grippers import make_gripper
+from robot.guard import Guard, Mode
+from robot.interface import (
+    Array,
+    Camera,
+    RobotBackend,
+    RobotCommand,
+    RobotState,
+    Room,
+    SimulatedBackend,
+    SimulatedWorld,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -55,18 +65,26 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
         rate: RateKeeper | None = None,
         render_mode: str | None = None,
         cameras: CameraRig | None = None,
+        guard: Guard | None = None,
+        room: Room | None = None,
     ) -> None:
-        """Backend and cameras must be connected and stay the caller's to close. Without `rate` nothing paces the steps.
+        """Backend, cameras and room must be connected and stay the caller's to close.
 
+        Without `rate` nothing paces the steps. guard: the backend's, where several environments share it; all of them
+        have the task's control rate. room: the simulated world around a backend that is none.
         Raises ConfigError for a task with images without `cameras`.
         """
         self.task = task
         self.render_mode = render_mode
         self.rate = rate or RateKeeper(1.0 / task.control_rate_hz, pace=0.0)
+        self.is_human_driving = False  # whose the next actions are; for the guard's account of who has the arm
         self._backend = backend
-        self._simulator = backend if isinstance(backend, SimulatedBackend) else None
-        self._gate = SafetyGate(task.safety)
         self._period_s = 1.0 / task.control_rate_hz
+        self.guard = guard or Guard(backend, task.safety, self._period_s)
+        self._room = room
+        self._world: SimulatedWorld | None = room
+        if isinstance(backend, SimulatedBackend):
+            self._world = backend
         if task.observation_spec.images and cameras is None:
             raise ConfigError(f"task {task.name!r} with pixels needs cameras (actor.camera_rig.CameraRig)")
         self._cameras = cameras if task.observation_spec.images else None
@@ -100,9 +118,15 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[EnvObservation, dict[str, Any]]:
-        """Draw a placement, move there, observe. Equal seeds give equal episodes in a simulator."""
+        """Draw a placement, move there, observe. Equal seeds give equal episodes in a simulator.
+
+        Raises as `step` does.
+        """
         super().reset(seed=seed, options=options)
-        state = self._backend.reset(self.task.sample_placement(self.np_random))
+        placement = self.task.sample_placement(self.np_random)
+        state = self.guard.reset(placement)
+        if self._room is not None:
+            self._room.place(placement)  # the hand is out of the way now
         self._O_T_reset = state.O_T_EE
         self._is_gripper_closed = commands_close(state.gripper_width)
         self._step = 0
@@ -114,15 +138,13 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
         """Send one action, let the control period pass, observe.
 
         Waiting for the period's end happens here, before measuring: waiting elsewhere would age the observation.
-        Raises WireError for an action of the wrong shape, or a measurement that is not finite; RobotError from a camera
-        (CameraStaleError where its image is too old to go on), after the arm has been told to hold.
+        An action with a value that is not finite is a hold. Raises WireError for one of the wrong shape; after the arm
+        has been told to hold, OutageError when state or images are too old to go on and RobotFaultError for a fault.
         """
-        command, reasons = self._checked(action)
-        executed_action = self._executed_action(action, command)
-        gripper_toggled = self._note_gripper(command)
-        self._backend.send_command(command)
-        self._backend.advance(self._period_s)
-        self.rate.wait()
+        sent, reasons = self._command(action)
+        executed_action = self._executed_action(action, sent)
+        gripper_toggled = self._note_gripper(sent)
+        self._let_period_pass()
         observation = self._measure()
         self._step += 1
         outcome = self.task.outcome(self.state, self.objects)
@@ -136,11 +158,14 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
         }
         return observation, outcome.reward, outcome.terminated, truncated, info
 
-    def hold(self) -> EnvObservation:
+    def look(self) -> None:
+        """Measure, and no more: whether state and images are fresh. Raises as `step` does."""
+        self._measure()
+
+    def hold(self, reason: str) -> EnvObservation:
         """Let the arm hold for one control period, which is no step of the episode; observe. Raises as `step` does."""
-        self._backend.send_command(self._gate.apply(self.state, _HOLD, self._period_s).command)
-        self._backend.advance(self._period_s)
-        self.rate.wait()
+        self.guard.hold(reason)
+        self._let_period_pass()
         return self._measure()
 
     def render(self) -> NDArray[np.uint8]:
@@ -151,8 +176,8 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
         without cameras.
         """
         views = []
-        if self._simulator is not None:
-            views += [self._simulator.render(RENDER_WIDTH, RENDER_HEIGHT, name) for name in ("overview", "close")]
+        if self._world is not None:
+            views += [self._world.render(RENDER_WIDTH, RENDER_HEIGHT, name) for name in ("overview", "close")]
         elif not self._reading.images:
             raise ConfigError("there is nothing to see: this backend is no simulator, and the task has no cameras")
         if self._reading.images:
@@ -163,23 +188,38 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
             views.append(np.vstack(insets).astype(np.uint8))
         return np.hstack(views)
 
-    def _checked(self, action: NDArray[np.float32]) -> tuple[RobotCommand, tuple[str, ...]]:
-        command = self.task.command(action, self.state)
+    def _command(self, action: NDArray[np.float32]) -> tuple[RobotCommand, tuple[str, ...]]:
+        """Command an action; return what was sent, and why it is not what the action says."""
+        problem = ""
         if self.rate.late_in_a_row >= HOLD_AFTER_LATE_PERIODS:
-            if self.rate.late_in_a_row == HOLD_AFTER_LATE_PERIODS:
-                _log.warning(
-                    "%d control periods in a row took more than 1.5 times %.0f ms: the arm holds until one is in time. "
-                    "Is the computer busy, or the policy too slow for this rate?",
-                    HOLD_AFTER_LATE_PERIODS,
-                    self._period_s * 1e3,
-                )
-            return _HOLD, ("overrun: control periods too long; the arm holds",)
-        result = self._gate.apply(self.state, command, self._period_s)
-        return self.task.sayable(result.command, self.state), result.reasons
+            problem = (
+                f"overrun: {self.rate.late_in_a_row} control periods in a row took more than 1.5 times "
+                f"{self._period_s * 1e3:.0f} ms; the arm holds until one is in time. Is the computer busy, or the "
+                "policy too slow for this rate?"
+            )
+        elif not np.isfinite(action).all():
+            problem = f"malformed: action {np.asarray(action).tolist()} is not finite; the arm holds"
+        if problem:
+            if self.guard.mode is not Mode.HOLD:
+                _log.warning("%s", problem)
+            self.guard.hold(problem)
+            return _HOLD, (problem,)
+        result = self.guard.act(
+            self.task.command(action, self.state),
+            is_human=self.is_human_driving,
+            shorten=lambda command: self.task.sayable(command, self.state),
+        )
+        return result.command, result.reasons
+
+    def _let_period_pass(self) -> None:
+        self._backend.advance(self._period_s)
+        self.rate.wait()
 
     def _executed_action(self, action: NDArray[np.float32], command: RobotCommand) -> NDArray[np.float32]:
         """Return the action that stands for what is sent from the present state."""
         executed = self.task.action_of(command, self.state)
+        if command is _HOLD:
+            return executed
         asked_width = self.task.command(action, self.state).gripper_width
         if self.task.action_spec.gripper == "continuous" and command.gripper_width == asked_width:
             executed[-1] = np.clip(action[-1], -1.0, 1.0)  # many values say the same; this one was the policy's
@@ -193,15 +233,15 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
         return was_closed != self._is_gripper_closed
 
     def _measure(self) -> EnvObservation:
-        self._state = self._backend.read_state()
-        if self._simulator is not None:
-            self._objects = self._simulator.object_poses()
+        self._state = self.guard.read_state()
+        if self._world is not None:
+            self._objects = self._world.object_poses()
         observation = dict(self.task.observe(self._state, self._objects, self._O_T_reset))
         if self._cameras is not None:
             try:
                 self._reading = self._cameras.read(self._state.O_T_EE[:3, 3])
-            except RobotError:
-                self._backend.stop()
+            except OutageError as error:
+                self.guard.hold(str(error))
                 raise
             observation.update(self._reading.images)
         self.task.observation_spec.check(observation)
@@ -227,20 +267,50 @@ class RobotFailureError(CgpoError):
     """The robot cannot go on; the message is its driver's."""
 
 
-def connect_backend(name: str, task: Task) -> RobotBackend:
-    """Return the connected backend `name` for a task's scene.
+def connect_backend(name: str, task: Task, **options: object) -> RobotBackend:
+    """Return the connected backend `name` for a task's scene; options go to its constructor.
 
     Raises ConfigError for an unknown name, listing the valid ones, and for a backend whose packages are missing;
     RobotFailureError when the robot does not answer.
     """
     try:
-        backend = make_backend(name, task.scene)
+        backend = make_backend(name, task.scene, **options)
         backend.connect()
     except (RobotConfigError, MissingDependencyError) as error:
         raise ConfigError(str(error)) from error
     except RobotError as error:
         raise RobotFailureError(str(error)) from error
     return backend
+
+
+def connect_robot(config: ActorConfig, task: Task) -> RobotBackend:
+    """Return the configured backend, connected, with its gripper. Raises as `connect_backend` does."""
+    if config.backend != "deoxys":
+        return connect_backend(config.backend, task)
+    try:
+        gripper = make_gripper(config.hand, network=config.deoxys.network)
+    except (RobotConfigError, MissingDependencyError) as error:
+        raise ConfigError(str(error)) from error
+    return connect_backend(config.backend, task, options=config.deoxys, gripper=gripper)
+
+
+def connect_room(address: str) -> Room | None:
+    """Return the simulated world around the robot, connected; None without an address.
+
+    Raises RobotFailureError when nothing answers there.
+    """
+    if not address:
+        return None
+    from robot.backends.twin.room import RoomClient  # needs pyzmq, which a robot without a room may lack
+
+    try:
+        room = RoomClient(address)
+        room.connect()
+    except RobotConfigError as error:
+        raise ConfigError(str(error)) from error
+    except RobotError as error:
+        raise RobotFailureError(str(error)) from error
+    return room
 
 
 def connect_cameras(config: CamerasConfig, task: Task, backend_name: str, backend: RobotBackend) -> CameraRig | None:

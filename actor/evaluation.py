@@ -15,6 +15,7 @@ from actor.film import Film
 from actor.policy_runner import PolicyRunner
 from actor.statistics import wilson_interval
 from policy.image_codec import ImageCodec, code_images
+from robot.errors import InterruptionError
 
 _PLACEMENT_STREAM = 0x5EED  # the placements of evaluation episode k depend on this and k, never on a run's seed
 
@@ -57,17 +58,26 @@ def evaluate(
     videos: int = 0,
     video_dir: Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    recover: Callable[[InterruptionError], None] | None = None,
 ) -> Evaluation:
     """Run `episodes` episodes and film the first `videos` of them into video_dir (mp4).
 
-    The policy sees images as in training, coded and decoded. An episode that should_stop() interrupts does not count.
+    The policy sees images as in training, coded and decoded. An episode that should_stop() interrupts does not count;
+    one that an outage or a fault interrupts is run again after recover(), and without `recover` that is raised.
     A backend that cannot draw costs the videos only.
     """
     frozen = policy.frozen_copy(seed=evaluation_seed(episodes))
     returns, lengths, successes = [], [], 0
     for index in range(episodes):
-        film = Film(env) if index < videos and video_dir is not None else None
-        result = _run(env, frozen, evaluation_seed(index), candidates, codec, film, should_stop)
+        result = None
+        while result is None and not should_stop():
+            film = Film(env) if index < videos and video_dir is not None else None
+            try:
+                result = _run(env, frozen, evaluation_seed(index), candidates, codec, film, should_stop)
+            except InterruptionError as error:
+                if recover is None:
+                    raise
+                recover(error)
         if result is None:
             break
         is_success, episode_return, length = result

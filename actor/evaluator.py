@@ -31,7 +31,7 @@ from policy.config import to_json
 from policy.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError
 from policy.spec import Specs
 from policy.transition import Recordable, Transition
-from robot.errors import CameraStaleError, RobotError
+from robot.errors import InterruptionError, RobotError
 from robot.interface import Array
 from robot.teleop.terminal import standard_terminal
 
@@ -42,6 +42,7 @@ _SETTINGS = (
     "pixels",
     "gripper",
     "frame",
+    "control_rate_hz",
     "cameras",
     "looks_variation",
     "reward",
@@ -158,19 +159,19 @@ class Evaluator:
         self._has_moved = True
         try:
             tally = self._drive(number, policy, record)
-        except CameraStaleError as error:
-            self._cell.wait_for_cameras(str(error), self._should_stop)
+        except InterruptionError as error:
+            self._cell.recover_from(error, self._should_stop)
             return
         if tally.stopped:
             return
-        void = "the operator discarded it" if tally.is_discarded else tally.camera_fault
+        void = "the operator discarded it" if tally.is_discarded else str(tally.interruption or "")
         name = f"videos/trial_{number:03d}.mp4"
         video = name if record.save_film(self._config.run_dir / name) else ""
         trial = record.trial(number, index, tally, video=video, void=void)
         self._folder.add(trial)
         self._say(f"trial {number} of {total}: {_outcome(trial)}")
-        if tally.camera_fault:
-            self._cell.wait_for_cameras(tally.camera_fault, self._should_stop)
+        if tally.interruption is not None:
+            self._cell.recover_from(tally.interruption, self._should_stop)
 
     def _drive(self, number: int, policy: FixedPolicy, record: "_Record") -> EpisodeTally:
         cell, config = self._cell, self._config
@@ -188,7 +189,7 @@ class Evaluator:
             watch=record.watch,
             should_stop=self._should_stop,
         )
-        if tally.length and not (tally.stopped or tally.is_discarded or tally.camera_fault):
+        if tally.length and not (tally.stopped or tally.is_discarded or tally.interruption):
             await_verdict(
                 cell.env,
                 cell.operator,
@@ -203,8 +204,8 @@ class Evaluator:
     def _wait(self) -> bool:
         """Hold the arm for a period, while a person thinks; return whether to go on waiting."""
         if self._has_moved:
-            with contextlib.suppress(CameraStaleError):  # nothing is observed now
-                self._cell.env.hold()
+            with contextlib.suppress(InterruptionError):  # nothing is observed now; a fault shows at the next start
+                self._cell.env.hold("between two trials")
         time.sleep(_IDLE_S)
         return not self._should_stop()
 

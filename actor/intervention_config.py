@@ -152,6 +152,10 @@ class KeysConfig:
     """Remember this step."""
     intervene: str = "i"
     """Drive from now on; again: let the policy drive."""
+    acknowledge: str = "x"
+    """First step out of a fault: it has been seen, and the arm is clear."""
+    confirm: str = "y"
+    """Second step, within 10 s: the arm may move again."""
 
     def __post_init__(self) -> None:
         keys = list(asdict(self).values())

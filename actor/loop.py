@@ -11,14 +11,17 @@ from actor.intervention import Arbiter, Decision
 from actor.intervention_config import Assistance
 from actor.operator import NoOperator, OperatorInput, OperatorSignal
 from actor.policy_runner import PolicyRunner, Proposal
+from actor.rate import LAPSE_S
 from actor.rewards import DECLARED_FAILURE, DECLARED_SUCCESS, RewardSource, TaskReward, Verdict
 from actor.tasks.base import Outcome
 from policy.image_codec import ImageCodec, code_images
 from policy.spec import Observation
 from policy.transition import ActionSource, EpisodeMark, MarkKind, Recordable, Transition
-from robot.errors import CameraStaleError
+from robot.errors import InterruptionError, OutageError
 
 _log = logging.getLogger(__name__)
+
+OUTAGE_LIMIT_S = 5.0  # an episode waits this long, holding, for state or images to come back
 
 _ENDINGS = (OperatorSignal.SUCCESS, OperatorSignal.FAILURE, OperatorSignal.DISCARD, OperatorSignal.RESET)
 
@@ -41,7 +44,7 @@ class EpisodeTally:
     reward_source: str = "task"  # who judged the last step
     is_discarded: bool = False
     stopped: bool = False
-    camera_fault: str = ""  # why the cameras ended it; empty when they did not
+    interruption: InterruptionError | None = None  # what ended it before its time
     interventions: int = 0
     intervention_steps: int = 0
     human_steps: int = 0  # interventions and demonstrations
@@ -86,8 +89,8 @@ class _Listener:
                 self.is_paused = not self.is_paused
             elif signal is OperatorSignal.INTERVENE:
                 self._arbiter.toggle_intervention()
-            else:
-                self.bookmarks += 1
+            elif signal is OperatorSignal.BOOKMARK:
+                self.bookmarks += 1  # what is left concerns a fault, and there is none
 
     def begin(self) -> None:
         """Hear what was said before the first step; a verdict then concerns no episode."""
@@ -119,9 +122,10 @@ def run_episode(
     watch() is called after the reset and after every step, when the environment has its newest measurement.
     When should_stop() turns true the present step is finished and closes the episode as truncated.
 
-    When a camera fails, the arm holds and the episode ends where it is: the step under way is not recorded, and the one
-    before it, which then lacks its next observation, is not trained on. Raises CameraStaleError, with nothing recorded,
-    when that happens before the first step.
+    When state or images are too old the arm holds, and the episode goes on once they are back; after OUTAGE_LIMIT_S, or
+    at once with a robot's fault, it ends where it is. The step under way is not recorded, and the one before it, which
+    then lacks its next observation, is not trained on. Raises InterruptionError, with nothing recorded, when that
+    happens before the first step.
     """
     rewards, listener = rewards or TaskReward(), _Listener(operator or NoOperator(), arbiter)
     policy.swap_if_newer()
@@ -135,21 +139,26 @@ def run_episode(
     while True:
         proposal = policy.propose(observation)
         decision = arbiter.decide(proposal.action)
+        env.is_human_driving = decision.source is not ActionSource.POLICY
         try:
             measured, reward, terminated, truncated, info = env.step(decision.action)
-        except CameraStaleError as error:
-            tally.camera_fault = str(error)
-            return tally
+        except InterruptionError as error:
+            back = _outlast(error, env, listener, tally, should_stop)
+            if back is None:
+                _offer_late_verdict(outbox, episode, listener, tally)
+                return tally
+            observation, step = code_images(back, codec), step + 1
+            continue
         watch()
         next_observation: Observation = code_images(measured, codec)
         verdict = rewards.judge(next_observation, Outcome(reward, terminated, info["is_success"]))
         listener.listen()
-        resumed = _hold_while_paused(env, listener, tally, should_stop)
+        resumed = _hold_while_needed(env, listener, tally, should_stop)
         verdict = _overruled(verdict, listener.ending)
         tally.stopped = should_stop() and not (verdict.terminated or truncated)
         # The task may see success where another judge does not, and then never calls the episode truncated.
         is_over = truncated or tally.length + 1 >= env.task.max_episode_steps
-        is_last = bool(is_over or verdict.terminated or tally.stopped or listener.ending or tally.camera_fault)
+        is_last = bool(is_over or verdict.terminated or tally.stopped or listener.ending or tally.interruption)
         final_observation = next_observation if is_last else None
         transition = _transition(episode, step, observation, proposal, decision, verdict, info, final_observation)
         outbox.offer(transition)
@@ -191,9 +200,9 @@ def await_verdict(
         if periods_left <= 0 and not is_paused:
             return
         try:
-            env.hold()
-        except CameraStaleError as error:
-            tally.camera_fault = str(error)
+            env.hold("the episode is over; its verdict may be corrected")
+        except InterruptionError as error:
+            tally.interruption = error
             return
         periods_left -= 1
 
@@ -216,24 +225,48 @@ def _correct(tally: EpisodeTally, kind: MarkKind) -> None:
         tally.is_success, tally.reward_source = is_success, "human"
 
 
-def _hold_while_paused(
+def _hold_while_needed(
     env: RobotEnv, listener: _Listener, tally: EpisodeTally, should_stop: Callable[[], bool]
 ) -> dict[str, Any] | None:
-    """Hold the arm until the operator goes on or ends the episode; return what is observed then.
+    """Hold the arm while the operator pauses, and after a lapse of the control loop; return what is observed then.
 
-    None when there is no pause, or the episode ends in it.
+    None when there was no need to hold, or the episode ends in it.
     """
     measured: dict[str, Any] | None = None
-    while listener.is_paused and not should_stop():
+    while (listener.is_paused or env.rate.has_lapsed) and not should_stop():
+        reason = "pause: the operator's key" if listener.is_paused else f"overrun: a control period over {LAPSE_S} s"
         try:
-            measured = env.hold()
-        except CameraStaleError as error:
-            tally.camera_fault = str(error)
-            return None
+            measured = env.hold(reason)
+        except InterruptionError as error:
+            measured = _outlast(error, env, listener, tally, should_stop)
+            if measured is None:
+                return None
         listener.listen()
         if listener.ending is not None:
             return None
     return measured
+
+
+def _outlast(
+    error: InterruptionError, env: RobotEnv, listener: _Listener, tally: EpisodeTally, should_stop: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """Hold the arm until state and images are back; return what is observed then.
+
+    None, with the tally's `interruption` set, when they do not come back in time, when a fault latched, and when the
+    episode is ended meanwhile.
+    """
+    for _ in range(round(OUTAGE_LIMIT_S * env.task.control_rate_hz)):
+        if not isinstance(error, OutageError) or should_stop():
+            break
+        listener.listen()
+        if listener.ending is not None:
+            break
+        try:
+            return env.hold(str(error))
+        except InterruptionError as still:
+            error = still
+    tally.interruption = error
+    return None
 
 
 def _overruled(verdict: Verdict, ending: OperatorSignal | None) -> Verdict:
@@ -280,6 +313,14 @@ def _offer_marks(outbox: Outbox, step: Transition, listener: _Listener, tally: E
     if listener.ending is OperatorSignal.DISCARD:
         outbox.offer(_mark(step.episode, step.step, MarkKind.DISCARD))
         tally.is_discarded = True
+
+
+def _offer_late_verdict(outbox: Outbox, episode: int, listener: _Listener, tally: EpisodeTally) -> None:
+    """Offer what the operator said of an episode after its last recorded step."""
+    kind = None if listener.ending is None else _MARKS.get(listener.ending)
+    if kind is not None and tally.length:
+        outbox.offer(_mark(episode, tally.last_step, kind))
+        _correct(tally, kind)
 
 
 def _mark(episode: int, step: int, kind: MarkKind) -> EpisodeMark:

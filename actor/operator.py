@@ -24,6 +24,8 @@ class OperatorSignal(Enum):
     RESET = auto()  # end the episode and go back to the start
     BOOKMARK = auto()  # remember this step
     INTERVENE = auto()  # the human drives from now on; again: the policy does
+    ACKNOWLEDGE = auto()  # a fault has been seen
+    CONFIRM = auto()  # the arm may move again
 
 
 class OperatorInput(Protocol):
@@ -35,6 +37,8 @@ class OperatorInput(Protocol):
 
 class NoOperator:
     """Nobody is there."""
+
+    is_heard = False
 
     def poll(self) -> list[OperatorSignal]:
         return []
@@ -58,7 +62,10 @@ class KeyboardOperator:
             keys.reset: (OperatorSignal.RESET, "end the episode and reset"),
             keys.bookmark: (OperatorSignal.BOOKMARK, "bookmark"),
             keys.intervene: (OperatorSignal.INTERVENE, "human takes over, or gives back"),
+            keys.acknowledge: (OperatorSignal.ACKNOWLEDGE, "acknowledge a fault"),
+            keys.confirm: (OperatorSignal.CONFIRM, "confirm: the arm may move again"),
         }
+        self.is_heard = True
         self._say = say
         self._terminal = terminal or standard_terminal()
         self._signals: queue.SimpleQueue[OperatorSignal] = queue.SimpleQueue()

@@ -97,8 +97,14 @@ class PolicyRunner:
         self._policy.reseed(seed)
 
     def propose(self, observation: Observation, candidates: int | None = None) -> Proposal:
-        """Sample an action; `candidates` as in ActingPolicy.select_action."""
+        """Sample an action; `candidates` as in ActingPolicy.select_action.
+
+        An action that is not finite is proposed as zeros, which hold the arm: it could not be recorded as it is.
+        """
         action = self._policy.select_action(observation, candidates)
+        if not np.isfinite(action).all():
+            _log.error("policy version %d gives %s: the arm holds instead", self.weights_version, action.tolist())
+            action = np.zeros_like(action)
         age_s = max(0.0, self._clock() - self._weights.published_wall_s) if self._weights else 0.0
         return Proposal(action, self.weights_version, age_s)
 

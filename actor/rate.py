@@ -12,6 +12,7 @@ _SHORTEST_S = 1e-6
 _GROWTH = 1.01
 _NUM_BINS = 2000  # up to 7 minutes
 _LATE_PERIODS = 1.5  # a period longer than this many nominal ones is late
+LAPSE_S = 0.3  # in a longer one nobody was at the arm's helm
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class RateKeeper:
         self._max_s = 0.0
         self._overruns = 0
         self._late_in_a_row = 0
+        self._has_lapsed = False
         self.start()
 
     def start(self) -> None:
@@ -55,6 +57,7 @@ class RateKeeper:
         self._previous_s = self._clock()
         self._deadline_s = self._previous_s + self._nominal_s
         self._late_in_a_row = 0
+        self._has_lapsed = False
 
     def wait(self) -> None:
         """Sleep until the present period's deadline and begin the next one."""
@@ -78,6 +81,11 @@ class RateKeeper:
         """
         return self._late_in_a_row
 
+    @property
+    def has_lapsed(self) -> bool:
+        """Whether the latest period was longer than LAPSE_S and than 1.5 nominal ones; never at another pace."""
+        return self._has_lapsed
+
     def statistics(self) -> PeriodStatistics:
         """Return the figures since construction."""
         return PeriodStatistics(
@@ -94,6 +102,7 @@ class RateKeeper:
         self._max_s = max(self._max_s, period_s)
         is_late = self._is_real_time and period_s > _LATE_PERIODS * self._nominal_s
         self._late_in_a_row = self._late_in_a_row + 1 if is_late else 0
+        self._has_lapsed = is_late and period_s > LAPSE_S
 
     def _quantile_ms(self, quantile: float) -> float:
         total = int(self._bins.sum())

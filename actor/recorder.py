@@ -28,7 +28,7 @@ from policy.errors import ConfigError
 from policy.files import make_folder
 from policy.spec import Specs
 from policy.transition import EpisodeMark, MarkKind
-from robot.errors import CameraStaleError, RobotError
+from robot.errors import InterruptionError, RobotError
 from robot.teleop.terminal import standard_terminal
 
 _PLACEMENTS, _OPERATOR, _POLICY = range(3, 6)  # streams of random numbers; the actor's are 0 to 2
@@ -123,13 +123,13 @@ class Recorder:
         start_s = time.monotonic()
         try:
             tally = self._drive()
-        except CameraStaleError as error:  # before its first step: nothing of it is recorded
-            self._cell.wait_for_cameras(str(error), self._must_stop)
+        except InterruptionError as error:  # before its first step: nothing of it is recorded
+            self._cell.recover_from(error, self._must_stop)
             return True
         decision = self._decide(tally)
         self._conclude(decision, tally, time.monotonic() - start_s)
-        if tally.camera_fault:
-            self._cell.wait_for_cameras(tally.camera_fault, self._must_stop)
+        if tally.interruption is not None:
+            self._cell.recover_from(tally.interruption, self._must_stop)
         return decision is Decision.REDO
 
     def _begin(self, is_redo: bool) -> None:
@@ -160,7 +160,7 @@ class Recorder:
         )
 
     def _decide(self, tally: EpisodeTally) -> Decision:
-        if tally.is_discarded or tally.stopped or tally.camera_fault:
+        if tally.is_discarded or tally.stopped or tally.interruption:
             return Decision.DISCARD
         return self._judge.decide(tally, self._cell.arbiter.episode_fault, self._wait)
 
@@ -195,8 +195,8 @@ class Recorder:
     def _wait(self) -> bool:
         """Hold the arm for a period, while a person thinks; return whether to go on waiting."""
         if self._attempts:
-            with contextlib.suppress(CameraStaleError):  # nothing is recorded now
-                self._cell.env.hold()
+            with contextlib.suppress(InterruptionError):  # nothing is recorded now; a fault shows at the next start
+                self._cell.env.hold("between two episodes")
         time.sleep(_IDLE_S)
         return not self._must_stop()
 

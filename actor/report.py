@@ -42,7 +42,7 @@ class EpisodeReport:
     backlog: int  # transitions that the learner had not acknowledged at its end
     stopped: bool  # closed early by a stop request
     is_discarded: bool  # the operator's word: nothing is learned from it
-    is_aborted: bool  # a camera failed in it
+    is_aborted: bool  # cameras, robot or a fault ended it
 
     @property
     def is_counted(self) -> bool:
@@ -81,7 +81,7 @@ def episode_report(
         backlog=backlog,
         stopped=tally.stopped,
         is_discarded=tally.is_discarded,
-        is_aborted=bool(tally.camera_fault),
+        is_aborted=tally.interruption is not None,
     )
 
 

@@ -1,9 +1,10 @@
 """One actor process from its first demonstration to its summary. Decides what happens between episodes."""
 
 import contextlib
+import gc
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -36,7 +37,7 @@ from policy.config import load_preset, to_toml
 from policy.errors import ConfigError
 from policy.files import make_folder
 from policy.spec import Specs
-from robot.errors import CameraStaleError, RobotError
+from robot.errors import InterruptionError, RobotError
 
 _PLACEMENTS, _OPERATOR, _POLICY = range(3)  # streams of random numbers, all from the one configured seed
 _MENTION_PERIOD_S = 10.0
@@ -113,7 +114,8 @@ class Session:
         """
         try:
             self._say_where_it_stands()
-            self._demonstrate_and_train()
+            with no_collection_while_driving():
+                self._demonstrate_and_train()
             if self._stop_requested():
                 self._say("stopped: saving what there is; once more ends the actor at once")
             self._evaluate_finally()
@@ -157,6 +159,7 @@ class Session:
         self._final = self._evaluate("final", self._config.eval_episodes)
 
     def _run_episode(self, plan: EpisodePlan) -> None:
+        gc.collect()  # here, where nothing waits for it, and not in the middle of an episode
         number, start_s = len(self._episodes), time.monotonic()
         tally = self._drive(plan, number - self._episodes_before)
         if tally is None:
@@ -176,11 +179,11 @@ class Session:
         self._say(episode_line(report, self._cell.env.rate.statistics().p99_ms))
         self._schedule.observe(report)
         self._mention_missing_learner()
-        if tally.camera_fault:
-            self._cell.wait_for_cameras(tally.camera_fault, self._must_stop)
+        if tally.interruption is not None:
+            self._cell.recover_from(tally.interruption, self._must_stop)
 
     def _drive(self, plan: EpisodePlan, episode: int) -> EpisodeTally | None:
-        """Run one episode and hear the operator on it; None when a stop is asked for while no camera works."""
+        """Run one episode and hear the operator on it; None when a stop is asked for before its first step."""
         cell, config = self._cell, self._config
         while not self._must_stop():
             try:
@@ -198,15 +201,15 @@ class Session:
                     codec=config.cameras.codec,
                     should_stop=self._must_stop,
                 )
-            except CameraStaleError as error:  # before its first step: nothing of it is recorded
-                cell.wait_for_cameras(str(error), self._must_stop)
+            except InterruptionError as error:  # before its first step: nothing of it is recorded
+                cell.recover_from(error, self._must_stop)
                 continue
             self._hear_verdict(tally, episode)
             return tally
         return None
 
     def _hear_verdict(self, tally: EpisodeTally, episode: int) -> None:
-        if not tally.length or tally.stopped or tally.is_discarded or tally.camera_fault:
+        if not tally.length or tally.stopped or tally.is_discarded or tally.interruption:
             return
         window_s = self._config.verdict_window_s
         if window_s:
@@ -246,6 +249,7 @@ class Session:
             videos=self._config.videos if kind == "final" else 0,
             video_dir=self._config.run_dir / "videos",
             should_stop=self._must_stop,
+            recover=lambda error: self._cell.recover_from(error, self._must_stop),
         )
         append_json_line(self._evaluations_path, result)
         partial = "" if result.episodes == episodes else f", stopped before all {episodes} were done"
@@ -283,6 +287,7 @@ class Session:
             "stale_image_steps": sum(episode.stale_image_steps for episode in self._episodes),
             "reward_sources": dict(Counter(episode.reward_source for episode in self._episodes)),
             "stages": config.stages.enabled,
+            "safety": {"clips": dict(self._cell.safety_log.clips), "faults": self._cell.safety_log.faults},
             "control": {
                 "period_ms": {"p50": period.p50_ms, "p99": period.p99_ms, "max": period.max_ms},
                 "overruns": period.overruns,
@@ -341,16 +346,29 @@ class Session:
         return int(sequence.generate_state(1)[0])
 
 
+@contextlib.contextmanager
+def no_collection_while_driving() -> Iterator[None]:
+    """Keep Python's garbage collector out of the control loop: a full collection takes tens of milliseconds."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
 def check_same_task(config: ActorConfig) -> None:
     """Raise ConfigError when the run folder holds episodes, and maybe unsent steps, of another task or variant."""
     path = config.run_dir / "config.toml"
     earlier = load_preset(str(path))["actor"] if path.exists() else {}
-    for name in ("task", "pixels", "gripper", "frame"):
+    for name in ("task", "pixels", "gripper", "frame", "control_rate_hz"):
         value = getattr(config, name)
         if earlier.get(name, value) != value:
             raise ConfigError(
                 f"{config.run_dir} holds episodes of {name} {earlier[name]!r}, not of {value!r}. Choose another "
-                f"--run-dir, or --{name} {earlier[name]}."
+                f"--run-dir, or --{name.replace('_', '-')} {earlier[name]}."
             )
 
 

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from actor.config import ActorConfig
 from actor.device_driver import connect_device, make_driver
-from actor.env import RobotEnv, RobotFailureError, connect_backend, connect_cameras
+from actor.env import RobotEnv, RobotFailureError, connect_cameras, connect_robot, connect_room
 from actor.intervention import Arbiter
-from actor.operator import OperatorInput, open_operator
+from actor.operator import OperatorInput, OperatorSignal, open_operator
 from actor.policy_runner import WeightsSource
 from actor.rate import RateKeeper
 from actor.reviewer import TruthReviewer
 from actor.rewards import RewardSource, make_rewards
+from actor.safety_log import SafetyLog
 from actor.tasks import make_task
 from actor.tasks.base import Task, TaskOptions
 from policy.encoder import EncoderInput, ObservationEncoder
@@ -23,10 +24,11 @@ from policy.spec import Observation, Specs
 from policy.success_classifier import TENSOR_PREFIX
 from robot.backends import BACKENDS
 from robot.cameras.twin import Photographed
-from robot.errors import RobotConfigError, RobotError
+from robot.errors import InterruptionError, RobotConfigError, RobotError, RobotFaultError
+from robot.guard import CONFIRM_WITHIN_S, Guard, Mode
 from robot.interface import RobotBackend, SimulatedBackend
 
-_CAMERA_POLL_S = 0.2
+_POLL_S = 0.05
 
 
 def configured_task(config: ActorConfig) -> Task:
@@ -34,7 +36,11 @@ def configured_task(config: ActorConfig) -> Task:
     if config.backend not in BACKENDS:
         raise unknown_name("robot backend", config.backend, list(BACKENDS))
     options = TaskOptions(
-        pixels=config.pixels, image_size_px=config.cameras.image_size_px, gripper=config.gripper, frame=config.frame
+        pixels=config.pixels,
+        image_size_px=config.cameras.image_size_px,
+        gripper=config.gripper,
+        frame=config.frame,
+        control_rate_hz=config.control_rate_hz,
     )
     return make_task(config.task, options)
 
@@ -64,20 +70,29 @@ class Workcell:
             closing.callback(device.close)
         keys = open_operator(config.keys, say)
         closing.callback(keys.close)
-        backend = connect_backend(config.backend, task)
-        self.is_simulated = isinstance(backend, SimulatedBackend)
-        _check_simulation(config, self.is_simulated)
+        self._keys = keys
+        self.safety_log = SafetyLog(config.run_dir / "safety.jsonl")
+        closing.callback(self.safety_log.close)
+        backend = connect_robot(config, task)
         closing.callback(backend.close)
+        room = connect_room(config.room)
+        if room is not None:
+            closing.callback(room.close)
+        self.is_simulated = room is not None or isinstance(backend, SimulatedBackend)
+        _check_simulation(config, self.is_simulated, is_in_lock_step=isinstance(backend, SimulatedBackend))
         vary_looks(backend, config.looks_variation)
-        self._cameras = connect_cameras(config.cameras, task, config.backend, backend)
-        if self._cameras is not None:
-            closing.callback(self._cameras.close)
+        cameras = connect_cameras(config.cameras, task, config.backend, backend)
+        if cameras is not None:
+            closing.callback(cameras.close)
         closing.callback(backend.stop)
 
         period_s = 1.0 / task.control_rate_hz
-        self.env = RobotEnv(task, backend, RateKeeper(period_s, config.pace), cameras=self._cameras)
-        # An environment of its own, so that drawing videos does not count as overruns of the control loop.
-        self.evaluation_env = RobotEnv(task, backend, RateKeeper(period_s, config.eval_pace), cameras=self._cameras)
+        self.guard = Guard(backend, task.safety, period_s, observe_event=self.safety_log.observe)
+        # An environment of its own for evaluations, so that drawing videos is no overrun of the control loop.
+        self.env, self.evaluation_env = (
+            RobotEnv(task, backend, RateKeeper(period_s, pace), cameras=cameras, guard=self.guard, room=room)
+            for pace in (config.pace, config.eval_pace)
+        )
         driver = make_driver(
             self.env, config.intervention, config.teleop, device, seed=operator_seed, training_steps=training_steps
         )
@@ -87,29 +102,72 @@ class Workcell:
         if config.reward.reviewer == "task":
             self.rewards = self.operator = TruthReviewer(self.rewards, keys)
 
-    def wait_for_cameras(self, fault: str, should_stop: Callable[[], bool]) -> None:
-        """Wait until all cameras deliver again, or a stop is asked for. The arm holds meanwhile.
+    def recover_from(self, error: InterruptionError, should_stop: Callable[[], bool]) -> None:
+        """Wait until the robot can go on, or a stop is asked for. The arm holds, or is stopped by a fault, meanwhile.
 
-        Raises RobotFailureError when that takes longer than cameras.return_within_s.
+        Raises RobotFailureError when what is missing takes longer than cameras.return_within_s to come back, and when
+        there is nobody who could acknowledge a fault.
         """
+        if self.guard.mode is not Mode.FAULT:
+            self._await_return(error, should_stop)
+        if self.guard.mode is Mode.FAULT and not should_stop():
+            self._await_acknowledgement(should_stop)
+
+    def _await_return(self, error: InterruptionError, should_stop: Callable[[], bool]) -> None:
+        """Return when state and images are fresh again, or a fault latched."""
         limit_s = self._config.cameras.return_within_s
-        self._say(f"{fault} Waiting up to {limit_s:.0f} s for it to come back.")
+        self._say(f"{error} Waiting up to {limit_s:.0f} s for it to come back.")
         start_s = time.monotonic()
         while not should_stop():
             try:
-                assert self._cameras is not None, "only a camera's fault leads here"
-                self._cameras.read(self.env.state.O_T_EE[:3, 3])
-            except RobotError as error:
-                fault = str(error)
+                self.env.look()
+            except RobotFaultError:
+                return
+            except InterruptionError as still:
+                error = still
             else:
-                self._say(f"all cameras deliver again after {time.monotonic() - start_s:.1f} s")
+                self._say(f"state and images are fresh again after {time.monotonic() - start_s:.1f} s")
                 return
             if time.monotonic() - start_s >= limit_s:
                 raise RobotFailureError(
-                    f"after {limit_s:.0f} s (cameras.return_within_s) still: {fault} Everything recorded is kept: "
-                    "start the actor again in the same folder when the camera works."
+                    f"after {limit_s:.0f} s (cameras.return_within_s) still: {error} Everything recorded is kept: "
+                    "start the actor again in the same folder when it works."
                 )
-            time.sleep(_CAMERA_POLL_S)
+            time.sleep(_POLL_S)
+
+    def _await_acknowledgement(self, should_stop: Callable[[], bool]) -> None:
+        """Return when a person has acknowledged the fault in two steps, and the robot has recovered from it."""
+        keys = self._config.keys
+        self._say(f"FAULT: {self.guard.fault}")
+        if not self._keys.is_heard:
+            raise RobotFailureError(
+                f"{self.guard.fault} Nobody can acknowledge this fault: the standard input is no terminal in the "
+                "foreground. Everything recorded is kept: start the actor again in the same folder when the robot is "
+                "in order."
+            )
+        self._say(
+            f"nothing moves until you have looked at the robot: [{keys.acknowledge}] acknowledges, [{keys.confirm}] "
+            f"within {CONFIRM_WITHIN_S:.0f} s lets it move again (fault {self.guard.faults_in_the_last_hour} of the "
+            "last hour)"
+        )
+        while not should_stop():
+            for signal in self._keys.poll():
+                if signal is OperatorSignal.ACKNOWLEDGE:
+                    self.guard.acknowledge()
+                    self._say(f"acknowledged. Is the arm clear, and a hand at the stop? [{keys.confirm}] lets it move")
+                elif signal is OperatorSignal.CONFIRM and self._confirm():
+                    return
+            time.sleep(_POLL_S)
+
+    def _confirm(self) -> bool:
+        try:
+            if self.guard.confirm():
+                self._say("the fault is left behind: the arm holds, and goes on with the next episode")
+                return True
+            self._say(f"not confirmed: press [{self._config.keys.acknowledge}] first, then this key")
+        except RobotError as error:
+            self._say(f"still stopped: {error}")
+        return False
 
 
 class _PublishedClassifier:
@@ -155,16 +213,16 @@ def vary_looks(backend: RobotBackend, amount: float) -> None:
         raise ConfigError(f"actor.looks_variation: {error}") from error
 
 
-def _check_simulation(config: ActorConfig, is_simulated: bool) -> None:
-    """Raise ConfigError for what only a simulated robot can do."""
-    if is_simulated:
-        return
-    if (config.pace, config.eval_pace) != (1.0, 1.0) or config.max_steps_per_version:
+def _check_simulation(config: ActorConfig, is_simulated: bool, is_in_lock_step: bool) -> None:
+    """Raise ConfigError for what only a simulated robot, or one whose time waits for us, can do."""
+    if not is_in_lock_step and ((config.pace, config.eval_pace) != (1.0, 1.0) or config.max_steps_per_version):
         raise ConfigError(
             f"actor.pace = {config.pace}, eval_pace = {config.eval_pace} and max_steps_per_version = "
-            f"{config.max_steps_per_version}: backend {config.backend!r} is no simulator, it runs in real time (both "
-            "paces 1) and never waits for its learner (0)"
+            f"{config.max_steps_per_version}: backend {config.backend!r} runs in real time (both paces 1) and never "
+            "waits for its learner (0)"
         )
+    if is_simulated:
+        return
     if config.teleop.device == "scripted":
         raise ConfigError(
             "the scripted operator knows where objects are in a simulation only: choose an input device with "

@@ -16,15 +16,19 @@ class MissingDependencyError(RobotError):
     """An optional package that a driver needs is not installed."""
 
 
-class RobotFaultError(RobotError):
+class InterruptionError(RobotError):
+    """The robot cannot go on now, and nothing is broken for good. The arm has been told to hold."""
+
+
+class RobotFaultError(InterruptionError):
     """The robot stopped for a reason that a person has to see first; it does not move again before `recover`."""
 
 
-class StaleError(RobotError):
-    """What is known of the robot or its surroundings is too old to act on. It may be fresh again in a moment."""
+class OutageError(InterruptionError):
+    """What is known of the robot or its surroundings is missing or too old to act on. It may come back by itself."""
 
 
-class StaleStateError(StaleError):
+class StaleStateError(OutageError):
     """The robot state is too old to act on."""
 
     def __init__(self, age_s: float, limit_s: float) -> None:
@@ -35,7 +39,7 @@ class StaleStateError(StaleError):
         )
 
 
-class CameraStaleError(StaleError):
+class CameraStaleError(OutageError):
     """A camera's newest frame is too old to act on."""
 
     def __init__(self, camera: str, age_s: float, limit_s: float) -> None:

@@ -21,6 +21,7 @@ class TaskOptions:
     image_size_px: int = 128
     gripper: Literal["task", "fixed", "continuous", "discrete"] = "task"
     frame: Literal["base", "reset"] = "base"
+    control_rate_hz: float = 10.0
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ class CartesianTask(ABC):
 
     name: str
     scene: str
-    max_episode_steps: int
-    control_rate_hz = 10.0
+    time_limit_s: float  # of an episode
     gripper_modes: ClassVar[tuple[str, ...]] = ("fixed",)  # what the task can have, its recommendation first
 
     def __init__(
@@ -49,6 +48,8 @@ class CartesianTask(ABC):
         Raises ConfigError for a gripper mode that the task cannot have.
         """
         self._pixels = options.pixels
+        self.control_rate_hz = options.control_rate_hz
+        self.max_episode_steps = round(self.time_limit_s * options.control_rate_hz)
         self._frame = ReferenceFrame(options.frame)
         self.cartesian = CartesianDelta(
             max_step_m=max_step_m,

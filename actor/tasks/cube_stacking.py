@@ -31,14 +31,14 @@ RETREATED_M = 0.02  # EE above the middle of the upper cube
 
 
 class CubeStacking(CartesianTask):
-    """Reward 1 and the end once cube_top stands on cube_bottom, released, with the hand above; 100 steps at 10 Hz.
+    """Reward 1 and the end once cube_top stands on cube_bottom, released, with the hand above; 10 s.
 
     The hand points down. Its start and both cubes' places are drawn for each episode.
     """
 
     name = "cube_stacking"
     scene = "cube_stacking"
-    max_episode_steps = 100
+    time_limit_s = 10.0
     gripper_modes = ("discrete", "continuous")
 
     def __init__(self, options: TaskOptions) -> None:

@@ -27,7 +27,7 @@ SUCCESS_DEPTH_M = 0.02
 
 
 class PegInHole(CartesianTask):
-    """Reward 1 and the end once the tip is 2 cm below the rim; 100 steps at 10 Hz.
+    """Reward 1 and the end once the tip is 2 cm below the rim; 10 s.
 
     The hand's start, the hole and where the peg sits in the hand are drawn for each episode. In the state observation
     the peg's place relative to the hole stands in for cameras.
@@ -35,7 +35,7 @@ class PegInHole(CartesianTask):
 
     name = "peg_in_hole"
     scene = "peg_in_hole"
-    max_episode_steps = 100
+    time_limit_s = 10.0
 
     def __init__(self, options: TaskOptions, rotation: bool = False) -> None:
         """With rotation the action turns the hand too, and both hand and peg start tilted."""

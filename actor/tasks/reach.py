@@ -18,11 +18,11 @@ SUCCESS_DISTANCE_M = 0.01
 
 
 class Reach(CartesianTask):
-    """Reward 1 and the end once EE is within 1 cm of a target drawn from a 20 cm cube; 50 steps at 10 Hz."""
+    """Reward 1 and the end once EE is within 1 cm of a target drawn from a 20 cm cube; 5 s."""
 
     name = "reach"
     scene = "reach"
-    max_episode_steps = 50
+    time_limit_s = 5.0
 
     def __init__(self, options: TaskOptions) -> None:
         difference = Field(name="EE_to_target", unit="m", low=(-0.15,) * 3, high=(0.15,) * 3, fine_scale=0.02)

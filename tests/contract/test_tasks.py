@@ -201,13 +201,26 @@ def test_the_gripper_latches_between_commands_and_says_when_it_toggled(mode: Lit
     assert info["gripper_toggled"] is False
 
 
-@pytest.mark.parametrize("bad", [np.zeros(2, np.float32), np.full(3, np.nan, np.float32)])
-def test_a_malformed_action_is_refused(bad: FloatArray) -> None:
+def test_an_action_of_the_wrong_shape_is_refused() -> None:
     task = make_task("reach")
     env = RobotEnv(task, connect_backend("fake", task))
     env.reset(seed=0)
     with pytest.raises(WireError, match="3 finite values"):
-        env.step(bad)
+        env.step(np.zeros(2, np.float32))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_action_that_is_not_finite_holds_the_arm(value: float) -> None:
+    task = make_task("reach")
+    env = RobotEnv(task, connect_backend("fake", task))
+    env.reset(seed=0)
+    before = env.state.O_T_EE
+    *_, info = env.step(np.array([1.0, value, 0.0], np.float32))
+    assert info["clip_reasons"][0].startswith("malformed: action [1.0, ")
+    np.testing.assert_array_equal(info["executed_action"], np.zeros(3))
+    np.testing.assert_array_equal(env.state.O_T_EE, before)
+    *_, info = env.step(np.ones(3, np.float32))
+    assert info["clip_reasons"] == ()
 
 
 def test_the_operator_solves_the_task(env: RobotEnv, backend_name: str) -> None:

@@ -145,9 +145,15 @@ def test_interim_evaluations_come_at_their_steps(tmp_path: Path) -> None:
 def test_a_real_robot_runs_in_real_time_and_never_waits_for_its_learner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
 ) -> None:
-    monkeypatch.setattr("actor.workcell.connect_backend", lambda name, task: object())  # knows no object poses
-    with pytest.raises(ConfigError, match="is no simulator"):
+    monkeypatch.setattr("actor.workcell.connect_robot", lambda config, task: RealArm("reach"))
+    with pytest.raises(ConfigError, match="runs in real time"):
         run(config(tmp_path, **changes))
+
+
+class RealArm(FakeBackend):
+    """A backend that is no simulator: it knows no object poses."""
+
+    object_poses = None  # type: ignore[assignment]
 
 
 def test_evaluating_with_candidates_needs_a_published_critic() -> None:

@@ -18,10 +18,11 @@ def test_every_signal_has_a_key_and_polls_in_the_order_of_pressing(said: list[st
     terminal = TypedTerminal()
     operator = KeyboardOperator(KeysConfig(), said.append, terminal)
     operator.open()
-    terminal.press("i", "space", "space", "m", "s", "f", "d", "r")
+    terminal.press("i", "space", "space", "m", "s", "f", "d", "r", "x", "y")
     signals = operator.poll()
     assert [signal.name for signal in signals] == [
-        *("INTERVENE", "PAUSE", "PAUSE", "BOOKMARK", "SUCCESS", "FAILURE", "DISCARD", "RESET")
+        *("INTERVENE", "PAUSE", "PAUSE", "BOOKMARK", "SUCCESS", "FAILURE", "DISCARD", "RESET"),
+        *("ACKNOWLEDGE", "CONFIRM"),
     ]
     assert set(signals) == set(OperatorSignal)
     assert operator.poll() == []
