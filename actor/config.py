@@ -23,15 +23,33 @@ class CameraConfig:
     """Name in robot.cameras; empty: the camera that belongs to the simulated backend."""
     device: str = ""
     """Which one, as its driver names it (serial number, path); empty: the driver's only one."""
+    width: int = 0
+    """Pixels of its image, before the crop; 0: the driver's own choice, the size that the twin draws too."""
+    height: int = 0
+    """The same for its height."""
+    fps: int = 0
+    """Images a second; 0: the driver's own choice, 30."""
+    exposure_us: int = 0
+    """Exposure of every image; 0: automatic, which changes with what it sees."""
+    white_balance_k: int = 0
+    """Colour temperature, K; 0: automatic."""
     crop: tuple[int, ...] = ()
     """Region of its image that the policy sees, as x, y, width, height in pixels; empty: the largest central square."""
 
     def __post_init__(self) -> None:
+        for name, value in self.options().items():
+            if value < 0:
+                raise ConfigError(f"a camera's {name} = {value} must not be negative")
         if self.crop and (len(self.crop) != 4 or min(self.crop) < 0 or min(self.crop[2:]) < 1):
             raise ConfigError(
                 f"a camera's crop = {list(self.crop)} must be x, y, width, height in pixels, or [] for the largest "
                 "central square"
             )
+
+    def options(self) -> dict[str, int]:
+        """Return what is set for the driver's constructor."""
+        names = ("width", "height", "fps", "exposure_us", "white_balance_k")
+        return {name: value for name in names if (value := getattr(self, name))}
 
 
 @dataclass(frozen=True, kw_only=True)

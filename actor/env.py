@@ -324,7 +324,7 @@ def connect_cameras(config: CamerasConfig, task: Task, backend_name: str, backen
         for image in task.observation_spec.images:
             chosen: CameraConfig = getattr(config, image.name)
             cameras[image.name] = make_camera(
-                chosen.driver or backend_name, image.name, device=chosen.device, backend=backend
+                chosen.driver or backend_name, image.name, device=chosen.device, backend=backend, **chosen.options()
             )
         if not cameras:
             return None
