@@ -294,17 +294,17 @@ def connect_robot(config: ActorConfig, task: Task) -> RobotBackend:
     return connect_backend(config.backend, task, options=config.deoxys, gripper=gripper)
 
 
-def connect_room(address: str) -> Room | None:
+def connect_room(address: str, task: Task) -> Room | None:
     """Return the simulated world around the robot, connected; None without an address.
 
-    Raises RobotFailureError when nothing answers there.
+    Raises ConfigError when it is not the task's scene, RobotFailureError when nothing answers there.
     """
     if not address:
         return None
     from robot.backends.twin.room import RoomClient  # needs pyzmq, which a robot without a room may lack
 
     try:
-        room = RoomClient(address)
+        room: Room = RoomClient(address, scene=task.scene)
         room.connect()
     except RobotConfigError as error:
         raise ConfigError(str(error)) from error

@@ -75,7 +75,7 @@ class Workcell:
         closing.callback(self.safety_log.close)
         backend = connect_robot(config, task)
         closing.callback(backend.close)
-        room = connect_room(config.room)
+        room = connect_room(config.room, task)
         if room is not None:
             closing.callback(room.close)
         self.is_simulated = room is not None or isinstance(backend, SimulatedBackend)
