@@ -6,9 +6,11 @@ from robot.interface import RobotBackend
 from robot.registry import resolve
 
 BACKENDS = {
+    "deoxys": "robot.backends.deoxys.backend:DeoxysBackend",
     "fake": "robot.backends.fake:FakeBackend",
     "twin": "robot.backends.twin.backend:TwinBackend",
 }
+SIMULATED_BACKENDS = ("fake", "twin")
 
 
 def make_backend(name: str, scene: str, **options: object) -> RobotBackend:
@@ -18,5 +20,6 @@ def make_backend(name: str, scene: str, **options: object) -> RobotBackend:
     Raises RobotConfigError for an unknown name or scene (it lists the valid ones) and MissingDependencyError, with
     the install command, when the backend's own packages are not installed.
     """
-    driver_class = resolve("robot backend", BACKENDS, name, extra="sim")
+    extra = "sim" if name in SIMULATED_BACKENDS else "robot"
+    driver_class = resolve("robot backend", BACKENDS, name, extra=extra)
     return cast(RobotBackend, driver_class(scene, **options))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from robot.backends import BACKENDS, make_backend
+from robot.backends import SIMULATED_BACKENDS, make_backend
 from robot.errors import MissingDependencyError, RobotConfigError, RobotError
 from robot.geometry import (
     CUBE_EDGE_M,
@@ -55,7 +55,7 @@ def step(delta_position: tuple[float, ...] = (0, 0, 0), delta_rotation: tuple[fl
     )
 
 
-@pytest.fixture(scope="module", params=[(name, scene) for name in BACKENDS for scene in SCENES], ids="-".join)
+@pytest.fixture(scope="module", params=[(name, scene) for name in SIMULATED_BACKENDS for scene in SCENES], ids="-".join)
 def backend_and_scene(request: pytest.FixtureRequest) -> Iterator[tuple[SimulatedBackend, str]]:
     name, scene = request.param
     backend = make_backend(name, scene)
@@ -229,7 +229,7 @@ def test_robot_time_counts_periods_and_survives_a_reset(backend_and_scene: tuple
 
 
 @pytest.mark.parametrize(("offset_m", "goes_in"), [(0.0, True), (0.02, False)])
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", SIMULATED_BACKENDS)
 def test_the_peg_enters_the_hole_and_not_the_plate_beside_it(name: str, offset_m: float, goes_in: bool) -> None:
     backend = make_backend(name, "peg_in_hole")
     assert isinstance(backend, SimulatedBackend)
@@ -253,7 +253,7 @@ CUBE_TOP = (0.45, -0.06)
 CUBE_BOTTOM = (0.53, 0.05)
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=SIMULATED_BACKENDS)
 def cubes_backend(request: pytest.FixtureRequest) -> Iterator[SimulatedBackend]:
     backend = make_backend(request.param, "cube_stacking")
     assert isinstance(backend, SimulatedBackend)
@@ -344,7 +344,7 @@ def test_a_grasp_repeats_bit_by_bit(cubes_backend: SimulatedBackend) -> None:
     assert rollout() == rollout()
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", SIMULATED_BACKENDS)
 def test_fingers_around_a_peg_are_frozen(name: str) -> None:
     backend = make_backend(name, "peg_in_hole")
     backend.connect()
@@ -366,7 +366,7 @@ def test_a_placement_that_does_not_fit_the_scene_is_refused(backend_and_scene: t
         backend.reset(ScenePlacement(O_T_EE=np.diag([2.0, 1.0, 1.0, 1.0]), objects=good.objects))
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", SIMULATED_BACKENDS)
 def test_use_before_reset_is_refused_and_close_is_safe_at_any_time(name: str) -> None:
     backend = make_backend(name, "reach")
     backend.stop()
@@ -382,9 +382,9 @@ def test_use_before_reset_is_refused_and_close_is_safe_at_any_time(name: str) ->
 
 
 def test_unknown_names_are_answered_with_the_nearest_and_all_valid_ones() -> None:
-    with pytest.raises(RobotConfigError, match=r"unknown robot backend 'twn'.*'twin'\? Valid: fake, twin"):
+    with pytest.raises(RobotConfigError, match=r"unknown robot backend 'twn'.*'twin'\? Valid: deoxys, fake, twin"):
         make_backend("twn", "reach")
-    for name in BACKENDS:
+    for name in SIMULATED_BACKENDS:
         with pytest.raises(RobotConfigError, match=r"unknown scene 'peg_in_hol'.*'peg_in_hole'\? Valid: .*reach"):
             make_backend(name, "peg_in_hol")
 

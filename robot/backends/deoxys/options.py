@@ -4,7 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from robot.errors import RobotConfigError
+from robot.franka import JOINT_MAX, JOINT_MIN
+
+_HOME_MARGIN = 0.1  # rad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,10 @@ class DeoxysOptions:
     """A reset first moves straight up by this much, out of whatever the hand is in."""
     reset_speed_m_s: float = 0.10
     """Speed of the hand in a reset."""
+    reset_max_force_n: float = 40.0
+    """External force on the hand, in 3 states in a row of a reset, that stops the arm and latches a fault."""
+    connect_within_s: float = 5.0
+    """The NUC has this long to report a first state."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.stale_after_s <= 0.15:
@@ -48,4 +57,15 @@ class DeoxysOptions:
             raise RobotConfigError(
                 f"deoxys.reset_speed_m_s = {self.reset_speed_m_s} must be in (0, 0.25], lift_m = {self.lift_m} in "
                 "[0, 0.3]"
+            )
+        if not 0.0 < self.reset_max_force_n <= 100.0 or not 0.0 < self.connect_within_s <= 60.0:
+            raise RobotConfigError(
+                f"deoxys.reset_max_force_n = {self.reset_max_force_n} must be in (0, 100], where Deoxys lets the robot "
+                f"stop itself; connect_within_s = {self.connect_within_s} in (0, 60]"
+            )
+        home_q = np.array(self.home_q)
+        if ((home_q < JOINT_MIN + _HOME_MARGIN) | (home_q > JOINT_MAX - _HOME_MARGIN)).any():
+            raise RobotConfigError(
+                f"deoxys.home_q = {list(self.home_q)} must be {_HOME_MARGIN} rad inside the joint limits, "
+                f"{JOINT_MIN.tolist()} to {JOINT_MAX.tolist()}: nearer to them Deoxys cuts the torque"
             )
