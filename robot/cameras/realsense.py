@@ -51,11 +51,13 @@ class RealSenseCamera(CapturingCamera):
         """
         del backend  # a real camera
         check_settings(fps, exposure_us)
-        source = _RealSenseSource(device, width, height, fps, exposure_us, white_balance_k, context)
+        source = RealSenseSource(device, width, height, fps, exposure_us, white_balance_k, context)
         super().__init__(name, source, width=width, height=height, frozen_after_s=_FROZEN_AFTER_S)
 
 
-class _RealSenseSource:
+class RealSenseSource:
+    """The colour images of one device."""
+
     def __init__(
         self, serial: str, width: int, height: int, fps: int, exposure_us: int, white_balance_k: int, context: Any
     ) -> None:
