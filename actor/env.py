@@ -18,7 +18,7 @@ from actor.camera_rig import CameraRig, RigReading
 from actor.config import ActorConfig, CameraConfig, CamerasConfig
 from actor.rate import RateKeeper
 from actor.tasks import TASKS, make_task
-from actor.tasks.base import ObjectPoses, Task, TaskOptions
+from actor.tasks.base import ObjectPoses, Outcome, Task, TaskOptions
 from actor.tasks.cartesian import commands_close
 from policy.errors import CgpoError, ConfigError
 from robot.backends import make_backend
@@ -40,6 +40,7 @@ from robot.interface import (
 _log = logging.getLogger(__name__)
 
 HOLD_AFTER_LATE_PERIODS = 3
+_UNKNOWN = Outcome(reward=0.0, terminated=False, is_success=False)  # without ground truth, others judge
 _HOLD = RobotCommand(delta_position=np.zeros(3), delta_rotation=np.zeros(3))
 
 RENDER_WIDTH, RENDER_HEIGHT = 512, 384  # multiples of 16, which video codecs want
@@ -85,6 +86,11 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
         self._world: SimulatedWorld | None = room
         if isinstance(backend, SimulatedBackend):
             self._world = backend
+        if self._world is None and not task.observation_spec.images:
+            raise ConfigError(
+                f"task {task.name!r} without pixels observes where objects are, which nothing tells on a robot: set "
+                "actor.pixels = true"
+            )
         if task.observation_spec.images and cameras is None:
             raise ConfigError(f"task {task.name!r} with pixels needs cameras (actor.camera_rig.CameraRig)")
         self._cameras = cameras if task.observation_spec.images else None
@@ -147,7 +153,7 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
         self._let_period_pass()
         observation = self._measure()
         self._step += 1
-        outcome = self.task.outcome(self.state, self.objects)
+        outcome = self.task.outcome(self.state, self.objects) if self._world is not None else _UNKNOWN
         truncated = not outcome.terminated and self._step >= self.task.max_episode_steps
         info = {
             "executed_action": executed_action,

@@ -36,6 +36,19 @@ class HumanDriver(Protocol):
         """Return the present input. Called once per step; never blocks."""
 
 
+class NoHuman:
+    """Nobody is at the robot."""
+
+    def __init__(self, action_dim: int) -> None:
+        self._nothing = HumanInput(np.zeros(action_dim, np.float32), is_active=False)
+
+    def begin_episode(self, is_demonstration: bool, assistance: Assistance) -> None:
+        pass
+
+    def read(self) -> HumanInput:
+        return self._nothing
+
+
 @dataclass(frozen=True)
 class Decision:
     """The action for one step and who chose it."""

@@ -58,12 +58,16 @@ class PolicyRunner:
         seed: int,
         source: WeightsSource,
         clock: Callable[[], float] = time.time,
+        *,
+        candidates: int | None = None,
     ) -> None:
+        """candidates: as in ActingPolicy.select_action; None takes the configuration's."""
         self._specs = specs
         self._config = config
         self._source = source
         self._clock = clock  # wall clock: the publication time comes from another machine
         self._policy = ActingPolicy(specs, config, seed)
+        self._candidates = candidates
         self._weights: PublishedWeights | None = None
         self._refused_version: int | None = None
 
@@ -96,21 +100,22 @@ class PolicyRunner:
         """Draw the noise of the following actions anew, as if nothing had been drawn before."""
         self._policy.reseed(seed)
 
-    def propose(self, observation: Observation, candidates: int | None = None) -> Proposal:
-        """Sample an action; `candidates` as in ActingPolicy.select_action.
+    def propose(self, observation: Observation) -> Proposal:
+        """Sample an action.
 
         An action that is not finite is proposed as zeros, which hold the arm: it could not be recorded as it is.
         """
-        action = self._policy.select_action(observation, candidates)
+        action = self._policy.select_action(observation, self._candidates)
         if not np.isfinite(action).all():
             _log.error("policy version %d gives %s: the arm holds instead", self.weights_version, action.tolist())
             action = np.zeros_like(action)
         age_s = max(0.0, self._clock() - self._weights.published_wall_s) if self._weights else 0.0
         return Proposal(action, self.weights_version, age_s)
 
-    def frozen_copy(self, seed: int) -> "PolicyRunner":
+    def frozen_copy(self, seed: int, candidates: int | None = None) -> "PolicyRunner":
         """Return a runner with the present weights that never swaps and draws its own noise, for an evaluation."""
-        copy = PolicyRunner(self._specs, self._config, seed, FixedWeights(self._weights), self._clock)
+        source = FixedWeights(self._weights)
+        copy = PolicyRunner(self._specs, self._config, seed, source, self._clock, candidates=candidates)
         copy.swap_if_newer()
         return copy
 

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from actor.policy_runner import FixedWeights, PolicyRunner, Proposal
+from actor.policy_runner import FixedWeights, PolicyRunner
 from policy.config import PolicyConfig, from_dict
 from policy.errors import ConfigError, CorruptFileError, SpecMismatchError, WeightsError, WireError
 from policy.files import make_folder, replace_durably
-from policy.spec import Observation, Specs
+from policy.spec import Specs
 from policy.spec_differences import spec_differences
 from policy.weights import PolicyWeights, deserialise
 from policy.weights_store import WeightsManifest, WeightsStore, sha256
@@ -85,13 +85,10 @@ class FixedPolicy(PolicyRunner):
 
     def __init__(self, published: PublishedPolicy, candidates: int | None) -> None:
         """candidates as in ActingPolicy.select_action. Raises ConfigError or WeightsError if it cannot act so."""
-        super().__init__(published.specs, published.config, 0, FixedWeights(published.weights))
-        self.use(published.weights)
+        weights = published.weights
+        super().__init__(published.specs, published.config, 0, FixedWeights(weights), candidates=candidates)
+        self.use(weights)
         self.published = published
-        self._candidates = candidates
-
-    def propose(self, observation: Observation, candidates: int | None = None) -> Proposal:
-        return super().propose(observation, self._candidates if candidates is None else candidates)
 
 
 def check_candidates(name: str, config: PolicyConfig, candidates: int | None) -> None:

@@ -14,7 +14,7 @@ from actor.operator import OperatorInput, OperatorSignal, open_operator
 from actor.policy_runner import WeightsSource
 from actor.rate import RateKeeper
 from actor.reviewer import TruthReviewer
-from actor.rewards import RewardSource, make_rewards
+from actor.rewards import RewardSource, TaskReward, make_rewards
 from actor.safety_log import SafetyLog
 from actor.tasks import make_task
 from actor.tasks.base import Task, TaskOptions
@@ -99,6 +99,8 @@ class Workcell:
         self.arbiter = Arbiter(driver, round(config.intervention.settings.hold_s * task.control_rate_hz))
         self.operator: OperatorInput = keys
         self.rewards: RewardSource = _make_rewards(config, task, weights)
+        # Evaluations in a simulation know the truth, whoever judges its training.
+        self.truth: RewardSource = TaskReward() if self.is_simulated else self.rewards
         if config.reward.reviewer == "task":
             self.rewards = self.operator = TruthReviewer(self.rewards, keys)
 

@@ -90,7 +90,7 @@ class _NoPolicy(PolicyRunner):
     def swap_if_newer(self) -> bool:
         return False
 
-    def propose(self, observation: Observation, candidates: int | None = None) -> Proposal:
+    def propose(self, observation: Observation) -> Proposal:
         return Proposal(self._action, weights_version=0, weights_age_s=0.0)
 
 

@@ -91,7 +91,7 @@ def report_of(out: Path) -> dict[str, Any]:
 def odd_versions_solve(monkeypatch: pytest.MonkeyPatch) -> None:
     """Policies of odd versions go to the target, others stay where they are."""
 
-    def propose(self: FixedPolicy, observation: Observation, candidates: int | None = None) -> Proposal:
+    def propose(self: FixedPolicy, observation: Observation) -> Proposal:
         is_good = self.weights_version % 2
         action = np.clip(observation["EE_to_target"] / 0.1, -0.3, 0.3) * is_good
         return Proposal(action.astype(np.float32), self.weights_version, 0.0)
@@ -381,7 +381,7 @@ class Unsimulated(Protocol):
 def test_on_a_robot_a_person_begins_and_judges_each_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = TypedTerminal()
     monkeypatch.setattr("actor.workcell.SimulatedBackend", Unsimulated)
-    monkeypatch.setattr("actor.workcell._check_simulation", lambda config, is_simulated: None)  # else: real time
+    monkeypatch.setattr("actor.workcell._check_simulation", lambda *_, **__: None)  # else: real time
     for module in ("actor.operator", "actor.evaluator"):
         monkeypatch.setattr(f"{module}.standard_terminal", lambda: terminal)
     person = PersonAtKeys(terminal, "s.s")

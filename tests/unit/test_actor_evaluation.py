@@ -43,12 +43,15 @@ class Scripted(PolicyRunner):
         self._env = env
         self._solved = solved
 
-    def propose(self, observation: Observation, candidates: int | None = None) -> Proposal:
+    def propose(self, observation: Observation) -> Proposal:
         is_solved = self._env.episode in self._solved
         action = np.clip(observation["EE_to_target"] / 0.02, -1, 1) * is_solved
         return Proposal(action.astype(np.float32), 5, 1.0)
 
-    def frozen_copy(self, seed: int) -> "Scripted":
+    def swap_if_newer(self) -> bool:
+        return False
+
+    def frozen_copy(self, seed: int, candidates: int | None = None) -> "Scripted":
         return self
 
 
@@ -81,7 +84,7 @@ def test_the_policy_sees_what_training_sees(monkeypatch: pytest.MonkeyPatch) -> 
     policy = Scripted(env, solved=set())
     seen = []
 
-    def propose(observation: Observation, candidates: int | None = None) -> Proposal:
+    def propose(observation: Observation) -> Proposal:
         seen.append({observation[image.name].codec for image in task.observation_spec.images})
         return Proposal(np.zeros(task.action_spec.dim, np.float32), 5, 1.0)
 
