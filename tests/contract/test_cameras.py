@@ -384,14 +384,7 @@ def test_a_realsense_that_starts_but_delivers_nothing_is_reset(monkeypatch: pyte
 @pytest.mark.usefixtures("recording")
 @pytest.mark.parametrize(
     ("exposure_us", "white_balance_k", "expected"),
-    [
-        (0, 0, {"enable_auto_exposure": 1, "exposure": 156, "enable_auto_white_balance": 1, "white_balance": 4600}),
-        (
-            8000,
-            5200,
-            {"enable_auto_exposure": 0, "exposure": 80, "enable_auto_white_balance": 0, "white_balance": 5200},
-        ),
-    ],
+    [(0, 0, (1, 156, 1, 4600)), (8000, 5200, (0, 80, 0, 5200))],
 )
 def test_exposure_is_set_on_the_colour_sensor_alone_in_its_unit(
     monkeypatch: pytest.MonkeyPatch, exposure_us: int, white_balance_k: int, expected: tuple[float, ...]
