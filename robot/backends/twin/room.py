@@ -37,6 +37,65 @@ _WAKE_S = 0.1  # how long the thread takes to notice that it shall end
 _ERRORS = {"RobotConfigError": RobotConfigError}
 
 
+class Asker:
+    """Asks a room questions, from any thread, one at a time."""
+
+    def __init__(self, address: str, timeout_s: float) -> None:
+        """address: "host:port" of the room. timeout_s: longest wait for an answer. RobotConfigError for no address."""
+        self.host, self.port = parse_address(address)
+        self.address = address
+        self.timeout_s = timeout_s
+        self.context: Any = zmq.Context()
+        self._asking = threading.Lock()  # a question and its answer belong together
+        self._sockets: dict[int, Any] = {}  # port -> socket
+
+    def ask(self, header: dict[str, Any], raw: bytes = b"", *, port: int = 0) -> tuple[dict[str, Any], bytes]:
+        """Return the answer; port: whom to ask, else the room. Raises what the room does, RobotError for no answer."""
+        port = port or self.port
+        with self._asking:
+            if self.context is None:
+                raise RobotError("the room is not connected (or was closed); call connect() first")
+            socket = self._sockets.get(port)
+            if socket is None:
+                socket = self._sockets[port] = self.context.socket(zmq.REQ)
+                socket.linger = 0
+                socket.connect(f"tcp://{self.host}:{port}")
+            try:
+                socket.send(pack(header, raw))
+                if not socket.poll(self.timeout_s * 1e3):
+                    raise RobotError(
+                        f"nothing answers at {self.host}:{port} within {self.timeout_s:g} s. Start the twin behind "
+                        f"Deoxys' door: python -m robot.backends.twin.nuc --room {self.address}"
+                    )
+                answer, raw = unpack(socket.recv())
+            except BaseException:
+                self._sockets.pop(port).close(0)  # it waits for an answer that would no longer fit
+                raise
+        if "error" in answer:
+            raise _ERRORS.get(answer.get("kind", ""), RobotError)(answer["error"])
+        return answer, raw
+
+    def info(self) -> dict[str, Any]:
+        """Return what the room says about itself. Raises RobotError when nothing answers or its version differs."""
+        info = self.ask({"request": "info"})[0]
+        if info.get("protocol") != PROTOCOL:
+            raise RobotConfigError(
+                f"the room at {self.address} speaks version {info.get('protocol')} of its protocol, this side "
+                f"{PROTOCOL}. Run both from the same checkout."
+            )
+        return info
+
+    def close(self) -> None:
+        """Close all sockets; those that others made of the context have to be closed before. Safe to call twice."""
+        with self._asking:
+            for socket in self._sockets.values():
+                socket.close(0)
+            self._sockets.clear()
+            if self.context is not None:
+                self.context.term()
+                self.context = None
+
+
 class RoomClient:
     """The room of a twin behind Deoxys' door (robot/backends/twin/nuc.py). Satisfies Room."""
 
@@ -45,12 +104,10 @@ class RoomClient:
 
         timeout_s: longest wait for an answer. Raises RobotConfigError for an address that is none.
         """
-        self._host, self._port = parse_address(address)
+        parse_address(address)
+        self._address, self._timeout_s = address, timeout_s
         self._scene = scene
-        self._timeout_s = timeout_s
-        self._context: Any = None
-        self._asking = threading.Lock()  # a question and its answer belong together
-        self._sockets: dict[int, Any] = {}  # port -> socket for questions
+        self._asker: Asker | None = None
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._arrived = threading.Condition()
@@ -78,14 +135,9 @@ class RoomClient:
         """
         if self._thread is not None:
             return
-        self._context = zmq.Context()
+        self._asker = Asker(self._address, self._timeout_s)
         try:
             info = self.info()
-            if info.get("protocol") != PROTOCOL:
-                raise RobotConfigError(
-                    f"the room at {self._address} speaks version {info.get('protocol')} of its protocol, this side "
-                    f"{PROTOCOL}. Run both from the same checkout."
-                )
             if self._scene not in ("", info["scene"]):
                 raise RobotConfigError(
                     f"the room at {self._address} simulates the scene {info['scene']!r}, the task needs "
@@ -94,7 +146,10 @@ class RoomClient:
             self._scene = info["scene"]
             self._stopping = threading.Event()
             self._thread = threading.Thread(
-                target=self._drain, args=(int(info["poses_port"]), self._stopping), name="room", daemon=True
+                target=self._drain,
+                args=(self._asker, int(info["poses_port"]), self._stopping),
+                name="room",
+                daemon=True,
             )
             self._thread.start()
             self._wait_for(0)
@@ -110,7 +165,7 @@ class RoomClient:
         """
         check_placement(self._scene, placement)
         names, raw = pack_placement(placement)
-        answer, _ = self._ask(self._port, {"request": "place", "objects": names}, raw)
+        answer, _ = self._require_asker().ask({"request": "place", "objects": names}, raw)
         self._wait_for(int(answer["sequence"]))
 
     def object_poses(self) -> dict[str, Array]:
@@ -131,22 +186,22 @@ class RoomClient:
     def render(self, width: int, height: int, camera: str = "overview") -> NDArray[np.uint8]:
         """Return an RGB image (height, width, 3) from the view "overview" or "close".
 
-        Blocks while the room draws, some tens of ms. Raises RobotError where it cannot.
+        Blocks while the room draws, some tens of ms. Raises RobotError where it cannot draw.
         """
         info = self.info()
         if not info["render_port"]:
             raise RobotError(f"the room at {self._address} draws nothing: {info['cameras_error']}")
         question = {"request": "render", "width": width, "height": height, "camera": camera}
-        answer, raw = self._ask(int(info["render_port"]), question)
+        answer, raw = self._require_asker().ask(question, port=int(info["render_port"]))
         return np.frombuffer(raw, dtype=np.uint8).reshape(answer["height"], answer["width"], 3)
 
     def knob(self, name: str, value: float | bool | str) -> None:
         """Turn a fault on or off: see docs/twin.md. Raises RobotConfigError for one that does not exist."""
-        self._ask(self._port, {"request": "knob", "name": name, "value": value})
+        self._require_asker().ask({"request": "knob", "name": name, "value": value})
 
     def info(self) -> dict[str, Any]:
         """Return what the room says about itself: scene, ports, and the process's own measurements."""
-        return self._ask(self._port, {"request": "info"})[0]
+        return self._require_asker().info()
 
     def close(self) -> None:
         """End the thread and close all sockets. Safe to call twice."""
@@ -155,17 +210,14 @@ class RoomClient:
             self._thread.join()
             self._thread = None
         self._newest = None
-        with self._asking:
-            for socket in self._sockets.values():
-                socket.close(0)
-            self._sockets.clear()
-            if self._context is not None:
-                self._context.term()
-                self._context = None
+        if self._asker is not None:
+            self._asker.close()
+            self._asker = None
 
-    @property
-    def _address(self) -> str:
-        return f"{self._host}:{self._port}"
+    def _require_asker(self) -> Asker:
+        if self._asker is None:
+            raise RobotError("the room is not connected (or was closed); call connect() first")
+        return self._asker
 
     def _require_newest(self) -> tuple[Snapshot, float]:
         if self._newest is None:
@@ -180,40 +232,15 @@ class RoomClient:
         if not has_come:
             raise RobotError(
                 f"the room at {self._address} answers but does not say where its objects are within "
-                f"{self._timeout_s:g} s. Does a firewall hold back the three ports after {self._port}? {self._fault}"
+                f"{self._timeout_s:g} s. Does a firewall hold back the three ports after it? {self._fault}"
             )
 
-    def _ask(self, port: int, header: dict[str, Any], raw: bytes = b"") -> tuple[dict[str, Any], bytes]:
-        """Return the answer to a question. Raises the room's own error, or RobotError without an answer."""
-        with self._asking:
-            if self._context is None:
-                raise RobotError("the room is not connected (or was closed); call connect() first")
-            socket = self._sockets.get(port)
-            if socket is None:
-                socket = self._sockets[port] = self._context.socket(zmq.REQ)
-                socket.linger = 0
-                socket.connect(f"tcp://{self._host}:{port}")
-            try:
-                socket.send(pack(header, raw))
-                if not socket.poll(self._timeout_s * 1e3):
-                    raise RobotError(
-                        f"nothing answers at {self._host}:{port} within {self._timeout_s:g} s. Start the twin behind "
-                        f"Deoxys' door: python -m robot.backends.twin.nuc --room {self._address}"
-                    )
-                answer, raw = unpack(socket.recv())
-            except BaseException:
-                self._sockets.pop(port).close(0)  # it waits for an answer that would no longer fit
-                raise
-        if "error" in answer:
-            raise _ERRORS.get(answer.get("kind", ""), RobotError)(answer["error"])
-        return answer, raw
-
-    def _drain(self, port: int, stopping: threading.Event) -> None:
-        with self._context.socket(zmq.SUB) as socket:
+    def _drain(self, asker: Asker, port: int, stopping: threading.Event) -> None:
+        with asker.context.socket(zmq.SUB) as socket:
             socket.linger = 0
             socket.conflate = True
             socket.subscribe(POSES_TOPIC)
-            socket.connect(f"tcp://{self._host}:{port}")
+            socket.connect(f"tcp://{asker.host}:{port}")
             while not stopping.is_set():
                 if not socket.poll(_WAKE_S * 1e3):
                     continue

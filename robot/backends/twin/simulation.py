@@ -13,11 +13,13 @@ from robot.backends.twin.model import EE_SITE, build_model
 from robot.backends.twin.osc import OperationalSpaceController, OscConfig
 from robot.errors import RobotError
 from robot.interface import Array, ScenePlacement
-from robot.pose import make_pose
+from robot.pose import inverse, make_pose, translation
 
 # EE above the middle of the table, gripper down, every joint at least 0.6 rad from its limits.
 Q_HOME: Array = np.array([0.0, 0.2, 0.0, -2.2, 0.0, 2.4, math.pi / 4])
 Q_HOME.setflags(write=False)
+
+_FLANGE_M = 0.107  # from the last joint's frame to the flange; Panda data sheet
 
 # Of the tracking of joint angles: 30 rad/s, critically damped. The robot's own is stiffer still.
 _JOINT_STIFFNESS = 900.0  # 1/s^2
@@ -154,6 +156,18 @@ class Simulation:
         self._contact_torque_sum += self._contact_torque
         self._contact_steps += 1
         self._refresh()
+
+    def home_pose(self) -> Array:
+        """Put the arm at Q_HOME and return the pose of EE (4, 4) there. For a `reset` to follow."""
+        self.q[:] = Q_HOME
+        mujoco.mj_kinematics(self.model, self.data)
+        return self.O_T_EE()
+
+    def F_T_EE(self) -> Array:
+        """Return the pose (4, 4) of EE on the flange, which does not change."""
+        link = self.data.body("link7")
+        O_T_F = make_pose(link.xmat.reshape(3, 3), link.xpos) @ translation(0.0, 0.0, _FLANGE_M)
+        return inverse(O_T_F) @ self.O_T_EE()
 
     def object_pose(self, name: str) -> Array:
         """Return the pose O_T_object (4, 4) of an object of the scene, as a copy."""
