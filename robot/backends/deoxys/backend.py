@@ -112,7 +112,7 @@ class DeoxysBackend:
             q=state.q.copy(),
             dq=state.dq.copy(),
             tau_J=state.tau_J.copy(),
-            O_F_ext_hat_K=-state.O_F_ext_hat_K,  # libfranka reports what the robot exerts (its issue 26); we, what it feels
+            O_F_ext_hat_K=-state.O_F_ext_hat_K,  # libfranka reports what the robot exerts: its issue 26
             gripper_width=self._gripper_width(),
             robot_time_s=state.robot_time_s,
             received_monotonic_s=received_s,
