@@ -11,6 +11,7 @@ CAMERAS = {
     "fake": "robot.cameras.fake:FakeCamera",
     "opencv": "robot.cameras.opencv:OpenCvCamera",
     "realsense": "robot.cameras.realsense:RealSenseCamera",
+    "room": "robot.cameras.room:RoomCamera",
     "twin": "robot.cameras.twin:TwinCamera",
     "zed_sdk": "robot.cameras.zed_sdk:ZedSdkCamera",
     "zed_uvc": "robot.cameras.zed_uvc:ZedUvcCamera",
