@@ -141,6 +141,10 @@ class ActorConfig:
     stages: StagesConfig = field(default_factory=StagesConfig)
     verdict_window_s: float = 0.0
     """After an episode the arm holds for this long, while the operator may declare or veto success, or discard it."""
+    offset_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Where the task's place is, in the robot's base frame O, relative to where its file puts it: start poses, objects
+    and the workspace of the safety gate move with it. For a peg in a hole, the middle of the rim is nominally at
+    (0.5, 0.0, 0.06)."""
     control_rate_hz: float = 10.0
     """Steps a second. An episode's time limit stays the same, and so does the longest step."""
     backend: str = "twin"

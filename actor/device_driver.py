@@ -85,8 +85,8 @@ class DeviceDriver:
         if not state.is_connected:
             return f"{self._config.device} is unplugged or gone. Plug it in again; the arm holds if it was in use."
         silence_s = self._clock() - state.received_monotonic_s
-        is_deflected = bool(np.any(state.twist)) or any(state.buttons)
-        if is_deflected and silence_s > self._config.silent_after_s:
+        # A held button alone may be silent: a SpaceMouse reports its buttons when they change.
+        if np.any(state.twist) and silence_s > self._config.silent_after_s:
             return (
                 f"{self._config.device} is deflected and has said nothing for {silence_s:.2f} s (limit "
                 f"{self._config.silent_after_s} s). Let go of it, and check its cable or battery."
@@ -130,6 +130,8 @@ def connect_device(config: TeleopConfig, run_dir: Path) -> TeleopDevice | None:
     options: dict[str, object] = {"path": config.path} if config.path else {}
     if config.device == "keyboard":
         options["layout"] = config.layout
+    if config.device == "spacemouse":
+        options["axis_scale"] = config.axis_scale
     try:
         device = make_device(config.device, **options)
         if config.keep_log and config.device != "replay":

@@ -42,6 +42,7 @@ _SETTINGS = (
     "pixels",
     "gripper",
     "frame",
+    "offset_m",
     "control_rate_hz",
     "cameras",
     "looks_variation",

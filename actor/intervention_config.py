@@ -104,9 +104,11 @@ class TeleopConfig:
     device: str = "scripted"
     """scripted: the task's own operator, in simulation. Otherwise a name in robot.teleop."""
     path: str = ""
-    """Which one: the device file of a gamepad, the device log to replay; empty: the only one."""
+    """Which one: the device file of a gamepad or SpaceMouse, the device log to replay; empty: the only one."""
     layout: Literal["arrows", "wasd"] = "arrows"
     """Keys of the keyboard that move the arm. wasd takes S and D, so the operator's marks need other keys."""
+    axis_scale: tuple[float, float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    """SpaceMouse: factor of each axis (forward, left, up, rotation about them); negative: turned round, 0: left out."""
     yaw_deg: float = 0.0
     """Where the person stands: 0 looks along the robot's x axis, from behind its base; 180 faces the robot."""
     translation_scale: float = 1.0
@@ -132,6 +134,8 @@ class TeleopConfig:
             )
         if min(self.close_button, self.open_button, self.intervene_button) < 0:
             raise ConfigError("teleop: buttons are counted from 0")
+        if self.device != "spacemouse" and any(factor != 1.0 for factor in self.axis_scale):
+            raise ConfigError(f"teleop.axis_scale = {list(self.axis_scale)} is for the device spacemouse alone")
 
 
 @dataclass(frozen=True, kw_only=True)

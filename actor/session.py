@@ -140,7 +140,7 @@ class Session:
             if self._must_stop() if plan.is_initial else self._training_is_over():
                 return
             if not plan.is_demonstration:
-                self._throttle.wait(self._newest_version, self._training_is_over)
+                self._throttle.wait(self._newest_version, self._training_is_over, self._mention_wait)
                 if self._training_is_over():
                     return
             steps_before = self._training_steps
@@ -223,6 +223,12 @@ class Session:
             episode=episode,
             window_s=window_s,
             should_stop=self._must_stop,
+        )
+
+    def _mention_wait(self) -> None:
+        self._say(
+            f"waiting up to {self._config.max_version_wait_s:.0f} s for the learner's next weights, so as not to "
+            f"outrun it (max_steps_per_version = {self._config.max_steps_per_version})"
         )
 
     def _mention_missing_learner(self) -> None:
@@ -366,8 +372,9 @@ def check_same_task(config: ActorConfig) -> None:
     """Raise ConfigError when the run folder holds episodes, and maybe unsent steps, of another task or variant."""
     path = config.run_dir / "config.toml"
     earlier = load_preset(str(path))["actor"] if path.exists() else {}
-    for name in ("task", "pixels", "gripper", "frame", "control_rate_hz"):
+    for name in ("task", "pixels", "gripper", "frame", "offset_m", "control_rate_hz"):
         value = getattr(config, name)
+        value = list(value) if isinstance(value, tuple) else value  # as TOML has it
         if earlier.get(name, value) != value:
             raise ConfigError(
                 f"{config.run_dir} holds episodes of {name} {earlier[name]!r}, not of {value!r}. Choose another "

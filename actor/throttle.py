@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 _POLL_S = 0.02
+_MENTION_AFTER_S = 3.0
 
 
 class VersionThrottle:
@@ -32,13 +33,22 @@ class VersionThrottle:
         """Account for training steps made."""
         self._budget -= steps
 
-    def wait(self, newest_version: Callable[[], int], should_stop: Callable[[], bool]) -> None:
-        """Wait until there is budget for another episode."""
-        deadline_s = self._clock() + self._max_wait_s
+    def wait(
+        self,
+        newest_version: Callable[[], int],
+        should_stop: Callable[[], bool],
+        mention: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Wait until there is budget for another episode; call mention() once when that takes long."""
+        start_s = self._clock()
+        deadline_s, is_mentioned = start_s + self._max_wait_s, False
         while self._steps_per_version > 0:
             self._top_up(newest_version())
             if self._budget > 0 or should_stop() or self._clock() >= deadline_s:
                 return
+            if not is_mentioned and self._clock() - start_s >= _MENTION_AFTER_S:
+                is_mentioned = True
+                mention()
             self._sleep(_POLL_S)
 
     def _top_up(self, version: int) -> None:

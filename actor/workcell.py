@@ -41,6 +41,7 @@ def configured_task(config: ActorConfig) -> Task:
         gripper=config.gripper,
         frame=config.frame,
         control_rate_hz=config.control_rate_hz,
+        offset_m=config.offset_m,
     )
     return make_task(config.task, options)
 

@@ -22,6 +22,7 @@ class TaskOptions:
     gripper: Literal["task", "fixed", "continuous", "discrete"] = "task"
     frame: Literal["base", "reset"] = "base"
     control_rate_hz: float = 10.0
+    offset_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)

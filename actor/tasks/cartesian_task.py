@@ -13,6 +13,8 @@ from policy.errors import ConfigError
 from policy.spec import Field, GripperMode, ImageField, Observation, ObservationSpec
 from robot.geometry import GRIPPER_OPEN_M
 from robot.interface import Array, RobotCommand, RobotState, ScenePlacement
+from robot.pose import translation
+from robot.scenes import SCENES
 
 IMAGE_NAMES = ("wrist", "third_person")
 MAX_SPEED_M_S = 0.2  # of EE; bounds of the observation, not limits
@@ -48,6 +50,8 @@ class CartesianTask(ABC):
         Raises ConfigError for a gripper mode that the task cannot have.
         """
         self._pixels = options.pixels
+        self._shift = translation(*options.offset_m)
+        workspace_min_m, workspace_max_m = workspace_min_m + options.offset_m, workspace_max_m + options.offset_m
         self.control_rate_hz = options.control_rate_hz
         self.max_episode_steps = round(self.time_limit_s * options.control_rate_hz)
         self._frame = ReferenceFrame(options.frame)
@@ -135,8 +139,16 @@ class CartesianTask(ABC):
     def measure(self, state: RobotState, objects: ObjectPoses) -> list[Array]:
         """Return the values (3,) of the differences, along O's axes."""
 
+    def sample_placement(self, rng: np.random.Generator) -> ScenePlacement:
+        """Draw where an episode starts, at the task's place on the table."""
+        drawn = self.draw_placement(rng)
+        frames = SCENES[self.scene]
+        objects = {name: self._shift @ pose if frames[name] == "O" else pose for name, pose in drawn.objects.items()}
+        return ScenePlacement(O_T_EE=self._shift @ drawn.O_T_EE, objects=objects)
+
     @abstractmethod
-    def sample_placement(self, rng: np.random.Generator) -> ScenePlacement: ...
+    def draw_placement(self, rng: np.random.Generator) -> ScenePlacement:
+        """Draw where an episode starts, around the task's nominal place."""
 
     @abstractmethod
     def outcome(self, state: RobotState, objects: ObjectPoses) -> Outcome: ...

@@ -55,7 +55,7 @@ class CubeStacking(CartesianTask):
             ),
         )
 
-    def sample_placement(self, rng: np.random.Generator) -> ScenePlacement:
+    def draw_placement(self, rng: np.random.Generator) -> ScenePlacement:
         """Draw the hand's O_T_EE and both cubes' O_T_cube; cubes too close to each other are drawn again."""
         start = CENTRE_M + START_HEIGHT_M * UP + rng.uniform(-1, 1, 3) * START_RANGE_M
         while True:

@@ -53,7 +53,7 @@ class PegInHole(CartesianTask):
         turn = Field(name="rotation_error", unit="rad", low=(-0.3,) * 3, high=(0.3,) * 3, fine_scale=0.03)
         return (_to_hole("hole_to_peg"), turn) if self._rotation else (_to_hole("hole_to_peg"),)
 
-    def sample_placement(self, rng: np.random.Generator) -> ScenePlacement:
+    def draw_placement(self, rng: np.random.Generator) -> ScenePlacement:
         """Draw the hole's O_T_hole, the hand's O_T_EE and the peg's EE_T_peg."""
         hole = HOLE_CENTRE_M + rng.uniform(-1, 1, 3) * HOLE_RANGE_M
         yaw = rng.uniform(-HOLE_YAW_RANGE_RAD, HOLE_YAW_RANGE_RAD)

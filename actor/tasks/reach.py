@@ -34,7 +34,7 @@ class Reach(CartesianTask):
             differences=(difference,),
         )
 
-    def sample_placement(self, rng: np.random.Generator) -> ScenePlacement:
+    def draw_placement(self, rng: np.random.Generator) -> ScenePlacement:
         """Draw start and target; a target that the start already touches is drawn again."""
         start = WORKSPACE_CENTRE_M + rng.uniform(-START_RANGE_M, START_RANGE_M, 3)
         while True:

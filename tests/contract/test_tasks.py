@@ -18,6 +18,7 @@ from robot.geometry import CUBE_EDGE_M
 from robot.interface import RobotCommand
 from robot.pose import O_R_DOWN, make_pose, rotation_from_rotvec
 from robot.safety import SafetyGate
+from robot.scenes import SCENES
 
 EPISODES = {"fake": 50, "twin": 8}
 VARIANTS = {name: (name, TaskOptions()) for name in TASKS} | {
@@ -199,6 +200,19 @@ def test_the_gripper_latches_between_commands_and_says_when_it_toggled(mode: Lit
     env.reset(seed=1)  # opens it
     *_, info = env.step(np.array([0.0, 0.0, 0.0, 1.0], np.float32))
     assert info["gripper_toggled"] is False
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_moves_as_a_whole(name: str) -> None:
+    offset = np.array([0.05, -0.1, 0.02])
+    here, there = make_task(name), make_task(name, TaskOptions(offset_m=(0.05, -0.1, 0.02)))
+    before, after = (task.sample_placement(np.random.default_rng(3)) for task in (here, there))
+    np.testing.assert_allclose(after.O_T_EE[:3, 3] - before.O_T_EE[:3, 3], offset)
+    for object_name, frame in SCENES[here.scene].items():
+        moved = after.objects[object_name][:3, 3] - before.objects[object_name][:3, 3]
+        np.testing.assert_allclose(moved, offset if frame == "O" else np.zeros(3), atol=1e-12)
+    for bound in ("workspace_min_m", "workspace_max_m"):
+        np.testing.assert_allclose(np.subtract(getattr(there.safety, bound), getattr(here.safety, bound)), offset)
 
 
 def test_an_action_of_the_wrong_shape_is_refused() -> None:

@@ -49,6 +49,16 @@ def test_a_learner_that_never_publishes_delays_each_episode_but_stops_none() -> 
         assert learner.now_s <= 30.1 * episode
 
 
+def test_a_long_wait_is_mentioned_once() -> None:
+    learner, mentions = Learner(period_s=1e9), []
+    budget = throttle(learner)
+    budget.wait(learner.version, never, lambda: mentions.append(learner.now_s))
+    assert mentions == []
+    budget.spend(100)
+    budget.wait(learner.version, never, lambda: mentions.append(learner.now_s))
+    assert len(mentions) == 1
+
+
 def test_a_stop_request_ends_the_wait() -> None:
     learner = Learner(period_s=1e9)
     budget = throttle(learner)
