@@ -6,7 +6,10 @@ from robot.grippers.options import GripperOptions
 from robot.interface import Gripper
 from robot.registry import resolve
 
-GRIPPERS: dict[str, str] = {}
+GRIPPERS = {
+    "fake": "robot.grippers.fake:FakeGripper",
+    "robotiq": "robot.grippers.robotiq:RobotiqGripper",
+}
 
 
 def make_gripper(options: GripperOptions, **context: object) -> Gripper | None:
