@@ -177,9 +177,8 @@ class RobotiqDevice:
         for i, word in enumerate(words):
             self._request[address - REQUEST + i] = word
         action = self._request[0] >> 8
-        request = Write(
-            time.monotonic(), action & 1, action >> 3 & 1, self._request[1] & 0xFF, *_bytes(self._request[2])
-        )
+        speed, force = divmod(self._request[2], 256)
+        request = Write(time.monotonic(), action & 1, action >> 3 & 1, self._request[1] & 0xFF, speed, force)
         self.writes.append(request)
         if not request.rACT:
             self._activated_at_s = None
