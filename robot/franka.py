@@ -13,7 +13,8 @@ JOINT_MIN: Array = np.array((-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.017
 JOINT_MAX: Array = np.array((2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973))  # rad
 JOINT_VELOCITY_MAX: Array = np.array((2.175, 2.175, 2.175, 2.175, 2.61, 2.61, 2.61))  # rad/s
 JOINT_TORQUE_MAX: Array = np.array((87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0))  # N m
-for _limit in (JOINT_MIN, JOINT_MAX, JOINT_VELOCITY_MAX, JOINT_TORQUE_MAX):
+Q_HOME: Array = np.array((0.0, 0.2, 0.0, -2.2, 0.0, 2.4, math.pi / 4))  # rad; every joint 0.6 from its limits
+for _limit in (JOINT_MIN, JOINT_MAX, JOINT_VELOCITY_MAX, JOINT_TORQUE_MAX, Q_HOME):
     _limit.setflags(write=False)
 
 # Joint i: (a, d, sine of alpha); every alpha is 0 or a quarter turn. The flange follows joint 7 at (0, 0.107, 0).
@@ -70,7 +71,16 @@ def jacobian(q: Array, F_T_EE: Array) -> Array:
     """Return J (6, 7) with O_twist_EE = J dq: linear velocity of the EE's origin, then angular velocity, in O."""
     joints, (x, y, z, p) = _chain(q)
     fx, fy, fz = F_T_EE[:3, 3].tolist()
-    e0, e1, e2 = (p[i] + x[i] * fx + y[i] * fy + z[i] * fz for i in range(3))
+    return _jacobian(joints, *(p[i] + x[i] * fx + y[i] * fy + z[i] * fz for i in range(3)))
+
+
+def jacobian_at(q: Array, O_p_EE: Array) -> Array:
+    """Return the same J (6, 7) where the EE's origin O_p_EE (3,), m, is measured rather than known from the flange."""
+    joints, _ = _chain(q)
+    return _jacobian(joints, *O_p_EE.tolist())
+
+
+def _jacobian(joints: list[tuple[_Triple, _Triple]], e0: float, e1: float, e2: float) -> Array:
     columns = []
     for (a0, a1, a2), (o0, o1, o2) in joints:
         r0, r1, r2 = e0 - o0, e1 - o1, e2 - o2

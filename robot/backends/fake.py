@@ -2,7 +2,7 @@
 
 EE follows each step as the twin's ideal operational-space controller would, a critically damped spring towards the
 goal, integrated exactly. Contact is peg and plate, see `_push_out_of_plate`, and what fake_cubes.py says of cubes.
-Joints and forces stay zero.
+The joints stay at home and forces zero, wherever EE is.
 """
 
 import math
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from robot.backends.fake_cubes import Cubes
 from robot.errors import RobotError, RobotFaultError
+from robot.franka import Q_HOME
 from robot.geometry import HOLE_DEPTH_M, HOLE_RADIUS_M, PEG_RADIUS_M
 from robot.interface import Array, RobotCommand, RobotState, ScenePlacement
 from robot.pose import apply_delta, inverse, make_pose, pose_difference, rotation_from_rotvec
@@ -55,13 +56,13 @@ class FakeBackend:
         return self.read_state()
 
     def read_state(self) -> RobotState:
-        """Return the state now; q, dq, tau_J and the external wrench are zeros."""
+        """Return the state now; q is the home posture; dq, tau_J and the external wrench are zeros."""
         self._require_reset()
         self._require_no_fault()
         return RobotState(
             O_T_EE=self._O_T_EE.copy(),
             O_twist_EE=self._twist.copy(),
-            q=np.zeros(7),
+            q=Q_HOME.copy(),
             dq=np.zeros(7),
             tau_J=np.zeros(7),
             O_F_ext_hat_K=np.zeros(6),

@@ -15,6 +15,7 @@ from actor.tasks.base import TaskOptions
 from actor.tasks.cartesian import CartesianDelta
 from policy.spec import Field, GripperMode
 from robot.backends.fake import FakeBackend
+from robot.franka import Q_HOME
 from robot.interface import Array, RobotCommand, RobotState
 from robot.pose import O_R_DOWN, inverse, make_pose, rotation_from_rotvec, rotvec_from_rotation, translation
 from robot.safety import SafetyGate
@@ -30,7 +31,7 @@ def state_at(O_T_EE: Array) -> RobotState:
     return RobotState(
         O_T_EE=O_T_EE,
         O_twist_EE=np.zeros(6),
-        q=np.zeros(7),
+        q=Q_HOME,
         dq=np.zeros(7),
         tau_J=np.zeros(7),
         O_F_ext_hat_K=np.zeros(6),

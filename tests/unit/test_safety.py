@@ -10,6 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from robot.errors import RobotConfigError
+from robot.franka import Q_HOME
 from robot.interface import Array, RobotCommand, RobotState
 from robot.pose import O_R_DOWN, make_pose
 from robot.safety import SafetyConfig, SafetyGate
@@ -36,7 +37,7 @@ periods = st.floats(0.005, 1.0)
 def state_at(position: Any) -> RobotState:
     zeros = np.zeros(7)
     return RobotState(
-        O_T_EE=make_pose(O_R_DOWN, position), O_twist_EE=np.zeros(6), q=zeros, dq=zeros, tau_J=zeros,
+        O_T_EE=make_pose(O_R_DOWN, position), O_twist_EE=np.zeros(6), q=Q_HOME, dq=zeros, tau_J=zeros,
         O_F_ext_hat_K=np.zeros(6), gripper_width=0.04, robot_time_s=0.0, received_monotonic_s=0.0,
     )  # fmt: skip
 
