@@ -63,6 +63,7 @@ class ArmNode:
         self._empty_polls = 0
         self._frame = 0
         self._goal: Array | None = None  # (4, 4), where the interpolator of poses is heading
+        self._last_measured = self._robot.simulation.O_T_EE()  # when control last ended: what it next starts from
         self._published = _zeros()  # what the next message says: zeros, until the robot was read
         self._exit_s = math.inf
 
@@ -119,6 +120,8 @@ class ArmNode:
         if command.termination:
             self.exit("told to terminate")
         elif command.controller is Controller.NO_CONTROL:
+            if self._is_running:
+                self._last_measured = self._robot.simulation.O_T_EE()
             self._controller = Controller.NO_CONTROL
             self._robot.hold()
         elif command.goal is None:
@@ -191,7 +194,7 @@ class ArmNode:
 
     def _pose_motion(self, goal: OscPose, now_s: float) -> PoseMotion:
         simulation = self._robot.simulation
-        measured = simulation.O_T_EE()
+        measured = simulation.O_T_EE() if self._is_running else self._last_measured
         position, rotation = np.array(goal.position), np.array(goal.rotvec)
         if not (np.isfinite(position).all() and np.isfinite(rotation).all()):
             self._robot.reflex("controller_torque_discontinuity")  # as the robot does when it is told such torques
