@@ -17,6 +17,7 @@ import socket
 import sqlite3
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,8 @@ from learner.run_lock import sole_use_of
 from policy.cli import run_main
 from policy.errors import ConfigError, PortInUseError, SpecMismatchError, WeightsError, WireError
 from policy.files import replace_durably
-from policy.grpc_options import PROTOCOL_VERSION, SERVER_OPTIONS, WEIGHTS_CHUNK_BYTES
+from policy.grpc_options import MAX_PING_BYTES, PROTOCOL_VERSION, SERVER_OPTIONS, WEIGHTS_CHUNK_BYTES
+from policy.revision import read_revision
 from policy.transition import Recordable, RecordId
 from policy.weights_store import WeightsManifest, WeightsStore
 from policy.wire import record_from_message
@@ -55,6 +57,7 @@ class LinkServicer(link_pb2_grpc.LinkServicer):
         self._log = log
         self._weights = weights
         self._handshake = handshake
+        self._revision = read_revision()  # now: the files may change while this process runs
         self._is_closing = threading.Event()
 
     def Hello(self, request: link_pb2.HelloRequest, context: grpc.ServicerContext) -> link_pb2.HelloReply:
@@ -106,6 +109,18 @@ class LinkServicer(link_pb2_grpc.LinkServicer):
                 logger.error("not sent to %s: %s", request.actor_id, error)
                 continue
             yield from _chunks(newest, data)
+
+    def Ping(self, request: link_pb2.PingRequest, context: grpc.ServicerContext) -> link_pb2.PingReply:
+        """Say who answers; see link.proto."""
+        if request.reply_bytes > MAX_PING_BYTES:
+            problem = f"reply_bytes = {request.reply_bytes} is above the limit of {MAX_PING_BYTES}"
+            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, WireError(problem))
+        return link_pb2.PingReply(
+            wall_time_s=time.time(),
+            protocol_version=PROTOCOL_VERSION,
+            commit=self._revision,
+            payload=bytes(request.reply_bytes),
+        )
 
     def close(self) -> None:
         """Let all streams end. Records that were not acknowledged are sent again by their actors."""

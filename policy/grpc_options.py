@@ -4,6 +4,7 @@ PROTOCOL_VERSION = 2
 
 MAX_TRANSITION_BYTES = 1 << 20
 WEIGHTS_CHUNK_BYTES = 1 << 20
+MAX_PING_BYTES = 1 << 20
 _MAX_MESSAGE_BYTES = 8 << 20  # anything larger is refused before it is read into memory
 
 Options = tuple[tuple[str, int], ...]

@@ -51,6 +51,26 @@ DTYPE_UNSPECIFIED: DType
 DTYPE_FLOAT32: DType
 DTYPE_UINT8: DType
 
+class PingRequest(_message.Message):
+    __slots__ = ("payload", "reply_bytes")
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    REPLY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    payload: bytes
+    reply_bytes: int
+    def __init__(self, payload: _Optional[bytes] = ..., reply_bytes: _Optional[int] = ...) -> None: ...
+
+class PingReply(_message.Message):
+    __slots__ = ("wall_time_s", "protocol_version", "commit", "payload")
+    WALL_TIME_S_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    wall_time_s: float
+    protocol_version: int
+    commit: str
+    payload: bytes
+    def __init__(self, wall_time_s: _Optional[float] = ..., protocol_version: _Optional[int] = ..., commit: _Optional[str] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
 class HelloRequest(_message.Message):
     __slots__ = ("protocol_version", "actor_id", "incarnation", "specs_json", "policy_json", "spooled_incarnations")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]

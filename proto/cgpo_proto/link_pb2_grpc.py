@@ -49,6 +49,11 @@ class LinkStub:
                 request_serializer=cgpo__proto_dot_link__pb2.WatchWeightsRequest.SerializeToString,
                 response_deserializer=cgpo__proto_dot_link__pb2.WeightsChunk.FromString,
                 _registered_method=True)
+        self.Ping = channel.unary_unary(
+                '/cgpo.v1.Link/Ping',
+                request_serializer=cgpo__proto_dot_link__pb2.PingRequest.SerializeToString,
+                response_deserializer=cgpo__proto_dot_link__pb2.PingReply.FromString,
+                _registered_method=True)
 
 
 class LinkServicer:
@@ -78,6 +83,13 @@ class LinkServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Ping(self, request, context):
+        """Who answers here, and how fast. Needs no Hello, changes nothing, and is answered whatever version the caller has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LinkServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +107,11 @@ def add_LinkServicer_to_server(servicer, server):
                     servicer.WatchWeights,
                     request_deserializer=cgpo__proto_dot_link__pb2.WatchWeightsRequest.FromString,
                     response_serializer=cgpo__proto_dot_link__pb2.WeightsChunk.SerializeToString,
+            ),
+            'Ping': grpc.unary_unary_rpc_method_handler(
+                    servicer.Ping,
+                    request_deserializer=cgpo__proto_dot_link__pb2.PingRequest.FromString,
+                    response_serializer=cgpo__proto_dot_link__pb2.PingReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +195,33 @@ class Link:
             '/cgpo.v1.Link/WatchWeights',
             cgpo__proto_dot_link__pb2.WatchWeightsRequest.SerializeToString,
             cgpo__proto_dot_link__pb2.WeightsChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Ping(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cgpo.v1.Link/Ping',
+            cgpo__proto_dot_link__pb2.PingRequest.SerializeToString,
+            cgpo__proto_dot_link__pb2.PingReply.FromString,
             options,
             channel_credentials,
             insecure,
