@@ -205,6 +205,6 @@ class Guard:
     def _enter(self, mode: Mode, reason: str) -> None:
         if mode is self._mode:
             return
-        _log.log(logging.ERROR if mode is Mode.FAULT else logging.INFO, "%s -> %s: %s", self._mode, mode, reason)
+        _log.log(logging.ERROR if mode is Mode.FAULT else logging.DEBUG, "%s -> %s: %s", self._mode, mode, reason)
         self._mode = mode
         self._observe_event(GuardEvent("mode", mode, reason, self._clock()))
