@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from torch import Tensor
 from policy.acting import ActingPolicy
 from policy.config import PolicyConfig
 from policy.errors import WeightsError
+from policy.image_codec import code_images
 from policy.spec import Observation, Specs
 from policy.success_classifier import TENSOR_PREFIX
 
@@ -68,6 +69,7 @@ class PolicyRunner:
         self._clock = clock  # wall clock: the publication time comes from another machine
         self._policy = ActingPolicy(specs, config, seed)
         self._candidates = candidates
+        self._warm_up(seed)
         self._weights: PublishedWeights | None = None
         self._refused_version: int | None = None
 
@@ -88,6 +90,14 @@ class PolicyRunner:
             _log.error("weights version %d refused, version %d stays: %s", newest.version, self.weights_version, error)
             return False
         return True
+
+    def _warm_up(self, seed: int) -> None:
+        """Act once on nothing: the first call allocates and compiles what the control loop should not wait for."""
+        spec = self._specs.observation
+        blank: dict[str, Any] = {field.name: np.zeros(len(field.low), np.float32) for field in spec.fields}
+        blank |= {image.name: np.zeros((image.height, image.width, 3), np.uint8) for image in spec.images}
+        self._policy.select_action(code_images(blank, "jpeg"), self._candidates)
+        self._policy.reseed(seed)
 
     def use(self, weights: PublishedWeights) -> None:
         """Act with these weights. Raises WeightsError, and nothing changes, when they do not fit."""
