@@ -31,7 +31,7 @@ _POLL_S = 0.05
 _EMPTY_POLLS = 20
 _RESTART_S = 1.0
 _OSC_RATE = 6.1  # 1/s: stiffness over damping of Deoxys' defaults
-_JOINT_SPEED = 1.0  # rad/s
+_JOINT_SPEED = 2.0  # rad/s
 
 
 @functools.cache

@@ -95,8 +95,8 @@ class ArmClient:
         """Return the newest state and its time.monotonic(). Raises RobotFaultError, and StaleStateError when old."""
         with self._lock:
             self._raise_fault()
-            if self._watch.state is None:
-                raise RobotError("the arm has not been connected: call connect()")
+            if self._thread is None or self._watch.state is None:
+                raise RobotError("the arm is not connected: call connect()")
             now_s = time.monotonic()
             age_s = self._watch.age_s(now_s)
             if age_s > self._options.stale_after_s:
