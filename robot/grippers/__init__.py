@@ -8,6 +8,7 @@ from robot.registry import resolve
 
 GRIPPERS = {
     "fake": "robot.grippers.fake:FakeGripper",
+    "franka_hand": "robot.grippers.franka_hand:FrankaHand",
     "robotiq": "robot.grippers.robotiq:RobotiqGripper",
 }
 
