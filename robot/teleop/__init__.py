@@ -10,6 +10,7 @@ TELEOP_DEVICES = {
     "gamepad": "robot.teleop.gamepad:GamepadDevice",
     "keyboard": "robot.teleop.keyboard:KeyboardDevice",
     "replay": "robot.teleop.device_log:ReplayDevice",
+    "spacemouse": "robot.teleop.spacemouse:SpaceMouseDevice",
 }
 
 

@@ -49,9 +49,10 @@ class LoggingDevice:
         if self._path.exists():
             self._episode = max((entry.episode for entry in _read(self._path)), default=-1)
             _drop_torn_line(self._path)
-        else:
-            self._lines.put(json.dumps({"format": _FORMAT, "num_buttons": self.num_buttons}))
         self._device.connect()
+        self.num_buttons = self._device.num_buttons  # some know it only now
+        if not self._path.exists():
+            self._lines.put(json.dumps({"format": _FORMAT, "num_buttons": self.num_buttons}))
         self._writer = threading.Thread(target=self._write, name="device-log", daemon=True)
         self._writer.start()
 

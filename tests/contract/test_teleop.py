@@ -15,6 +15,8 @@ from robot.teleop.device_log import LoggingDevice, ReplayDevice
 from robot.teleop.fake import Entry, FakeDevice
 from robot.teleop.gamepad import GamepadDevice
 from robot.teleop.keyboard import KeyboardDevice
+from robot.teleop.spacemouse import SpaceMouseDevice
+from tests.fake_spacemouse import Desk
 from tests.teleop_fakes import Evdev, Pad, TypedTerminal
 
 HANG_LIMIT_S = 30.0
@@ -58,6 +60,16 @@ def attach_gamepad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attached:
     return Attached(GamepadDevice(), push, unplug)
 
 
+def attach_spacemouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attached:
+    mouse = Desk(monkeypatch).plug()
+
+    def push() -> None:
+        mouse.translate(back=-1.0)
+        mouse.press(0)
+
+    return Attached(SpaceMouseDevice(), push, mouse.unplug)
+
+
 def attach_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attached:
     """The record has an episode of 2 states at rest and one that pushes for long; then it is over."""
     path = tmp_path / "device_log.jsonl"
@@ -77,7 +89,13 @@ def end_of_log(device: ReplayDevice) -> None:
     device.begin_episode()
 
 
-ATTACH = {"fake": attach_fake, "gamepad": attach_gamepad, "keyboard": attach_keyboard, "replay": attach_replay}
+ATTACH = {
+    "fake": attach_fake,
+    "gamepad": attach_gamepad,
+    "keyboard": attach_keyboard,
+    "replay": attach_replay,
+    "spacemouse": attach_spacemouse,
+}
 
 
 @pytest.fixture(params=sorted(TELEOP_DEVICES))
@@ -129,7 +147,9 @@ def test_closing_twice_is_harmless(attached: Attached) -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_valid_ones() -> None:
-    with pytest.raises(RobotConfigError, match=r"Did you mean 'keyboard'\? Valid: fake, gamepad, keyboard, replay"):
+    with pytest.raises(
+        RobotConfigError, match=r"Did you mean 'keyboard'\? Valid: fake, gamepad, keyboard, replay, spacemouse"
+    ):
         make_device("keybord")
 
 
