@@ -7,6 +7,7 @@ from typing import Any
 
 from evdev import ecodes
 
+from actor.operator import OperatorSignal
 from robot.errors import RobotError
 from robot.teleop.terminal import Terminal
 
@@ -110,3 +111,18 @@ class Evdev:
         handle = PadHandle(self.pads[path])
         handle._check()
         return handle
+
+
+class PressedKeys:
+    """An operator's keys; whoever sets `pressed` presses them."""
+
+    is_heard = True
+
+    def __init__(self) -> None:
+        self.pressed: list[OperatorSignal] = []
+
+    def poll(self) -> list[OperatorSignal]:
+        pressed, self.pressed = self.pressed, []
+        return pressed
+
+    def close(self) -> None: ...

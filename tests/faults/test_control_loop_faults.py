@@ -27,6 +27,7 @@ from robot.backends.fake import FakeBackend
 from robot.errors import RobotFaultError, StaleStateError
 from robot.guard import Mode
 from robot.interface import RobotCommand, RobotState
+from tests.teleop_fakes import PressedKeys
 
 POLICY = PolicyConfig(denoising_steps=2, denoiser_hidden=(8,), behavior_candidates=1)
 
@@ -170,21 +171,6 @@ def test_after_a_lapse_of_the_loop_the_arm_holds_and_the_steps_are_not_joined() 
     assert arm.told.count("stop") == 1
 
 
-class Keys:
-    """An operator's keys whose presses a test's thread gives."""
-
-    is_heard = True
-
-    def __init__(self) -> None:
-        self.pressed: list[OperatorSignal] = []
-
-    def poll(self) -> list[OperatorSignal]:
-        pressed, self.pressed = self.pressed, []
-        return pressed
-
-    def close(self) -> None: ...
-
-
 def config(run_dir: Path) -> ActorConfig:
     return ActorConfig(
         policy=POLICY, task="reach", backend="fake", learner="127.0.0.1:1", run_dir=run_dir, demonstrations=3,
@@ -210,7 +196,7 @@ def reflex_at(arm: Arm, reads: int) -> None:
 def test_a_person_lets_the_session_go_on_after_a_fault(
     arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys, said, told_at_fault = Keys(), [], []
+    keys, said, told_at_fault = PressedKeys(), [], []
     monkeypatch.setattr("actor.workcell.open_operator", lambda *_: keys)
     reflex_at(arm, 30)
     waits = threading.Event()
