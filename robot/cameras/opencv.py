@@ -62,12 +62,13 @@ class OpenCvSource:
         white_balance_k: int = 0,
         fourcc: str = "",
         is_side_by_side: bool = False,
+        kind: str = "camera",
         pattern: str = "*-video-index0",
     ) -> None:
         """width, height: of the images returned; a side-by-side camera delivers two of them, of which the left counts.
 
-        fourcc: pixel format to ask for; empty: OpenCV's choice. pattern: of the names in /dev/v4l/by-id that count
-        where `device` is empty.
+        fourcc: pixel format to ask for; empty: OpenCV's choice. kind: what messages call the device. pattern: of
+        the names in /dev/v4l/by-id that count where `device` is empty.
         """
         check_settings(fps, exposure_us)
         self._device = f"/dev/video{device}" if device.isdecimal() else device
@@ -75,7 +76,7 @@ class OpenCvSource:
         self._exposure_us, self._white_balance_k = exposure_us, white_balance_k
         self._fourcc = fourcc
         self._eyes = 2 if is_side_by_side else 1
-        self._pattern = pattern
+        self._kind, self._pattern = kind, pattern
         self._is_video = "://" in device or os.path.isfile(device)
         self._file_period_s = 0.0  # between two images of a file; 0 where the device itself keeps the time
         self._next_monotonic_s = 0.0
@@ -133,7 +134,7 @@ class OpenCvSource:
     def _open_device(self) -> cv2.VideoCapture:
         os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(_SELECT_TIMEOUT_S))  # read at the first open
         remedy = f"Plug it in again. Names in {_BY_ID} stay the same, numbers do not."
-        path = self._device or choose_device("camera", "", present_devices(self._pattern), remedy)
+        path = self._device or choose_device(self._kind, "", present_devices(self._pattern), remedy)
         if not os.path.exists(path):
             raise RobotError(f"there is no {path}; present: {', '.join(present_devices()) or 'none'}. {remedy}")
         if not os.access(path, os.R_OK | os.W_OK):

@@ -44,6 +44,7 @@ class ZedUvcCamera(CapturingCamera):
             white_balance_k=white_balance_k,
             fourcc="YUYV",
             is_side_by_side=True,
+            kind="ZED",
             pattern="*ZED*-video-index0",
         )
         super().__init__(name, source, width=width, height=height, frozen_after_s=source.frozen_after_s)

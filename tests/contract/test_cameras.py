@@ -320,6 +320,15 @@ def realsense(desk: RealSenseDesk, device: str = SERIAL, **options: Any) -> Came
     return make_camera("realsense", "third_person", device=device, context=desk.context, **options)
 
 
+def test_a_missing_system_library_names_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "pyrealsense2.py").write_text("raise ImportError('libusb-1.0.so.0: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("pyrealsense2", "robot.cameras.realsense"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(MissingDependencyError, match=r"libusb-1.0.so.0.*sudo apt-get install libusb-1.0-0"):
+        make_camera("realsense", "wrist")
+
+
 def test_a_realsense_that_is_not_there_is_missed_at_once(desk: RealSenseDesk) -> None:
     with pytest.raises(RobotError, match=rf"no RealSense 000; present: {SERIAL}\. .*USB 3"):
         realsense(desk, "000", width=64, height=48).connect()
