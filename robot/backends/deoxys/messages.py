@@ -333,8 +333,14 @@ def encode_arm_state(state: ArmState) -> bytes:
 
 
 def decode_arm_state(data: bytes) -> ArmState:
-    """Return the robot's state. Its values are not judged: they may be zeros or not finite."""
+    """Return the robot's state. Its values are not judged: they may be zeros or not finite.
+
+    Raises GarbledMessageError for a message without a time or a frame number. Those are its last fields: one that was
+    cut off would otherwise look like the first state of a control process that has started again, number 0.
+    """
     message = _parse("FrankaRobotStateMessage", data)
+    if not message.HasField("time") or message.frame == 0:
+        raise GarbledMessageError("a robot state without its last fields, time and frame: cut off, or the first of all")
     values = {name: _vector(message, name, 16).reshape(4, 4).T.copy() for name in _POSES}
     values |= {name: _vector(message, name, length) for name, length in _VECTORS.items()}
     return ArmState(
