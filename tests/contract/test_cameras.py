@@ -14,6 +14,12 @@ import cv2
 import numpy as np
 import pytest
 
+from actor.config import CameraConfig, CamerasConfig
+from actor.env import connect_cameras
+from actor.tasks import make_task
+from actor.tasks.base import TaskOptions
+from policy.errors import ConfigError
+from robot.backends.fake import FakeBackend
 from robot.backends.twin.backend import TwinBackend
 from robot.cameras import CAMERAS, make_camera
 from robot.cameras.capture import CapturingCamera
@@ -196,6 +202,21 @@ def test_closing_twice_is_harmless_and_reading_then_an_error(attached: Attached)
 def test_an_option_that_a_driver_does_not_have_is_refused() -> None:
     with pytest.raises(RobotConfigError, match=r"'zed_uvc' has no exposure_us. It has: .*white_balance_k"):
         make_camera("zed_uvc", "wrist", exposure_us=5000)
+
+
+def test_the_actors_settings_reach_the_drivers_that_have_them(tmp_path: Path) -> None:
+    write_video(tmp_path / "webcam.avi", 160, 120)
+    task = make_task("reach", TaskOptions(pixels=True))
+    webcam = CameraConfig(
+        driver="opencv", device=str(tmp_path / "webcam.avi"), width=160, height=120, crop=(40, 0, 120, 120)
+    )
+    rig = connect_cameras(CamerasConfig(wrist=webcam), task, "fake", FakeBackend("reach"))
+    assert rig is not None
+    image = rig.read(np.zeros(3)).images["wrist"]
+    rig.close()
+    assert image[64, 20, 0] > 150 > image[64, 100, 0], "red on the left of the crop's 40 px, then blue"
+    with pytest.raises(ConfigError, match="'fake' has no fps"):
+        connect_cameras(CamerasConfig(wrist=CameraConfig(fps=60)), task, "fake", arm)
 
 
 # The capture thread, which all real drivers share.
