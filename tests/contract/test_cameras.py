@@ -207,10 +207,11 @@ def test_an_option_that_a_driver_does_not_have_is_refused() -> None:
 def test_the_actors_settings_reach_the_drivers_that_have_them(tmp_path: Path) -> None:
     write_video(tmp_path / "webcam.avi", 160, 120)
     task = make_task("reach", TaskOptions(pixels=True))
-    webcam = CameraConfig(
-        driver="opencv", device=str(tmp_path / "webcam.avi"), width=160, height=120, crop=(40, 0, 120, 120)
-    )
-    rig = connect_cameras(CamerasConfig(wrist=webcam), task, "fake", FakeBackend("reach"))
+    arm = FakeBackend("reach")
+    arm.reset(START)
+    device = str(tmp_path / "webcam.avi")
+    webcam = CameraConfig(driver="opencv", device=device, width=160, height=120, crop=(40, 0, 120, 120))
+    rig = connect_cameras(CamerasConfig(wrist=webcam), task, "fake", arm)
     assert rig is not None
     image = rig.read(np.zeros(3)).images["wrist"]
     rig.close()
