@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from robot.contact import pushes_against, yield_to
 from robot.errors import RobotConfigError
 from robot.franka import JOINT_MAX, JOINT_MIN, JOINT_VELOCITY_MAX
 from robot.interface import Array, RobotCommand, RobotState
 from robot.joint_limits import JointRoom
+from robot.pose import O_R_DOWN, rotation_from_rotvec, rotvec_from_rotation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class SafetyConfig:
     max_step_m: float = 0.02
     """Per control period, whatever its length."""
     max_step_rad: float = 0.1
+    max_turn_rad: float = math.pi
+    """How far EE may be turned from pointing straight down (robot.pose.O_R_DOWN), about any axis; pi: anyhow."""
     max_speed_m_s: float = 0.25
     """Commanded, step / period."""
     max_speed_rad_s: float = 1.0
@@ -72,7 +76,7 @@ class SafetyConfig:
 
 
 _POSITIVE = (
-    "workspace_tolerance_m", "max_step_m", "max_step_rad", "max_speed_m_s", "max_speed_rad_s",
+    "workspace_tolerance_m", "max_step_m", "max_step_rad", "max_turn_rad", "max_speed_m_s", "max_speed_rad_s",
     "max_measured_speed_m_s", "max_measured_speed_rad_s", "max_joint_speed_fraction", "joint_margin_rad",
     "soft_force_n", "soft_torque_nm", "back_off_m", "back_off_rad", "max_gripper_force_n",
 )  # fmt: skip
@@ -117,7 +121,8 @@ class SafetyGate:
            step along it put in; the same for the torque and the rotation.
         3. What would drive a joint into the margin before its limit, or further into it, is taken out (JointRoom).
         4. The *target*, measured position + step, is kept in the box axis by axis, so that the arm slides along a
-           wall. From outside the box, steps inwards pass and the outward part is removed.
+           wall. From outside the box, steps inwards pass and the outward part is removed. The target's orientation is
+           kept within max_turn_rad in the same way.
         5. Where these contradict each other, the step is shortened until they do not: at worst the arm holds.
 
         Never raises for anything in the command; RobotConfigError if period_s is not positive.
@@ -153,21 +158,29 @@ class SafetyGate:
         max_step_rad = min(config.max_step_rad, config.max_speed_rad_s * period_s)
         step = _shorten(command.delta_position, max_step_m, "translation", "m", reasons)
         rotation = _shorten(command.delta_rotation, max_step_rad, "rotation", "rad", reasons)
-        force, torque = state.O_F_ext_hat_K[:3], state.O_F_ext_hat_K[3:]
-        step = _yield(force, config.soft_force_n, config.max_force_n, config.back_off_m, step, "force", "N", reasons)
-        rotation = _yield(
-            torque, config.soft_torque_nm, config.max_torque_nm, config.back_off_rad, rotation, "torque", "N m", reasons
-        )
+        step, rotation = self._yield_to_contact(state.O_F_ext_hat_K, step, rotation, reasons)
         room = JointRoom(state.q, position, config.joint_margin_rad)
         step, rotation = self._spare_joints(room, state.q, step, rotation, reasons)
+        step = self._keep_in_workspace(position, step, reasons)
+        rotation = self._keep_in_turn(state.O_T_EE[:3, :3], rotation, reasons)
+        if not reasons:
+            return step, rotation
         # One factor for both keeps the ratio that the joints have room for.
         longer = max(math.hypot(*step.tolist()) / max_step_m, math.hypot(*rotation.tolist()) / max_step_rad)
         if longer > 1.0:
             step, rotation = step / longer, rotation / longer
-        step = self._keep_in_workspace(position, step, reasons)
-        if reasons:
-            step, rotation = self._reconcile(room, state.O_F_ext_hat_K, step, rotation, reasons)
-        return step, rotation
+        return self._reconcile(room, state.O_F_ext_hat_K, step, rotation, reasons)
+
+    def _yield_to_contact(self, wrench: Array, step: Array, rotation: Array, reasons: list[str]) -> tuple[Array, Array]:
+        config, force, torque = self.config, wrench[:3], wrench[3:]
+        yielding = yield_to(force, config.soft_force_n, config.max_force_n, config.back_off_m, step)
+        turning = yield_to(torque, config.soft_torque_nm, config.max_torque_nm, config.back_off_rad, rotation)
+        if yielding is not step or turning is not rotation:
+            reasons.append(
+                f"wrench: external force {math.hypot(*force.tolist()):.1f} N (soft limit {config.soft_force_n:g} N), "
+                f"torque {math.hypot(*torque.tolist()):.1f} N m ({config.soft_torque_nm:g} N m); the arm backs off"
+            )
+        return yielding, turning
 
     def _spare_joints(
         self, room: JointRoom, q: Array, step: Array, rotation: Array, reasons: list[str]
@@ -192,17 +205,31 @@ class SafetyGate:
         reasons.append(f"workspace: target {target} m leaves the box from {list(low)} to {list(high)} m")
         return allowed
 
+    def _keep_in_turn(self, O_R_EE: Array, rotation: Array, reasons: list[str]) -> Array:
+        limit = self.config.max_turn_rad
+        if limit >= math.pi:
+            return rotation
+        turned = O_R_EE @ O_R_DOWN.T
+        angle = math.hypot(*rotvec_from_rotation(turned).tolist())
+        if angle + math.hypot(*rotation.tolist()) <= limit:
+            return rotation
+        target = rotvec_from_rotation(rotation_from_rotvec(rotation) @ turned)
+        target_angle, allowed_angle = math.hypot(*target.tolist()), max(limit, angle)
+        if target_angle <= allowed_angle + _ROUNDING:
+            return rotation
+        reasons.append(f"turn: target {target_angle:.3f} rad from straight down is beyond {limit:g} rad")
+        return rotvec_from_rotation(rotation_from_rotvec(target * (allowed_angle / target_angle)) @ turned.T)
+
     def _reconcile(
         self, room: JointRoom, wrench: Array, step: Array, rotation: Array, reasons: list[str]
     ) -> tuple[Array, Array]:
         """Shorten a step that one limit turned against another one; every limit but the back-off holds for no step."""
+        config = self.config
         share = room.share(np.concatenate([step, rotation]))
-        for load, soft, part in (
-            (wrench[:3], self.config.soft_force_n, step),
-            (wrench[3:], self.config.soft_torque_nm, rotation),
+        if pushes_against(wrench[:3], config.soft_force_n, step) or pushes_against(
+            wrench[3:], config.soft_torque_nm, rotation
         ):
-            if math.hypot(*load.tolist()) > soft and float(part @ _direction(load)) < -_ROUNDING:
-                share = 0.0
+            share = 0.0
         if share == 1.0:
             return step, rotation
         reasons.append(f"conflict: what one limit leaves of the step, another forbids; {share:.0%} of it remains")
@@ -285,6 +312,8 @@ _HOLD.delta_rotation.setflags(write=False)
 _MEASURED = ("O_T_EE", "O_twist_EE", "q", "dq", "tau_J", "O_F_ext_hat_K", "gripper_width", "robot_time_s")
 _REACH_M = 2.0  # of a Panda with any tool; 0.855 m without
 _ROUNDING = 1e-12
+_IDENTITY = np.eye(3)
+_ROTATION_TOLERANCE = 1e-3  # a robot's own rounding is below 1e-6
 
 
 def _malformed(state: RobotState, command: RobotCommand) -> str:
@@ -303,6 +332,9 @@ def _malformed(state: RobotState, command: RobotCommand) -> str:
     for name, array in (("q", state.q), ("O_F_ext_hat_K", state.O_F_ext_hat_K)):
         if not np.isfinite(array).all():
             return f"measured {name} = {array.tolist()} is not finite"
+    rotation = state.O_T_EE[:3, :3]
+    if not (np.abs(rotation @ rotation.T - _IDENTITY).max() <= _ROTATION_TOLERANCE and np.linalg.det(rotation) > 0.0):
+        return f"measured orientation {rotation.tolist()} is no rotation"
     return ""
 
 
@@ -313,30 +345,6 @@ def _shorten(step: Array, limit: float, what: str, unit: str, reasons: list[str]
         return step
     reasons.append(f"{what}: step of {length:.4g} {unit} is longer than {limit:.4g} {unit}")
     return step / length * limit  # this order stays finite and within the limit even for a step near 1e308
-
-
-def _yield(
-    load: Array, soft: float, hard: float, back_off: float, step: Array, what: str, unit: str, reasons: list[str]
-) -> Array:
-    """Return `step` (3,) with at least the back-off along a load (3,) on EE that is beyond its soft limit."""
-    size = math.hypot(*load.tolist())
-    if size <= soft:
-        return step
-    direction = _direction(load)
-    missing = back_off * min((size - soft) / (hard - soft), 1.0) - float(step @ direction)
-    if missing <= _ROUNDING:
-        return step
-    reasons.append(
-        f"wrench: external {what} of {size:.1f} {unit} is beyond {soft:g} {unit}; the arm backs off instead of pushing"
-    )
-    return step + missing * direction
-
-
-def _direction(load: Array) -> Array:
-    """Return a load (3,) that is not zero at length 1; finite even for one near 1e308."""
-    scaled = load / np.abs(load).max()
-    unit: Array = scaled / math.hypot(*scaled.tolist())
-    return unit
 
 
 def _check_interval(name: str, low: float, high: float, unit: str) -> None:

@@ -1,5 +1,6 @@
 """The action that tasks share: a Cartesian step of the end effector, with or without rotation and gripper."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from robot.pose import O_R_DOWN, rotvec_from_rotation
 from robot.safety import SafetyConfig
 
 _CUBE_CORNER = 3**0.5 * (1 + 1e-6)  # distance of a cube's corner in half edges, with room for rounding
+MAX_TURN_RAD = 0.5  # of the hand from straight down, where an action can turn it
 GRIPPER_THRESHOLD = 0.5  # beyond it, the gripper's element of an action means close (-) or open (+); else stay
 _GRIPPER_HALF_M = GRIPPER_OPEN_M / 2  # a commanded width below it is a command to close
 
@@ -52,6 +54,8 @@ class CartesianDelta:
             workspace_max_m=tuple(workspace_max_m.tolist()),
             max_step_m=_CUBE_CORNER * self.max_step_m,
             max_step_rad=_CUBE_CORNER * self.max_step_rad,
+            # A policy that turns its hand again and again would drive the wrist against its limits.
+            max_turn_rad=MAX_TURN_RAD if self.rotation else math.pi,
             # Speed of the goal. The arm itself lags: a steady 2 cm per 0.1 s moves it at 0.08 m/s.
             max_speed_m_s=_CUBE_CORNER * self.max_step_m * self.control_rate_hz,
             max_speed_rad_s=_CUBE_CORNER * self.max_step_rad * self.control_rate_hz,
@@ -72,13 +76,21 @@ class CartesianDelta:
     def sayable(self, command: RobotCommand, state: RobotState) -> RobotCommand:
         """Shorten the step until an action can say it.
 
-        The gate cuts along O's axes. Along EE's, what is left can stick out of the cube of actions; shortened, it
-        still lies within the gate's limits, because they hold for every shorter step in its direction.
+        What the gate leaves can stick out of the cube of actions: cut along O's axes where the action is along EE's, or
+        turned by a contact, a joint's limit or the hand's. Shortened as a whole it still lies within the gate's limits,
+        because they hold for every shorter step of the same kind.
         """
-        longest = float(np.abs(self.frame.from_base(command.delta_position, state.O_T_EE)).max())
-        if longest <= self.max_step_m * (1 + 1e-9):
+        longest = float(np.abs(self.frame.from_base(command.delta_position, state.O_T_EE)).max()) / self.max_step_m
+        if self.rotation:
+            turn = float(np.abs(self.frame.from_base(command.delta_rotation, state.O_T_EE)).max()) / self.max_step_rad
+            longest = max(longest, turn)
+        if longest <= 1 + 1e-9:
             return command
-        return replace(command, delta_position=command.delta_position * (self.max_step_m / longest))
+        return replace(
+            command,
+            delta_position=command.delta_position / longest,
+            delta_rotation=command.delta_rotation / longest,
+        )
 
     def action_of(self, command: RobotCommand, state: RobotState) -> NDArray[np.float32]:
         """Return the action (A,) whose command at `state` this is; its gripper element is -1, 0 or 1."""
