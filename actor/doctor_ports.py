@@ -1,0 +1,58 @@
+"""Addresses, and who listens on a TCP port of this machine as far as the kernel tells us."""
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+from policy.errors import ConfigError
+
+_LISTEN = "0A"  # net/tcp_states.h
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Return host and port of "HOST:PORT" ("[::1]:50051" too). Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ConfigError(f"--learner {address!r} is not HOST:PORT with a port from 1 to 65535")
+    return host.strip("[]"), int(port)
+
+
+def is_port_free(port: int, host: str = "") -> bool:
+    """Whether a server could bind it now. Raises OSError for an address that is not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind((host, port))
+            server.listen(1)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise
+    return True
+
+
+def port_holder(port: int, proc: Path = Path("/proc")) -> str:
+    """Return "NAME (pid N)" of who listens there; empty when that is another user's business."""
+    inodes = {inode for table in ("tcp", "tcp6") for inode in _listening_inodes(proc / "net" / table, port)}
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    for process in proc.iterdir():
+        if not process.name.isdecimal():
+            continue
+        try:
+            links = {os.readlink(descriptor) for descriptor in (process / "fd").iterdir()}
+            if links & wanted:
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                return f"{command[:80]} (pid {process.name})"
+        except OSError:  # it has ended, or is another user's
+            continue
+    return ""
+
+
+def _listening_inodes(table: Path, port: int) -> list[str]:
+    try:
+        rows = [line.split() for line in table.read_text().splitlines()[1:]]
+    except OSError:
+        return []
+    return [row[9] for row in rows if row[3] == _LISTEN and int(row[1].rpartition(":")[2], 16) == port]
