@@ -226,9 +226,8 @@ class SafetyGate:
         """Shorten a step that one limit turned against another one; every limit but the back-off holds for no step."""
         config = self.config
         share = room.share(np.concatenate([step, rotation]))
-        if pushes_against(wrench[:3], config.soft_force_n, step) or pushes_against(
-            wrench[3:], config.soft_torque_nm, rotation
-        ):
+        is_pushing = pushes_against(wrench[:3], config.soft_force_n, step)
+        if is_pushing or pushes_against(wrench[3:], config.soft_torque_nm, rotation):
             share = 0.0
         if share == 1.0:
             return step, rotation
@@ -332,10 +331,16 @@ def _malformed(state: RobotState, command: RobotCommand) -> str:
     for name, array in (("q", state.q), ("O_F_ext_hat_K", state.O_F_ext_hat_K)):
         if not np.isfinite(array).all():
             return f"measured {name} = {array.tolist()} is not finite"
-    rotation = state.O_T_EE[:3, :3]
-    if not (np.abs(rotation @ rotation.T - _IDENTITY).max() <= _ROTATION_TOLERANCE and np.linalg.det(rotation) > 0.0):
-        return f"measured orientation {rotation.tolist()} is no rotation"
+    if not _is_rotation(state.O_T_EE[:3, :3]):
+        return f"measured orientation {state.O_T_EE[:3, :3].tolist()} is no rotation"
     return ""
+
+
+def _is_rotation(matrix: Array) -> bool:
+    if not np.abs(matrix).max() <= 1.0 + _ROTATION_TOLERANCE:
+        return False
+    is_orthogonal = np.abs(matrix @ matrix.T - _IDENTITY).max() <= _ROTATION_TOLERANCE
+    return bool(is_orthogonal and np.linalg.det(matrix) > 0.0)
 
 
 def _shorten(step: Array, limit: float, what: str, unit: str, reasons: list[str]) -> Array:
