@@ -17,6 +17,7 @@ _FORCE_N = 30.0  # of each pad; the 2F-85's range is 20 to 235 N, HIL-SERL's set
 _STIFFNESS_N_M = 8000.0  # reaches that force 4 mm behind the set point
 _MASS_KG = 0.02  # of a pad; the rest of the finger is part of the hand, where the frozen linkage has it
 _ARMATURE_KG = 0.5  # of motor and gear, at the pad
+_AT_REST_M_S = 0.002
 _SQUEEZE_M = 2.0 * _FORCE_N / _STIFFNESS_N_M  # of the width, between where the pads are and where they are told to be
 _DAMPING_N_S_M = 2.0 * (_STIFFNESS_N_M * (_MASS_KG + _ARMATURE_KG)) ** 0.5  # critical
 
@@ -71,7 +72,8 @@ class Fingers:
         self._set_points: Array = data.ctrl[motors[0] : motors[1] + 1]
         self._timestep_s = float(model.opt.timestep)
         self._step_m = GRIPPER_SPEED_M_S * self._timestep_s
-        self._set_point = self._commanded = GRIPPER_OPEN_M
+        self._set_point = self._commanded = self._last_width = GRIPPER_OPEN_M
+        self._speed_m_s = 0.0
 
     @property
     def width(self) -> float:
@@ -81,13 +83,15 @@ class Fingers:
     def reset(self) -> None:
         """Open, at rest, at the gripper's speed."""
         self._step_m = GRIPPER_SPEED_M_S * self._timestep_s
-        self._set_point = self._commanded = GRIPPER_OPEN_M
+        self._set_point = self._commanded = self._last_width = GRIPPER_OPEN_M
+        self._speed_m_s = 0.0
         self._qpos[:] = self._set_points[:] = GRIPPER_OPEN_M / 2
 
     @property
     def is_moving(self) -> bool:
-        """Whether the pads are still on their way, or squeezing up to their force."""
-        return self._set_point != self._commanded and abs(self.width - self._set_point) < _SQUEEZE_M
+        """Whether the pads are on their way. What is between them stops them when it takes the whole force."""
+        is_stopped = abs(self.width - self._set_point) >= _SQUEEZE_M
+        return (self._set_point != self._commanded and not is_stopped) or self._speed_m_s > _AT_REST_M_S
 
     def command(self, width: float, speed_m_s: float = GRIPPER_SPEED_M_S) -> None:
         """Close or open to `width`, m, at that speed of it; what is in between is gripped with the gripper's force."""
@@ -97,6 +101,8 @@ class Fingers:
     def step(self) -> None:
         """Move the set point on by one physics step."""
         width = self.width
+        self._speed_m_s = abs(width - self._last_width) / self._timestep_s
+        self._last_width = width
         # A gripper that turns round starts from where it is, not from where the object kept it from going.
         if self._commanded > width:
             start = max(self._set_point, width)
