@@ -1,5 +1,8 @@
 """From an input device to actions: what triggers an intervention, axes, gripper, dead zone, and devices that fail."""
 
+import json
+import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from policy.errors import ConfigError
 from robot.interface import TeleopDevice
 from robot.teleop.device_log import LoggingDevice, ReplayDevice
 from robot.teleop.fake import Entry, FakeDevice
+from tests.fake_spacemouse import PRO, Desk
 
 REST: list[float] = [0.0] * 6
 NONE, CLOSE, OPEN = (False, False), (True, False), (False, True)
@@ -152,6 +156,7 @@ def test_with_a_button_or_toggle_a_deflection_alone_does_not_take_over(
 def test_a_trigger_whose_button_the_device_lacks_is_refused(env: RobotEnv) -> None:
     with pytest.raises(ConfigError, match="needs button 2 of the device 'fake', which has 2"):
         make(env, FakeDevice(), replace(STYLES["ours"], trigger="button"))
+    make(env, FakeDevice(), replace(STYLES["ours"], trigger="button"), intervene_button=1)
 
 
 def test_an_unplugged_device_is_a_fault_with_a_zero_action(gripper_env: RobotEnv) -> None:
@@ -179,6 +184,8 @@ def test_a_device_silent_while_deflected_is_a_fault_after_its_limit_and_never_at
     assert faults == [False, False, True, True]
     device.hold(REST)
     assert driver.read().fault is None  # a device at rest has nothing to say
+    device.hold(REST, CLOSE)
+    assert driver.read().fault is None  # nor has one with a button held: a SpaceMouse reports its changes alone
 
 
 def test_styles_are_starting_points_and_a_run_records_every_value() -> None:
@@ -237,8 +244,39 @@ def two_episodes(env: RobotEnv, device: TeleopDevice) -> list[HumanInput]:
         (TeleopConfig(device="spacemuse"), "unknown input device 'spacemuse'"),
         (TeleopConfig(device="keyboard", path="/dev/tty"), "has no path"),
         (TeleopConfig(device="replay"), "needs the path of a device log"),
+        (TeleopConfig(device="spacemouse", axis_scale=(1, 1, 1, 1, 1, math.nan)), "must be six finite numbers"),
     ],
 )
 def test_a_device_that_makes_no_sense_is_refused(config: TeleopConfig, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         connect_device(config, tmp_path)
+
+
+def test_axis_scales_reach_the_spacemouse_and_are_refused_for_other_devices(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mouse = Desk(monkeypatch).plug()
+    scale = (-0.5, 1.0, 1.0, 1.0, 1.0, 1.0)
+    device = connect_device(TeleopConfig(device="spacemouse", axis_scale=scale, path=str(mouse.path)), tmp_path)
+    assert device is not None
+    mouse.translate(back=-1.0)
+    deadline_s = time.monotonic() + 30.0
+    while not (twist := device.read().twist).any():
+        assert time.monotonic() < deadline_s
+    assert twist[0] == -0.5
+    device.close()
+    with pytest.raises(ConfigError, match="for the device spacemouse alone"):
+        TeleopConfig(device="gamepad", axis_scale=scale)
+
+
+def test_a_device_with_more_buttons_than_it_knew_before_may_use_them(
+    env: RobotEnv, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mouse = Desk(monkeypatch).plug(ids=PRO)
+    config = TeleopConfig(device="spacemouse", intervene_button=2)
+    device = connect_device(config, tmp_path)
+    assert device is not None
+    DeviceDriver(env, device, replace(STYLES["ours"], trigger="button"), config)
+    device.close()
+    mouse.unplug()
+    assert json.loads((tmp_path / "device_log.jsonl").read_text().splitlines()[0])["num_buttons"] == 15
