@@ -122,7 +122,7 @@ class FrankaHandNode:
         if self._motion is None:
             return
         kind, values = self._motion
-        target = values.get("width", 0.0)
+        target = values.get("width", 0.0) if kind == "Move" else 0.0  # Grasp closes until something is there
         blocks = self.object_width is not None and target < self.object_width <= self.width
         end = self.object_width if blocks and self.object_width is not None else target
         reach = self._hurry * values.get("speed", 0.0) * _TICK_S
@@ -131,7 +131,8 @@ class FrankaHandNode:
             return
         self._motion, self._has_grasped = None, False
         if kind == "Grasp":
-            low, high = target - values.get("epsilon_inner", 0.0), target + values.get("epsilon_outer", 0.0)
+            expected = values.get("width", 0.0)
+            low, high = expected - values.get("epsilon_inner", 0.0), expected + values.get("epsilon_outer", 0.0)
             self.is_grasped = self._has_grasped = low < self.width < high
 
     def _state(self) -> bytes:

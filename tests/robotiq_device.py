@@ -108,6 +108,12 @@ class RobotiqDevice:
             self._advance()
             self.fault = code
 
+    def activate(self) -> None:
+        """Be as after an earlier program's activation."""
+        with self._lock:
+            self._request = [0x0100, 0, 0]
+            self._activated_at_s = time.monotonic()
+
     def close(self) -> None:
         self.unplug()
 
@@ -216,6 +222,8 @@ class RobotiqDevice:
         now_s = time.monotonic()
         elapsed_s, self._moved_s = now_s - self._moved_s, now_s
         goes = self._request[0] >> 11 & 1
+        if (self._contact == 2 and self.object_at is None) or (self._contact == 1 and self.outer_obstacle_at is None):
+            self._contact = 0  # what stopped the fingers has gone
         if not (goes and self._is_activated) or self.fault >= 8 or self._contact != 0:
             return
         target = float(min(max(self._request[1] & 0xFF, self.open_end), self.closed_end))

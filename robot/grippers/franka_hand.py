@@ -3,7 +3,8 @@
 That process, as it is:
 - executes one command at a time and forgets what arrives meanwhile. So a command goes out once, and again only while
   the fingers stand still and are not where it wants them.
-- closes only with Grasp: Move does not press. After a Grasp that held something it ignores others until a Move.
+- takes every Grasp that ends within its epsilons for one that holds something, and then ignores others until a Move.
+  Only Grasp presses. So Grasp closes fully, and grips what has stopped a Move short of its width; the rest is Move.
 - answers Stop by homing, which opens the fingers. So Stop is never sent, and a motion, 0.8 s at most, ends by itself:
   a Move to where the fingers were would come after it, and might open a hand that has just gripped.
 - homes whenever it starts. So its end latches, and it is not commanded before `recover`.
@@ -53,9 +54,10 @@ _SUBSCRIBED = 1  # first byte of what an XPUB socket receives when somebody subs
 
 @dataclass
 class _Errand:
-    """A command on its way to being done."""
+    """A width on its way to being reached."""
 
-    command: HandMove | HandGrasp
+    width: float  # m
+    command: HandMove | HandGrasp  # last sent for it
     begun_s: float
     sent_s: float
 
@@ -68,7 +70,7 @@ class FrankaHand(ThreadedGripper):
 
     def __init__(self, options: GripperOptions, *, network: Network | None = None, **_context: object) -> None:
         """network: Deoxys'. Raises RobotConfigError without one, and for a force that the hand does not have."""
-        super().__init__("Franka Hand")
+        super().__init__("Franka Hand", MAX_WIDTH_M)
         if network is None:
             raise RobotConfigError("gripper.driver = franka_hand needs an arm behind Deoxys: the hand is on its NUC")
         if options.force_n > MAX_FORCE_N:
@@ -76,7 +78,6 @@ class FrankaHand(ThreadedGripper):
         self._network = network
         self._force = options.force_n
         self._speed = min(options.speed_m_s, MAX_SPEED_M_S)
-        self._max_width = MAX_WIDTH_M
         self._context: Any = None
         self._commands: Any = None  # XPUB, a PUB that hears who subscribes
         self._states: Any = None
@@ -87,11 +88,6 @@ class FrankaHand(ThreadedGripper):
         self._moved_width = 0.0  # where the fingers were when they last moved
         self._target: float | None = None  # m, of the last command
         self._errand: _Errand | None = None
-
-    @property
-    def max_width(self) -> float:
-        """Width since the hand's last homing, m; by the data sheet before it is known."""
-        return self._max_width
 
     def _bring_up(self) -> None:
         self._hand, self._is_heard, self._target, self._errand = None, False, None, None
@@ -133,6 +129,8 @@ class FrankaHand(ThreadedGripper):
             )
         if self._hand.max_width < _TOLERANCE_M:
             return f"its greatest width is {self._hand.max_width} m: it has not been homed. Home it in Desk."
+        if not self._is_still(self._arrived_s):
+            return "its fingers do not come to rest. Wait until it has homed."
         if not self._is_heard:
             return (
                 f"it reports, but does not listen to port {network.gripper_command_port} of this PC. PC.IP in "
@@ -155,13 +153,14 @@ class FrankaHand(ThreadedGripper):
                 f"nothing from it for {now_s - self._arrived_s:.1f} s (limit {SILENT_AFTER_S} s). Is auto_gripper.sh "
                 "running on the NUC, and the network cable in?"
             )
-        wish = self._take_wish()
+        wish = self._newest_wish()
         if wish == "stop":
             self._target, self._errand = None, None
         elif wish is not None and (self._target is None or abs(wish - self._target) >= _SAME_M):
             self._begin(wish, now_s)
         elif self._errand is not None:
             self._pursue(self._errand, now_s)
+        self._done_with(wish)
 
     def _abandon(self, why: str) -> None:
         self._target, self._errand = None, None
@@ -194,7 +193,7 @@ class FrankaHand(ThreadedGripper):
             self._moved_s, self._moved_width = now_s, hand.width
         self._hand, self._arrived_s = hand, now_s
         if hand.max_width > _TOLERANCE_M:
-            self._max_width = hand.max_width
+            self.max_width = hand.max_width
         self._publish(hand)
 
     def _publish(self, hand: HandState) -> None:
@@ -209,45 +208,52 @@ class FrankaHand(ThreadedGripper):
         return now_s - self._moved_s > _STILL_AFTER_S
 
     def _begin(self, width: float, now_s: float) -> None:
-        """Command a new width: opening with Move; closing with Grasp, that what is in between is held."""
-        assert self._hand is not None
+        """Command a new width."""
+        hand = self._hand
+        assert hand is not None
         self._target = width
-        if self._hand.is_grasped and abs(width - self._hand.width) < _TOLERANCE_M:
-            return  # it grips there; a Move by a fraction of a millimetre would let go
-        if width > self._hand.width:
-            command: HandMove | HandGrasp = HandMove(width=width, speed=self._speed)
-        else:
-            command = HandGrasp(
-                width=width,
-                speed=self._speed,
-                force=self._force,
-                epsilon_inner=_EPSILON_INNER_M,
-                epsilon_outer=MAX_WIDTH_M,  # whatever is in between is what was to be gripped
-            )
-        self._errand = _Errand(command, begun_s=now_s, sent_s=now_s)
+        if hand.is_grasped and hand.width > _THINNEST_M and width < hand.width + _TOLERANCE_M:
+            self._errand = None  # it grips what is in between, and any Move would loosen that
+            return
+        command = self._grasp(0.0) if width < _TOLERANCE_M else HandMove(width=width, speed=self._speed)
+        self._errand = _Errand(width, command, begun_s=now_s, sent_s=now_s)
         self._send(command)
-        self._publish(self._hand)
+        self._publish(hand)
+
+    def _grasp(self, width: float) -> HandGrasp:
+        return HandGrasp(
+            width=width,
+            speed=self._speed,
+            force=self._force,
+            epsilon_inner=_EPSILON_INNER_M,
+            epsilon_outer=MAX_WIDTH_M,  # whatever is in between is what was to be gripped
+        )
 
     def _pursue(self, errand: _Errand, now_s: float) -> None:
-        """See whether a command is done; repeat it where the hand's process has missed it.
+        """See whether a command is done; go on, or repeat it where the hand's process has missed it.
 
-        Both only when the fingers have come to rest since: on their way they may pass its width, and the state still
-        tell of the grasp before.
+        All that only when the fingers have come to rest since: on their way they may pass its width, and the state
+        still tell of the grasp before.
         """
         hand = self._hand
         assert hand is not None
         if not self._is_still(now_s) or now_s - errand.sent_s < _REPEAT_S:
             return
-        is_there = abs(hand.width - errand.command.width) < _TOLERANCE_M
-        if is_there or (isinstance(errand.command, HandGrasp) and hand.is_grasped):
+        is_grasp = isinstance(errand.command, HandGrasp)
+        beyond = hand.width - errand.width
+        if abs(beyond) < _TOLERANCE_M or (is_grasp and hand.is_grasped):
             self._errand = None
         elif now_s - errand.begun_s > _GIVE_UP_S:
             _log.warning(
                 "the Franka Hand is at %.1f mm and not at %.1f mm after %.0f s; no more is sent",
-                hand.width * 1e3, errand.command.width * 1e3, _GIVE_UP_S,
+                hand.width * 1e3, errand.width * 1e3, _GIVE_UP_S,
             )  # fmt: skip
             self._errand = None
         else:
+            if not is_grasp and beyond > 0.0 and self._moved_s > errand.sent_s:
+                errand.command = self._grasp(hand.width)  # the Move has met something
+            elif is_grasp and beyond < 0.0:
+                errand.command = HandMove(width=errand.width, speed=self._speed)  # which has gone meanwhile
             errand.sent_s = now_s
             self._send(errand.command)
 

@@ -48,11 +48,9 @@ class RobotiqGripper(ThreadedGripper):
     an unplugged adapter is opened again in the background, and listened to.
     """
 
-    max_width = STROKE_M
-
     def __init__(self, options: GripperOptions, **_context: object) -> None:
         """Raises RobotConfigError for a force or speed beyond the gripper's range."""
-        super().__init__("Robotiq gripper")
+        super().__init__("Robotiq gripper", STROKE_M)
         for name, value, limits, unit in (
             ("force_n", options.force_n, FORCE_RANGE_N, "N"),
             ("speed_m_s", options.speed_m_s, SPEED_RANGE_M_S, "m/s"),
@@ -204,23 +202,18 @@ class RobotiqGripper(ThreadedGripper):
     def _send_wish(self, status: Status) -> None:
         """Write what is wanted, if it is new. The status is of this moment: a gripper that has lost its activation must
         not get a request, whose rACT would activate it and move the fingers."""
-        wish = self._take_wish()
+        wish = self._newest_wish()
         if wish is None:
             return
+        request = None  # where a stop finds the fingers at rest, perhaps gripping: without rGTO they could only loosen
         if wish != "stop":
             request = self._request(self._ends.position(wish))
         elif self._is_moving(status):
             request = self._request_to_stop(status)
-        else:
-            return  # the fingers rest, perhaps gripping: taking rGTO away could only loosen them
-        if request == self._sent:
-            return
-        try:
+        if request is not None and request != self._sent:
             self._write(request)
-        except (SilentError, PortError):
-            self._put_back(wish)
-            raise
-        self._publish(status)
+            self._publish(status)
+        self._done_with(wish)
 
     def _request(self, position: int) -> Request:
         return Request(is_active=True, is_going=True, position=position, speed=self._speed, force=self._force)

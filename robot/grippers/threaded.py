@@ -26,10 +26,11 @@ Wish = float | Literal["stop"] | None  # a width in m; None: nothing new
 
 
 class ThreadedGripper(ABC):
-    """A gripper with a worker thread. Satisfies robot.interface.Gripper but for `max_width`."""
+    """A gripper with a worker thread. Satisfies robot.interface.Gripper."""
 
-    def __init__(self, name: str) -> None:
-        """name: of the device, in errors and of the thread."""
+    def __init__(self, name: str, max_width: float) -> None:
+        """name: of the device, in errors and of the thread. max_width: of the open gripper, m."""
+        self.max_width = max_width
         self._name = name
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
@@ -39,11 +40,6 @@ class ThreadedGripper(ABC):
         self._fault = ""
         self._recovery: Future[None] | None = None
         self._state: GripperState | None = None  # replaced as a whole
-
-    @property
-    @abstractmethod
-    def max_width(self) -> float:
-        """Width of the open gripper, m."""
 
     @abstractmethod
     def _bring_up(self) -> None:
@@ -182,16 +178,15 @@ class ThreadedGripper(ABC):
             self._wish = wish
         self._wake.set()
 
-    def _take_wish(self) -> Wish:
+    def _newest_wish(self) -> Wish:
+        """Return what to do, the same again until `_done_with` it: what failed is tried again unless there is newer."""
         with self._lock:
-            wish, self._wish = self._wish, None
-            return wish
+            return self._wish
 
-    def _put_back(self, wish: Wish) -> None:
-        """Try again in the next cycle, unless there is a newer wish or a fault by now."""
+    def _done_with(self, wish: Wish) -> None:
         with self._lock:
-            if self._wish is None and not self._fault:
-                self._wish = wish
+            if self._wish is wish:
+                self._wish = None
 
     def _latch(self, reason: str) -> None:
         with self._lock:
