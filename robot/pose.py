@@ -53,6 +53,14 @@ def rotvec_from_rotation(rotation: Array) -> Array:
     return axis * angle * (-1.0 if float(axis @ (x, y, z)) < 0.0 else 1.0)
 
 
+def is_rotation(matrix: Array, tolerance: float) -> bool:
+    """Return whether a matrix (3, 3), of any numbers, is a proper rotation: R R^T within tolerance of I."""
+    if not np.abs(matrix).max() <= 1.0 + tolerance:
+        return False
+    is_orthogonal = np.abs(matrix @ matrix.T - np.eye(3)).max() <= tolerance
+    return bool(is_orthogonal and np.linalg.det(matrix) > 0.0)
+
+
 def make_pose(rotation: ArrayLike, position: ArrayLike) -> Array:
     """Return A_T_B (4, 4) from A_R_B (3, 3) and A_p_B (3,)."""
     pose = np.eye(4)

@@ -13,7 +13,7 @@ from robot.errors import RobotConfigError
 from robot.franka import JOINT_MAX, JOINT_MIN, JOINT_VELOCITY_MAX
 from robot.interface import Array, RobotCommand, RobotState
 from robot.joint_limits import JointRoom
-from robot.pose import O_R_DOWN, rotation_from_rotvec, rotvec_from_rotation
+from robot.pose import O_R_DOWN, is_rotation, rotation_from_rotvec, rotvec_from_rotation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,7 +311,6 @@ _HOLD.delta_rotation.setflags(write=False)
 _MEASURED = ("O_T_EE", "O_twist_EE", "q", "dq", "tau_J", "O_F_ext_hat_K", "gripper_width", "robot_time_s")
 _REACH_M = 2.0  # of a Panda with any tool; 0.855 m without
 _ROUNDING = 1e-12
-_IDENTITY = np.eye(3)
 _ROTATION_TOLERANCE = 1e-3  # a robot's own rounding is below 1e-6
 
 
@@ -331,16 +330,9 @@ def _malformed(state: RobotState, command: RobotCommand) -> str:
     for name, array in (("q", state.q), ("O_F_ext_hat_K", state.O_F_ext_hat_K)):
         if not np.isfinite(array).all():
             return f"measured {name} = {array.tolist()} is not finite"
-    if not _is_rotation(state.O_T_EE[:3, :3]):
+    if not is_rotation(state.O_T_EE[:3, :3], _ROTATION_TOLERANCE):
         return f"measured orientation {state.O_T_EE[:3, :3].tolist()} is no rotation"
     return ""
-
-
-def _is_rotation(matrix: Array) -> bool:
-    if not np.abs(matrix).max() <= 1.0 + _ROTATION_TOLERANCE:
-        return False
-    is_orthogonal = np.abs(matrix @ matrix.T - _IDENTITY).max() <= _ROTATION_TOLERANCE
-    return bool(is_orthogonal and np.linalg.det(matrix) > 0.0)
 
 
 def _shorten(step: Array, limit: float, what: str, unit: str, reasons: list[str]) -> Array:

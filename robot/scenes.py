@@ -4,6 +4,7 @@ import numpy as np
 
 from robot.errors import RobotConfigError, unknown_name
 from robot.interface import ScenePlacement
+from robot.pose import is_rotation
 
 # Scene -> the objects that ScenePlacement.objects must hold, and the frame each pose is given in.
 # `object_poses()` returns all of them in the base frame O.
@@ -35,7 +36,5 @@ def check_placement(scene: str, placement: ScenePlacement) -> None:
     for name, pose in {"O_T_EE": placement.O_T_EE, **placement.objects}.items():
         if pose.shape != (4, 4) or not np.isfinite(pose).all():
             raise RobotConfigError(f"placement {name} is not a finite (4, 4) pose: {pose.tolist()}")
-        rotation = pose[:3, :3]
-        is_rotation = np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-6 and np.linalg.det(rotation) > 0
-        if not is_rotation or not np.array_equal(pose[3], [0.0, 0.0, 0.0, 1.0]):
+        if not is_rotation(pose[:3, :3], 1e-6) or not np.array_equal(pose[3], [0.0, 0.0, 0.0, 1.0]):
             raise RobotConfigError(f"placement {name} is not a rigid transform: {pose.tolist()}")

@@ -290,7 +290,7 @@ def test_a_gripper_set_to_grip_too_hard_is_refused(force_n: float) -> None:
 
 def test_every_limit_can_be_set() -> None:
     """Tightened one at a time, each changes what the gate does somewhere: none is forgotten in the code."""
-    tight = {
+    tight: dict[str, Any] = {
         "workspace_tolerance_m": 0.01, "max_step_m": 0.001, "max_step_rad": 0.001, "max_turn_rad": 0.1,
         "max_speed_m_s": 0.01, "max_speed_rad_s": 0.01, "max_measured_speed_m_s": 0.01,
         "max_measured_speed_rad_s": 0.01, "max_joint_speed_fraction": 0.01, "joint_margin_rad": 0.4,
