@@ -1,6 +1,6 @@
 """Everything that can be set on the actor."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +12,9 @@ from policy.config import PolicyConfig
 from policy.errors import ConfigError
 from policy.image_codec import ImageCodec
 from robot.backends.deoxys.options import DeoxysOptions
+from robot.errors import RobotConfigError
 from robot.grippers.options import GripperOptions
+from robot.safety import SafetyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,33 @@ class RewardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LimitsConfig:
+    """Limits of the safety gate (robot/safety.py, docs/safety.md) that replace the task's; none: the task's stays."""
+
+    workspace_min_m: tuple[float, float, float] | None = None
+    """Lower corner of the box, in O, that the gripper's tip is kept in."""
+    workspace_max_m: tuple[float, float, float] | None = None
+    soft_force_n: float | None = None
+    """External force at which a step may no longer push against it, and backs off."""
+    max_force_n: float | None = None
+    """External force at which the arm is stopped."""
+    soft_torque_nm: float | None = None
+    max_torque_nm: float | None = None
+    joint_margin_rad: float | None = None
+    """No step drives a joint nearer to its limit than this."""
+    max_gripper_force_n: float | None = None
+    """The largest grip force that hand.force_n may be."""
+
+    def applied_to(self, safety: SafetyConfig) -> SafetyConfig:
+        """Return the task's limits with those that are given here. Raises ConfigError when they contradict."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        try:
+            return replace(safety, **given)
+        except RobotConfigError as error:
+            raise ConfigError(f"actor.limits: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
 class ActorConfig:
     """One actor: a robot, a task and a learner to send every step to."""
 
@@ -152,6 +181,7 @@ class ActorConfig:
     deoxys: DeoxysOptions = field(default_factory=DeoxysOptions)
     hand: GripperOptions = field(default_factory=GripperOptions)
     """The gripper on an arm behind Deoxys."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     room: str = ""
     """Simulation only: address HOST:PORT of the room around a twin NUC (python -m robot.backends.twin.nuc), where
     objects are, who puts them back and whether a task is solved."""

@@ -25,8 +25,10 @@ from policy.success_classifier import TENSOR_PREFIX
 from robot.backends import BACKENDS
 from robot.cameras.twin import Photographed
 from robot.errors import InterruptionError, RobotConfigError, RobotError, RobotFaultError
+from robot.grippers.options import GripperOptions
 from robot.guard import CONFIRM_WITHIN_S, Guard, Mode
 from robot.interface import RobotBackend, SimulatedBackend
+from robot.safety import SafetyConfig, check_gripper_force
 
 _POLL_S = 0.05
 
@@ -74,6 +76,8 @@ class Workcell:
         self._keys = keys
         self.safety_log = SafetyLog(config.run_dir / "safety.jsonl")
         closing.callback(self.safety_log.close)
+        safety = config.limits.applied_to(task.safety)
+        _check_grip(safety, config.hand)
         backend = connect_robot(config, task)
         closing.callback(backend.close)
         room = connect_room(config.room, task)
@@ -88,7 +92,7 @@ class Workcell:
         closing.callback(backend.stop)
 
         period_s = 1.0 / task.control_rate_hz
-        self.guard = Guard(backend, task.safety, period_s, observe_event=self.safety_log.observe)
+        self.guard = Guard(backend, safety, period_s, observe_event=self.safety_log.observe)
         # An environment of its own for evaluations, so that drawing videos is no overrun of the control loop.
         self.env, self.evaluation_env = (
             RobotEnv(task, backend, RateKeeper(period_s, pace), cameras=cameras, guard=self.guard, room=room)
@@ -199,6 +203,13 @@ def _make_rewards(config: ActorConfig, task: Task, weights: WeightsSource) -> Re
 
 def _never_encode(observation: Observation) -> EncoderInput:
     raise AssertionError("only a classifier looks at observations")
+
+
+def _check_grip(safety: SafetyConfig, hand: GripperOptions) -> None:
+    try:
+        check_gripper_force(safety, hand.force_n)
+    except RobotConfigError as error:
+        raise ConfigError(f"actor.hand.force_n: {error}") from error
 
 
 def vary_looks(backend: RobotBackend, amount: float) -> None:
