@@ -30,7 +30,7 @@ class NucProcess:
         self.process = subprocess.Popen(
             [
                 sys.executable, "-m", "robot.backends.twin.nuc", "--scene", scene, "--with-parent",
-                "--write-network", str(self.network), "--room", "127.0.0.1:0", "--restart-delay-s", "0.5", *flags,
+                "--write-network", str(self.network), "--room", "127.0.0.1:0", "--restart-delay-s", "0.2", *flags,
             ],
             cwd=ROOT,
             stdout=subprocess.PIPE,

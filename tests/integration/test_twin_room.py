@@ -82,7 +82,7 @@ def test_what_cannot_be_placed_is_refused_and_changes_nothing(room: RoomClient) 
         room.place(ScenePlacement(O_T_EE=start, objects={"hole": start}))
     after = room.object_poses()
     for name, pose in before.items():
-        assert after[name] == pytest.approx(pose, abs=1e-5)
+        assert after[name] == pytest.approx(pose, abs=1e-4)  # on the table they sink in by 0.02 mm
 
 
 def test_a_room_of_another_scene_or_address_says_what_to_do(nuc: NucProcess) -> None:
@@ -175,7 +175,7 @@ def test_our_own_driver_inserts_the_peg_and_resets_out_of_the_hole(tmp_path: Pat
     hole = translation(0.5, 0.02, RIM_M)
     over_hole = make_pose(O_R_DOWN, (0.5, 0.02, RIM_M + PEG_LENGTH_M + 0.03))
     placement = ScenePlacement(O_T_EE=over_hole, objects={"hole": hole, "peg": translation(0.0, 0.0, PEG_LENGTH_M)})
-    backend = DeoxysBackend("peg_in_hole", DeoxysOptions(network=nuc.network))
+    backend = DeoxysBackend("peg_in_hole", DeoxysOptions(network=nuc.network, lift_m=0.04, reset_speed_m_s=0.2))
     try:
         with RoomClient(nuc.room, scene="peg_in_hole") as room:
             backend.connect()
