@@ -29,8 +29,7 @@ _TICK_S = 0.005
 _STATE_S = 0.01
 _POLL_S = 0.05
 _EMPTY_POLLS = 20
-_RESTART_S = 1.0
-_OSC_RATE = 6.1  # 1/s: stiffness over damping of Deoxys' defaults
+_RESTART_S = 0.8
 _JOINT_SPEED = 2.0  # rad/s
 
 
@@ -276,6 +275,9 @@ class FakeNuc:
             return
         if command.message.state_estimator_msg.estimator_type != 1:
             self.violations.append("an OSC goal without a state estimator: the controller would crash")
+        inner = schema().FrankaOSCPoseControllerMessage()
+        command.message.control_msg.Unpack(inner)
+        self._rate = inner.translational_stiffness[0] ** 0.5  # twice stiffness over damping, for the tests' time
         known = forward_kinematics(self._known, F_T_EE)
         if command.is_delta:
             self._goal = apply_delta(known, np.array(command.position), np.array(command.rotvec))
@@ -292,7 +294,7 @@ class FakeNuc:
             missing, turn = pose_difference(self.O_T_EE, self._goal)
             distance = float(np.linalg.norm(missing))
             missing = missing * max(0.0, distance - self.stops_short_m) / max(distance, 1e-9)
-            speed = np.concatenate((np.clip(_OSC_RATE * missing, -0.5, 0.5), np.clip(_OSC_RATE * turn, -1.5, 1.5)))
+            speed = np.concatenate((np.clip(self._rate * missing, -0.5, 0.5), np.clip(self._rate * turn, -1.5, 1.5)))
             self.dq = np.linalg.pinv(jacobian(self.q, F_T_EE), rcond=0.05) @ speed
         self.q = self.q + _TICK_S * self.dq
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from robot.backends import make_backend
-from robot.backends.deoxys import link
+from robot.backends.deoxys import client, link
 from robot.backends.deoxys.backend import DeoxysBackend
 from robot.backends.deoxys.options import DeoxysOptions
 from robot.errors import MissingDependencyError, RobotError
@@ -21,7 +21,7 @@ from tests import deoxys_stub
 from tests.deoxys_fake import HOME_Q, FakeNuc, schema
 
 HANG_S = 10.0
-RELEASE_S = 0.3  # a third of the real one, for the tests' time
+RELEASE_S = 0.2  # a fifth of the real one, for the tests' time
 START = make_pose(rotation_from_rotvec((0.1, -0.05, 0.4)) @ O_R_DOWN, (0.48, 0.06, 0.3))
 CONTROLLER = """
 controller_type: OSC_POSE
@@ -54,6 +54,7 @@ def arm(
         interface = deoxys_stub.install(monkeypatch)
         monkeypatch.setattr(interface, "release_s", RELEASE_S)
         monkeypatch.setattr(link, "RELEASE_S", RELEASE_S)
+        monkeypatch.setattr(client, "_SETTLE_S", 0.1)
         folder = tmp_path_factory.mktemp("deoxys")
         nuc = FakeNuc(folder)
         (folder / "osc.yml").write_text(CONTROLLER)
@@ -108,7 +109,7 @@ def test_the_next_reset_stays_out_of_joint_space_and_never_runs_far_ahead_of_the
 ) -> None:
     backend, nuc = arm
     since_s = time.monotonic()
-    other = apply_delta(START, np.array([0.03, -0.08, 0.02]), np.array([0.0, 0.0, 0.3]))
+    other = apply_delta(START, np.array([0.03, -0.05, 0.02]), np.array([0.0, 0.0, 0.2]))
     state = backend.reset(ScenePlacement(O_T_EE=other))
     missing, turn = pose_difference(state.O_T_EE, other)
     assert np.linalg.norm(missing) < 0.004

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from robot.pose import rotvec_from_rotation
 _log = logging.getLogger(__name__)
 
 POLL_S = 0.01  # of everything that waits for the arm
+_SOFT = (1.0, 1.0, 1.0)  # 1/s^2: an error of 10 cm accelerates the hand by 0.1 m/s^2, less than its joints' friction
 _START_S = 3.0  # a controller that was told to start has this long to show it
 _SETTLE_S = 0.5  # how long an arm that was told to hold is watched before it is believed
 _RECOVERY_S = 0.5  # how long all must be well before a fault can be left
@@ -135,12 +137,14 @@ class ArmClient:
     def start_pose_control(self) -> None:
         """Hold the arm where it is under OSC_POSE, whatever controlled it before. Blocks for about 2 s.
 
-        While nothing controls the arm its state is old, and somebody may have moved it since: the first goals are steps
-        of zero, which mean the pose that the controller measures, until a fresh state allows an absolute one.
+        While nothing controls the arm its state is old, and somebody may have moved it since, which the controller
+        itself notices only after its first goal: the first goals are steps of zero, too soft to pull, until a fresh
+        state allows an absolute one.
         Raises RobotError when the controller does not start, RobotFaultError when the arm does not hold.
         """
         zeros = (0.0, 0.0, 0.0)
-        self._start(OscPose(position=zeros, rotvec=zeros, is_delta=True, gains=self._gains))
+        soft = replace(self._gains, translational_stiffness=_SOFT, rotational_stiffness=_SOFT)
+        self._start(OscPose(position=zeros, rotvec=zeros, is_delta=True, gains=soft))
         with self._lock:
             self._raise_fault()
             assert self._watch.state is not None

@@ -40,6 +40,7 @@ class InterfaceLink:
         self._last_controller = ""
 
     def open(self) -> None:
+        self.garbled = 0
         interface_class = find_interface_class()
         path = self._network.path.resolve()
         if path not in _interfaces:

@@ -67,6 +67,7 @@ class WireLink:
 
     def open(self) -> None:
         self.close()
+        self.garbled = 0
         self._context = zmq.Context()
         self._context.linger = 0
         self._commands = self._context.socket(zmq.PUB)

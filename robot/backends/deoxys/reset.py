@@ -25,6 +25,7 @@ _REACHED_M, _REACHED_RAD = 0.003, 0.02
 _LIFTED_M = 0.01  # a lift only has to be out of the way
 _AT_REST_M_S, _AT_REST_RAD_S = 0.005, 0.03
 _STATES_AT_REST = 5
+_CREEPING_M_S = 0.02
 # Friction and a payload that is not quite right keep an impedance controller short of its goal: the goal is moved on.
 _CORRECTION_PER_S = 1.5
 _EXTRA_S = 10.0  # beyond what a motion takes at its speed
@@ -70,10 +71,13 @@ class ResetMotion:
             if np.linalg.norm(lead) < _LEAD_M and np.linalg.norm(lead_turn) < _LEAD_RAD:
                 progress = min(1.0, progress + step_s / duration_s)
             if progress == 1.0:
+                twist = self._measure_twist(state)
+                # Not while the arm still comes by itself: the correction would carry it past the goal.
+                step_s *= float(np.linalg.norm(twist[:3]) < _CREEPING_M_S)
                 shift = _bounded(shift + _CORRECTION_PER_S * step_s * missing, _LEAD_M)
                 turn_shift = _bounded(turn_shift + _CORRECTION_PER_S * step_s * missing_turn, _LEAD_RAD)
                 is_near = np.linalg.norm(missing) < tolerance_m and np.linalg.norm(missing_turn) < _REACHED_RAD
-                states_at_rest = states_at_rest + 1 if is_near and self._is_at_rest(state) else 0
+                states_at_rest = states_at_rest + 1 if is_near and _is_at_rest(twist) else 0
                 if states_at_rest >= _STATES_AT_REST:
                     return
             if last_s > deadline_s:
@@ -130,15 +134,15 @@ class ResetMotion:
             )
             raise RobotFaultError(self._client.fault)
 
-    def _is_at_rest(self, state: ArmState) -> bool:
-        twist = self._measure_twist(state)
-        return bool(np.linalg.norm(twist[:3]) < _AT_REST_M_S and np.linalg.norm(twist[3:]) < _AT_REST_RAD_S)
-
     def _command(self, O_T_EE: Array) -> None:
         try:
             self._client.command(O_T_EE)
         except StaleStateError:  # just now: the arm keeps its last goal, and the next state decides
             _log.debug("a goal of a reset was not sent: the state is stale")
+
+
+def _is_at_rest(twist: Array) -> bool:
+    return bool(np.linalg.norm(twist[:3]) < _AT_REST_M_S and np.linalg.norm(twist[3:]) < _AT_REST_RAD_S)
 
 
 def _bounded(vector: Array, limit: float) -> Array:

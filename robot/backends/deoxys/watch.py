@@ -51,16 +51,18 @@ class StateWatch:
         """Latch when nothing new has come for too long."""
         if self.state is None:
             return
-        if self.silence_s(now_s) > self._fault_after_s:
+        silence_s, age_s, limit_s = self.silence_s(now_s), self.age_s(now_s), self._fault_after_s
+        if silence_s <= limit_s and not (self.is_controlled and age_s > limit_s):
+            return
+        if silence_s > 0.5 * limit_s:
             self.latch(
-                f"nothing has come from the NUC for {self.silence_s(now_s):.2f} s (limit {self._fault_after_s} s): "
-                "Deoxys' control process has ended, or the network is down. Was the emergency stop pressed? Is "
-                "auto_arm.sh running?"
+                f"nothing has come from the NUC for {silence_s:.2f} s (limit {limit_s} s): Deoxys' control process has "
+                "ended, or the network is down. Was the emergency stop pressed? Is auto_arm.sh running?"
             )
-        elif self.is_controlled and self.age_s(now_s) > self._fault_after_s:
+        else:
             self.latch(
-                f"the robot's state has stood still for {self.age_s(now_s):.2f} s (limit {self._fault_after_s} s), "
-                f"though messages come: the controller on the NUC no longer runs. Start Deoxys' control process again."
+                f"the robot's state has stood still for {age_s:.2f} s (limit {limit_s} s), though messages come: the "
+                "controller on the NUC no longer runs. Start Deoxys' control process again."
             )
 
     def age_s(self, now_s: float) -> float:
