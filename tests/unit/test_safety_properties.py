@@ -75,7 +75,8 @@ def smallest_joint_step(state: RobotState, step: Array) -> Array:
     """The damped least squares that joint_limits.py states, solved as such rather than by its formula."""
     jacobian = jacobian_at(state.q, state.O_T_EE[:3, 3])
     stacked = np.vstack([jacobian, 0.02 * np.eye(7)])
-    return np.linalg.lstsq(stacked, np.concatenate([step, np.zeros(7)]), rcond=None)[0]
+    joints: Array = np.linalg.lstsq(stacked, np.concatenate([step, np.zeros(7)]), rcond=None)[0]
+    return joints
 
 
 def limits_of(q: Array, margin: float) -> tuple[Array, Array]:
@@ -96,11 +97,10 @@ def assert_within_every_limit(config: SafetyConfig, state: RobotState, sent: Rob
     after = before + step
     outside = [np.maximum(low - point, 0) + np.maximum(point - high, 0) for point in (before, after)]
     assert (outside[1] <= outside[0] + 1e-12).all()
-    angles = [
-        np.linalg.norm(rotvec_from_rotation(turned @ state.O_T_EE[:3, :3] @ O_R_DOWN.T))
-        for turned in (np.eye(3), rotation_from_rotvec(turn))
-    ]
-    assert angles[1] <= max(config.max_turn_rad, angles[0]) + 1e-9
+    turned = state.O_T_EE[:3, :3] @ O_R_DOWN.T
+    angle = math.hypot(*rotvec_from_rotation(turned))
+    angle_after = math.hypot(*rotvec_from_rotation(rotation_from_rotvec(turn) @ turned))
+    assert angle_after <= max(config.max_turn_rad, angle) + 1e-9
     lowest, highest = limits_of(state.q, config.joint_margin_rad)
     joints = smallest_joint_step(state, np.concatenate([step, turn]))
     assert (joints >= lowest - 1e-7).all()
@@ -140,9 +140,8 @@ def test_a_measurement_that_makes_no_sense_holds_the_arm(
     state = state_of(Q_HOME, make_pose(O_R_DOWN, (0.5, 0.0, 0.3)))
     shape = getattr(state, name).shape
     assume(name == "O_T_EE" or not np.isfinite(noise[: math.prod(shape)]).all())
-    with np.errstate(all="ignore"):
-        result = GATE.apply(dataclasses.replace(state, **{name: noise[: math.prod(shape)].reshape(shape)}),
-                            command_of(step), PERIOD_S)  # fmt: skip
+    change: dict[str, Any] = {name: noise[: math.prod(shape)].reshape(shape)}
+    result = GATE.apply(dataclasses.replace(state, **change), command_of(step), PERIOD_S)
     assert not whole(result.command).any()
     assert result.reasons[0].startswith("malformed: measured ")
     index = data.draw(st.integers(0, 11))  # one broken number in a pose that is right otherwise
@@ -244,7 +243,7 @@ FINE = state_of(Q_HOME, make_pose(O_R_DOWN, (0.5, 0.0, 0.3)))
         ({"dq": 0.69 * JOINT_VELOCITY_MAX}, "", False),
     ],
 )  # fmt: skip
-def test_a_state_in_which_the_arm_has_to_stop(change: dict[str, Array], reason: str, is_debounced: bool) -> None:
+def test_a_state_in_which_the_arm_has_to_stop(change: dict[str, Any], reason: str, is_debounced: bool) -> None:
     violation = GATE.violation(dataclasses.replace(FINE, **change))
     if not reason:
         assert violation is None
@@ -260,7 +259,8 @@ def test_no_field_may_be_anything_but_finite(name: str, index: int, value: float
     broken = np.array(getattr(FINE, name), dtype=float)
     broken.flat[index % broken.size] = value
     state = dataclasses.replace(FINE, O_F_ext_hat_K=np.concatenate([load, load]), dq=np.full(7, load[0]))
-    violation = GATE.violation(dataclasses.replace(state, **{name: broken if broken.ndim else float(broken)}))
+    change: dict[str, Any] = {name: broken if broken.ndim else float(broken)}
+    violation = GATE.violation(dataclasses.replace(state, **change))
     assert violation is not None
     assert violation.reason.startswith(f"malformed: measured {name} = ")
     assert not violation.is_debounced
