@@ -26,11 +26,11 @@ from actor.doctor_check import (
     wait_for,
     warning,
 )
+from actor.env import configured_gripper
 from actor.intervention_config import TeleopConfig
 from actor.tasks.base import Task
 from robot.cameras import CAMERAS, make_camera
 from robot.errors import RobotError
-from robot.grippers import make_gripper
 from robot.interface import Camera, CameraFrame, TeleopDevice
 from robot.teleop import make_device
 
@@ -65,7 +65,7 @@ def check_gripper(config: ActorConfig, consent: Consent) -> Result:
             return unasked("fingers")
         options = replace(options, calibrate=False)  # then connecting leaves the fingers alone
     try:
-        gripper = make_gripper(options, network=config.deoxys.network)
+        gripper = configured_gripper(replace(config, hand=options))
         assert gripper is not None
         try:
             gripper.connect()

@@ -29,6 +29,7 @@ from robot.guard import Guard, Mode
 from robot.interface import (
     Array,
     Camera,
+    Gripper,
     RobotBackend,
     RobotCommand,
     RobotState,
@@ -294,10 +295,20 @@ def connect_robot(config: ActorConfig, task: Task) -> RobotBackend:
     if config.backend != "deoxys":
         return connect_backend(config.backend, task)
     try:
-        gripper = make_gripper(config.hand, network=config.deoxys.network)
+        gripper = configured_gripper(config)
     except (RobotConfigError, MissingDependencyError) as error:
         raise ConfigError(str(error)) from error
     return connect_backend(config.backend, task, options=config.deoxys, gripper=gripper)
+
+
+def configured_gripper(config: ActorConfig) -> Gripper | None:
+    """Return the gripper on an arm behind Deoxys, not yet connected; None for "none".
+
+    Raises as `make_gripper` does, and RobotConfigError for a network file that cannot be read.
+    """
+    from robot.backends.deoxys.config import load_network  # needs YAML, which a machine without a robot may lack
+
+    return make_gripper(config.hand, network=load_network(config.deoxys.network))
 
 
 def connect_room(address: str, task: Task) -> Room | None:
