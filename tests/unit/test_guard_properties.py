@@ -77,6 +77,7 @@ class RecordingArm:
         self._tell("reset")
         self._refuse()
         self.state = dataclasses.replace(FINE, O_T_EE=placement.O_T_EE)
+        self._tell("arrived")
         return self.state
 
     def read_state(self) -> RobotState:
@@ -85,6 +86,8 @@ class RecordingArm:
         return self.state
 
     def send_command(self, command: RobotCommand) -> None:
+        if self.is_stale and not self.fault:
+            self._refuse()  # before anything is sent, as drivers do
         self._tell(command)
         self._refuse()
 
@@ -271,6 +274,13 @@ class GuardedArm(RuleBasedStateMachine):
     # What must hold whatever happened.
 
     @invariant()
+    def without_a_driver_the_arm_has_been_told_to_stay(self) -> None:
+        if self.guard.mode is Mode.HOLD:
+            assert self.arm.told[-1] in ("stop", "arrived")
+        elif self.guard.mode is Mode.FAULT:
+            assert self.arm.told[-1] == "stop"
+
+    @invariant()
     def the_fault_is_known(self) -> None:
         assert (self.guard.mode is Mode.FAULT) == self.is_latched
         assert bool(self.guard.fault) == self.is_latched
@@ -281,8 +291,7 @@ class GuardedArm(RuleBasedStateMachine):
             if isinstance(told, RobotCommand):
                 assert_bounded(told, state)
         if self.was_latched:
-            assert set(map(type, self.arm.told[self.checked :])) <= {str}
-            assert "reset" not in self.arm.told[self.checked :]
+            assert all(told == "stop" for told in self.arm.told[self.checked :])
         self.checked = len(self.arm.told)
         self.was_latched = self.is_latched
 
