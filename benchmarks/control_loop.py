@@ -131,7 +131,7 @@ def free_ports(count: int) -> list[int]:
 
 COLUMNS = (
     *("robot", "Hz", "cameras", "p50, ms", "p99, ms", "p99 / period", "max, ms", "overruns", "faults", "clipped"),
-    *("unassisted", "env steps", "human share", "learner steps", "staleness p95, s", "lost"),
+    *("unassisted", "env steps", "human share", "updates", "staleness p95, s", "lost"),
 )
 
 
@@ -155,7 +155,7 @@ def row(cell: Cell, folder: Path) -> str:
         f"{evaluation['successes']}/{evaluation['episodes']}" if evaluation["episodes"] else "none",
         summary["env_steps"],
         f"{summary['intervention']['fraction']:.0%}",
-        learner["learner_steps"],
+        learner["updates"],
         f"{summary['weights']['staleness_s']['p95']:.1f}",
         summary["link"]["offered"] - summary["link"]["acked"],
     ]
