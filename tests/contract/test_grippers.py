@@ -93,7 +93,9 @@ def test_every_gripper_is_tested() -> None:
 
 @pytest.fixture(params=sorted(ATTACH))
 def unconnected(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Attached]:
-    monkeypatch.setattr("robot.grippers.franka_hand._RECOVERY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("robot.grippers.franka_hand._RECOVERY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("robot.grippers.franka_hand._STILL_AFTER_S", 0.08)  # the model hurries
+    monkeypatch.setattr("robot.grippers.franka_hand._REPEAT_S", 0.12)
     attached = ATTACH[request.param](tmp_path)
     yield attached
     attached.gripper.close()
@@ -198,7 +200,7 @@ def test_stopping_does_not_let_go(attached: Attached) -> None:
     from_another_thread = threading.Thread(target=attached.gripper.stop)
     from_another_thread.start()
     from_another_thread.join()
-    time.sleep(0.3)
+    time.sleep(0.2)
     assert attached.commands() == before
     assert attached.gripper.read().is_holding
     assert attached.width() == pytest.approx(0.04, abs=TOLERANCE_M)
@@ -218,7 +220,7 @@ def test_a_fault_latches_until_it_is_recovered_from(attached: Attached) -> None:
         gripper.recover()
     gripper.move(0.0)
     attached.mend()
-    time.sleep(0.5)
+    time.sleep(0.2)
     gripper.move(0.0)
     assert gripper.read().fault, "it went away by itself"
     gripper.recover()

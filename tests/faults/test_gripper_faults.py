@@ -41,7 +41,9 @@ def node(tmp_path: Path) -> Iterator[FrankaHandNode]:
 
 @pytest.fixture
 def hand(node: FrankaHandNode, monkeypatch: pytest.MonkeyPatch) -> Iterator[FrankaHand]:
-    monkeypatch.setattr("robot.grippers.franka_hand._RECOVERY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("robot.grippers.franka_hand._RECOVERY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("robot.grippers.franka_hand._STILL_AFTER_S", 0.08)  # the model hurries
+    monkeypatch.setattr("robot.grippers.franka_hand._REPEAT_S", 0.12)
     gripper = FrankaHand(GripperOptions(driver="franka_hand"), network=node.network)
     gripper.connect()
     yield gripper
@@ -113,7 +115,7 @@ def test_one_garbled_answer_is_nothing_and_many_are_silence(device: RobotiqDevic
 
 
 def test_a_command_whose_receipt_is_lost_is_sent_again(device: RobotiqDevice, robotiq: RobotiqGripper) -> None:
-    for _ in range(5):  # sooner or later it hits the receipt and not a status
+    for _ in range(3):  # sooner or later it hits the receipt and not a status
         device.garbled_answers = 2
         robotiq.move(CLOSED)
         wait_until(lambda: device.position == device.closed_end, "the closing")
