@@ -22,7 +22,7 @@ from actor.doctor_system import system_checks
 from actor.tasks import TASKS
 from actor.tasks.base import Task
 from policy.cli import parse_config, run_main
-from policy.errors import EXIT_OK, unknown_name
+from policy.errors import EXIT_INTERRUPTED, EXIT_OK, unknown_name
 from policy.grpc_options import PROTOCOL_VERSION
 from policy.revision import read_revision
 from robot.backends import BACKENDS, SIMULATED_BACKENDS
@@ -63,14 +63,19 @@ def main() -> int:
     findings: list[Finding] = []
     runner = Runner()
     with contextlib.ExitStack() as closing:
-        checks = _all_checks(config, revision, closing)
+        checks = _all_checks(config, revision, runner, closing)
         page = None if config.json else Page(sys.stdout)
         if page is not None:
             page.begin(config.role, host, revision)
-        for finding in runner.run(checks):
-            findings.append(finding)
-            if page is not None:
-                page.show(finding)
+        try:
+            for finding in runner.run(checks):
+                findings.append(finding)
+                if page is not None:
+                    page.show(finding)
+        except KeyboardInterrupt:
+            runner.stop()
+            sys.stderr.write("stopped\n")
+            os._exit(EXIT_INTERRUPTED)
     if page is not None:
         page.end(findings)
     else:
@@ -96,7 +101,7 @@ def _check_names(config: DoctorConfig) -> None:
             raise unknown_name(kind, name, valid)
 
 
-def _all_checks(config: DoctorConfig, revision: str, closing: contextlib.ExitStack) -> list[Check]:
+def _all_checks(config: DoctorConfig, revision: str, runner: Runner, closing: contextlib.ExitStack) -> list[Check]:
     """Return the checks in order. Opens nothing yet. Raises ConfigError for a configuration that cannot work."""
     parse_address(config.learner)
     if config.role == "learner":
@@ -112,7 +117,7 @@ def _all_checks(config: DoctorConfig, revision: str, closing: contextlib.ExitSta
     consent = _make_consent(config)
     checks += _group("control", lambda: _control_group(config, task))
     checks += _group("link", lambda: _link_group(config, task, revision, closing))
-    checks += _group("robot", lambda: _robot_group(config, task, consent))
+    checks += _group("robot", lambda: _robot_group(config, task, consent, lambda: runner.is_stopping))
     return checks + _group("devices", lambda: _device_groups(config, task, consent))
 
 
@@ -155,14 +160,14 @@ def _link_group(config: DoctorConfig, task: Task, revision: str, closing: contex
     return link_checks(config.learner, revision, needed_mb_s, closing)
 
 
-def _robot_group(config: DoctorConfig, task: Task, consent: Consent) -> list[Check]:
+def _robot_group(config: DoctorConfig, task: Task, consent: Consent, should_stop: Callable[[], bool]) -> list[Check]:
     if config.backend in SIMULATED_BACKENDS:
         from actor.doctor_simulation import simulation_checks
 
         return simulation_checks(config, task)
     from actor.doctor_arm import arm_checks
 
-    checks = arm_checks(config, task, consent)
+    checks = arm_checks(config, task, consent, should_stop)
     if config.room:
         from actor.doctor_simulation import room_checks
 

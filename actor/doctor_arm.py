@@ -54,8 +54,13 @@ class _Arm:
     ages_s: list[float] = field(default_factory=list)  # of the states that were acted on
 
 
-def arm_checks(config: ActorConfig, task: Task, consent: Consent) -> list[Check]:
-    """Checks of the group "arm"; each but the first is skipped where one before it leaves nothing to check."""
+def arm_checks(
+    config: ActorConfig, task: Task, consent: Consent, should_stop: Callable[[], bool] = lambda: False
+) -> list[Check]:
+    """Checks of the group "arm"; each but the first is skipped where one before it leaves nothing to check.
+
+    should_stop: a person wants the arm to stop now.
+    """
     arm = _Arm()
     options = config.deoxys
 
@@ -71,7 +76,7 @@ def arm_checks(config: ActorConfig, task: Task, consent: Consent) -> list[Check]
     def move() -> Result:
         if not arm.states:
             return skipped("no state has come")
-        return check_step(config, task, consent, arm.ages_s)
+        return check_step(config, task, consent, arm.ages_s, should_stop)
 
     return [
         check("Deoxys' files", lambda: _check_files(config, arm)),
@@ -229,7 +234,13 @@ def check_force(state: ArmState) -> Result:
     )
 
 
-def check_step(config: ActorConfig, task: Task, consent: Consent, ages_s: list[float]) -> Result:
+def check_step(
+    config: ActorConfig,
+    task: Task,
+    consent: Consent,
+    ages_s: list[float],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Result:
     """Move EE by 10 mm up and back through the safety gate, and compare. Fills ages_s."""
     question = (
         "The arm will move 10 mm up and back, through the safety gate. Is it clear, and a hand at the stop? [y/N] "
@@ -244,9 +255,9 @@ def check_step(config: ActorConfig, task: Task, consent: Consent, ages_s: list[f
         start = guard.read_state().O_T_EE
         above = start.copy()
         above[2, 3] += _STEP_M
-        reasons = _go(guard, start, above, period_s, ages_s)
+        reasons = _go(guard, start, above, period_s, ages_s, should_stop)
         reached = guard.read_state().O_T_EE[:3, 3] - start[:3, 3]
-        reasons |= _go(guard, above, start, period_s, ages_s)
+        reasons |= _go(guard, above, start, period_s, ages_s, should_stop)
         left_m = float(np.linalg.norm(guard.read_state().O_T_EE[:3, 3] - start[:3, 3]))
     except RobotError as error:
         return refused(error)
@@ -255,11 +266,15 @@ def check_step(config: ActorConfig, task: Task, consent: Consent, ages_s: list[f
     return _judge_step(reached, left_m, reasons, start[:3, 3])
 
 
-def _go(guard: Guard, start: Array, goal: Array, period_s: float, ages_s: list[float]) -> set[str]:
+def _go(
+    guard: Guard, start: Array, goal: Array, period_s: float, ages_s: list[float], should_stop: Callable[[], bool]
+) -> set[str]:
     """Lead the arm from start to goal and let it settle; return which limits the gate named."""
     named: set[str] = set()
     begun_s = next_s = time.monotonic()
     while (elapsed_s := time.monotonic() - begun_s) < _RAMP_S + _SETTLE_S:
+        if should_stop():
+            raise RobotError("the arm was told to stop. Start the doctor again.")
         state = guard.read_state()
         ages_s.append(time.monotonic() - state.received_monotonic_s)
         reference = goal.copy()

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 TIMEOUT_S = 10.0
 CONSENT_S = 60.0
+_STOP_S = 5.0
 
 Consent = Callable[[str], bool]
 """Asks a person a question and returns whether they said yes; waits for CONSENT_S at most."""
@@ -124,6 +125,19 @@ class Runner:
     def __init__(self) -> None:
         self.hung = 0  # checks whose thread never came back
         self._log = _Collector()
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+
+    @property
+    def is_stopping(self) -> bool:
+        """A person has asked for the end: what moves has to stop."""
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """Let the check that runs come to its end, for some seconds at most."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(_STOP_S)
 
     def run(self, checks: Iterable[Check]) -> Iterator[Finding]:
         """Yield what each check found, as soon as it did. Drivers' warnings become details of their check."""
@@ -149,6 +163,7 @@ class Runner:
                 outcome.append(crashed(error))
 
         thread = threading.Thread(target=work, name=f"check-{check.name}", daemon=True)
+        self._thread = thread
         thread.start()
         thread.join(check.timeout_s)
         if outcome:

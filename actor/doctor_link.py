@@ -133,8 +133,8 @@ def check_reachable(probe: LinkProbe) -> Result:
     except socket.gaierror as error:
         return failed(f"{probe.address}: {error.strerror}", fix=f"getent hosts {probe._host}, or give an IP address")
     except grpc.FutureTimeoutError:
-        fix = f"ss -ltnp 'sport = :{probe._port}' on the learner's machine names what listens there"
-        return failed(f"{probe.address}: listens, but is no learner", fix=fix)
+        fix = f"on the learner's machine: ss -ltnp 'sport = :{probe._port}' names what listens; start the learner again"
+        return failed(f"{probe.address}: listens, but does not answer as a learner does", fix=fix)
     except OSError as error:
         return failed(f"{probe.address}: {error.strerror or error}", fix=f"ip route get {probe._host}")
     return ok(f"{probe.address} answers" + (f", {mtu}" if mtu else ""))
@@ -204,14 +204,15 @@ def check_protocol(probe: LinkProbe) -> Result:
 
 def check_same_commit(probe: LinkProbe, own_revision: str) -> Result:
     theirs = probe.ping().reply.commit
-    measured = f"{short(own_revision)} here, {short(theirs)} at the learner"
-    if own_revision and own_revision == theirs and not own_revision.endswith("-dirty"):
+    is_equal = bool(own_revision) and own_revision == theirs
+    if is_equal and not own_revision.endswith("-dirty"):
         return ok(f"{short(theirs)} on both machines")
+    here_and_there = f"{short(own_revision)} here, {short(theirs)} at the learner"
     commit = (own_revision or theirs).removesuffix("-dirty") or "COMMIT"
     return warning(
-        measured,
-        limit="equal, and nothing changed since",
-        fix=f"git status && git checkout {commit}, on both machines; then start both programs again",
+        f"{short(theirs)} on both machines, which may differ" if is_equal else here_and_there,
+        limit="equal, and no file changed",
+        fix=f"git status; git checkout {commit}, on both machines; then start both programs again",
     )
 
 

@@ -106,7 +106,7 @@ def check_namesakes() -> Result:
         return ok("no stranger named deoxys or pyzed is installed")
     return failed(
         f"{' and '.join(found)} from the package index: not the robot's, not the camera's",
-        fix=f"{sys.executable} -m pip uninstall {' '.join(found)}",
+        fix=f".venv/bin/python -m pip uninstall -y {' '.join(found)}",
         detail="docs/robot_setup.md has where the real ones come from; neither is needed for the defaults.",
     )
 
@@ -114,7 +114,7 @@ def check_namesakes() -> Result:
 def _is_namesake(name: str, part: str) -> bool:
     """Whether a package `name` is installed that has no module `part`; nothing is imported."""
     spec = importlib.util.find_spec(name)
-    if spec is None:
+    if spec is None or spec.origin is None:  # None: a mere folder of that name, such as Deoxys' files here
         return False
     folders = spec.submodule_search_locations or []
     return not any(next(Path(folder).glob(f"{part}*"), None) for folder in folders)
