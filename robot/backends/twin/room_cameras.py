@@ -155,6 +155,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal, and meant for the parent
     signal.signal(signal.SIGTERM, _end)
     end_with_parent(options.parent)
+    os.setpriority(os.PRIO_PROCESS, 0, 0)  # the parent goes first, not its pictures
     try:
         cameras = RoomCameras(
             options.scene, options.poses, options.host, tuple(options.ports), options.fps, options.looks_variation
