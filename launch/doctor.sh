@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 case " $* " in
   *" --role learner "* | *" --role=learner "*) launch/setup.sh learner ;;
-  *) launch/setup.sh robot sim ;;
+  *) launch/robot_pc.sh "$@" ;;
 esac
 source launch/env.sh
 exec python -m actor.doctor "$@"

@@ -2,6 +2,6 @@
 # Record demonstrations on the robot PC. All options: launch/record.sh --help
 set -euo pipefail
 cd "$(dirname "$0")/.."
-launch/setup.sh robot sim
+launch/robot_pc.sh "$@"
 source launch/env.sh
 exec python -m actor.record "$@"

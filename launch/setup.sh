@@ -49,7 +49,7 @@ can_load() { # Usage: can_load LIBRARY...
   for library; do grep -qF "$library" <<<"$libraries" || return 1; done
 }
 
-# gym-hil, whose robot model files we use, depends on evdev, which is compiled on installation.
+# evdev, for gamepads and among gym-hil's dependencies, is compiled on installation.
 can_compile() {
   command -v gcc >/dev/null && [[ -e /usr/include/linux/input.h ]] &&
     [[ -e $(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]]
@@ -76,12 +76,15 @@ if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
   say "creating .venv with $("$python" --version)"
   "$python" -m venv .venv
 fi
+if [[ " $extras " == *" robot "* || " $extras " == *" sim "* ]]; then
+  can_compile || debian_packages "the package evdev" gcc libc6-dev linux-libc-dev python3-dev
+fi
 if [[ " $extras " == *" sim "* ]]; then
-  can_compile || debian_packages "the simulator's installation" gcc libc6-dev linux-libc-dev python3-dev
   can_draw || debian_packages "drawing videos" libegl1 libegl-mesa0 libgl1-mesa-dri
 fi
 if [[ " $extras " == *" robot "* ]]; then
   can_load libusb-1.0.so.0 || debian_packages "RealSense cameras" libusb-1.0-0
+  can_load libhidapi-hidraw.so.0 || debian_packages "a SpaceMouse" libhidapi-hidraw0
 fi
 say "installing pinned packages${extras:+ for $extras}; the first time takes some minutes (details: $log)"
 .venv/bin/python -m pip install -c constraints.txt -e ".${extras:+[${extras// /,}]}" >>"$log" 2>&1 || {
