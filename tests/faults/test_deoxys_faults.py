@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from robot.backends.deoxys import backend, client, link, reset
 from robot.backends.deoxys.backend import DeoxysBackend
 from robot.backends.deoxys.options import DeoxysOptions
 from robot.errors import RobotError, RobotFaultError, StaleStateError
-from robot.interface import GripperState, RobotCommand, ScenePlacement
+from robot.interface import GripperState, RobotCommand, RobotState, ScenePlacement
 from robot.pose import O_R_DOWN, apply_delta, make_pose
 from tests.deoxys_fake import START_Q, FakeNuc, Sent, schema
 
 HANG_S = 15.0
 PLACEMENT = ScenePlacement(O_T_EE=make_pose(O_R_DOWN, (0.5, 0.05, 0.3)))
+
+
+Result = TypeVar("Result")
 
 
 class Arm:
@@ -35,9 +39,16 @@ class Arm:
     def move(self, *, steps: int = 2) -> None:
         """Command steps to the side, as a control loop does."""
         for _ in range(steps):
-            self.backend.read_state()
-            self.backend.send_command(step(0.0, 0.01, 0.0))
+            self.read()
+            self.send(step(0.0, 0.01, 0.0))
             time.sleep(0.05)
+
+    def read(self) -> RobotState:
+        """Return a fresh state, after waiting for one: the machine of the tests may be busy."""
+        return patiently(self.backend.read_state)
+
+    def send(self, command: RobotCommand) -> None:
+        patiently(lambda: self.backend.send_command(command))
 
     def fault(self) -> str:
         """Wait for the fault to latch and return its reason. Meanwhile the control loop goes on asking for motion."""
@@ -134,6 +145,17 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.005)
 
 
+def patiently(call: Callable[[], Result]) -> Result:
+    """Return what `call` does, again while the state is stale: the machine that tests run on may be busy."""
+    deadline_s = time.monotonic() + HANG_S
+    while True:
+        try:
+            return call()
+        except StaleStateError:
+            assert time.monotonic() < deadline_s, f"stale for {HANG_S} s"
+            time.sleep(0.005)
+
+
 def goals(sent: list[Sent]) -> set[tuple[object, ...]]:
     return {(each.controller, each.position, each.rotvec) for each in sent if not each.termination}
 
@@ -172,16 +194,20 @@ def patient(nuc: FakeNuc) -> Iterator[Arm]:
     arm.backend.close()
 
 
-def test_a_killed_control_process_latches_and_nothing_speaks_to_the_next_one(arm: Arm, nuc: FakeNuc) -> None:
+def test_a_killed_control_process_latches_and_nothing_speaks_to_the_next_one(nuc: FakeNuc) -> None:
+    arm = Arm(nuc, fault_after_s=1.2)
+    arm.backend.connect()
+    arm.move()
     at_s = time.monotonic()
     nuc.kill()
     assert "nothing has come from the NUC" in arm.fault()
-    silent_from_s = at_s + 0.5 * arm.options.fault_after_s + 0.2
-    assert not [each for each in nuc.sent_since(silent_from_s) if not each.termination]
+    # Goals end well before the fault: the next control process would take the first that it hears for an order.
+    assert [each.termination for each in nuc.sent_since(at_s + 0.5 * 1.2 + 0.2)] == [True]
     arm.assert_ended_and_silent(at_s)
     with pytest.raises(RobotFaultError, match=r"cannot go on yet: nothing comes from the NUC.*auto_arm\.sh.*stopped"):
         arm.backend.recover()
     arm.assert_stays(0.2)
+    arm.backend.close()
 
 
 def test_a_state_that_stands_still_is_stale_though_messages_come(arm: Arm, nuc: FakeNuc) -> None:
@@ -314,10 +340,10 @@ def is_readable(backend: DeoxysBackend) -> bool:
 def test_a_control_thread_that_stops_for_300_ms_leaves_the_arm_holding_where_it_was(
     arm: Arm, nuc: FakeNuc, caplog: pytest.LogCaptureFixture
 ) -> None:
-    seen = arm.backend.read_state().O_T_EE
-    arm.backend.send_command(step(0.0, 0.25, 0.0))  # farther than the arm gets in 300 ms
+    seen = arm.read().O_T_EE
+    arm.send(step(0.0, 0.25, 0.0))  # farther than the arm gets in 300 ms
     wait_until(lambda: "no command for" in caplog.text, "the hold")
-    held = arm.backend.read_state().O_T_EE
+    held = arm.read().O_T_EE
     at_s = time.monotonic() + 0.06
     time.sleep(0.3)
     sent = [each.O_T_EE for each in nuc.sent_since(at_s)]
@@ -330,8 +356,8 @@ def test_a_control_thread_that_stops_for_300_ms_leaves_the_arm_holding_where_it_
 
 
 def test_stop_holds_the_measured_pose_once_and_nothing_that_is_not_finite_replaces_it(arm: Arm, nuc: FakeNuc) -> None:
-    arm.backend.read_state()
-    arm.backend.send_command(step(0.0, 0.05, 0.0))
+    arm.read()
+    arm.send(step(0.0, 0.05, 0.0))
     time.sleep(0.05)
     arm.backend.stop()
     at_s = time.monotonic() + 0.02
@@ -381,9 +407,9 @@ def test_a_fault_of_the_gripper_stops_the_arm_and_is_recovered_with_it(nuc: Fake
     arm = Arm(nuc, gripper)
     arm.backend.connect()
     for width in (0.08, 0.08, 0.03, 0.03):
-        arm.backend.send_command(step(0.0, 0.0, 0.0, width=width))
+        arm.send(step(0.0, 0.0, 0.0, width=width))
     assert gripper.widths == [0.08, 0.03]
-    assert arm.backend.read_state().gripper_width == 0.03
+    assert arm.read().gripper_width == 0.03
     at_s = time.monotonic()
     gripper.fault = "over-current. Free the fingers."
     assert arm.fault() == "gripper: over-current. Free the fingers."

@@ -83,9 +83,9 @@ class DeoxysBackend:
 
         Raises RobotError, with the values, when the arm does not arrive, and RobotFaultError when it had to stop.
         """
-        self._client.state()
-        self._open_gripper()
         motion = ResetMotion(self._client, self._options, _twist)
+        motion.fresh_state()  # before anything moves
+        self._open_gripper()
         motion.lift()
         is_home_due = self._resets_since_home is None or self._resets_since_home + 1 >= self._options.joint_reset_every
         if not is_home_due:
@@ -100,6 +100,7 @@ class DeoxysBackend:
             motion.move_home()
             motion.move_to(placement.O_T_EE)
         self._resets_since_home = 0 if is_home_due else (self._resets_since_home or 0) + 1
+        motion.fresh_state()
         return self.read_state()
 
     def read_state(self) -> RobotState:

@@ -44,15 +44,28 @@ class ResetMotion:
         self._judged_time_s = -np.inf
         self._states_over_force = 0
 
+    def fresh_state(self) -> ArmState:
+        """Return a state young enough to act on, after judging its force; waits for one until the fault latches."""
+        while True:
+            try:
+                state, _ = self._client.state()
+            except StaleStateError:
+                time.sleep(POLL_S)
+                continue
+            if state.robot_time_s != self._judged_time_s:
+                self._judged_time_s = state.robot_time_s
+                self._judge_force(state)
+            return state
+
     def lift(self) -> None:
         """Move straight up by lift_m."""
         if self._options.lift_m > 0.0:
-            O_T_EE = self._fresh_state().O_T_EE
+            O_T_EE = self.fresh_state().O_T_EE
             self.move_to(translation(0.0, 0.0, self._options.lift_m) @ O_T_EE, tolerance_m=_LIFTED_M)
 
     def move_to(self, O_T_EE: Array, tolerance_m: float = _REACHED_M) -> None:
         """Move in a straight line at reset_speed_m_s until the arm is at O_T_EE (4, 4) and at rest."""
-        start = self._fresh_state().O_T_EE
+        start = self.fresh_state().O_T_EE
         way, turn = pose_difference(start, O_T_EE)
         duration_s = max(
             float(np.linalg.norm(way)) / self._options.reset_speed_m_s, float(np.linalg.norm(turn)) / _TURN_RAD_S, 1e-3
@@ -63,7 +76,7 @@ class ResetMotion:
         deadline_s = last_s + duration_s + _EXTRA_S
         while True:
             time.sleep(2 * POLL_S)
-            state = self._fresh_state()
+            state = self.fresh_state()
             step_s, last_s = time.monotonic() - last_s, time.monotonic()
             missing, missing_turn = pose_difference(state.O_T_EE, O_T_EE)
             reference = apply_delta(start, progress * way, progress * turn)
@@ -96,7 +109,7 @@ class ResetMotion:
         self._client.start_joint_control(self._options.home_q)
         deadline_s = time.monotonic() + _JOINT_MOTION_S
         while True:
-            state = self._fresh_state()
+            state = self.fresh_state()
             missing = goal - state.q
             if np.abs(missing).max() < _REACHED_Q_RAD and np.abs(state.dq).max() < _AT_REST_RAD_S:
                 break
@@ -108,19 +121,6 @@ class ResetMotion:
                 )
             time.sleep(POLL_S)
         self._client.start_pose_control()
-
-    def _fresh_state(self) -> ArmState:
-        """Return a state young enough to act on, after judging its force; waits for one until the fault latches."""
-        while True:
-            try:
-                state, _ = self._client.state()
-            except StaleStateError:
-                time.sleep(POLL_S)
-                continue
-            if state.robot_time_s != self._judged_time_s:
-                self._judged_time_s = state.robot_time_s
-                self._judge_force(state)
-            return state
 
     def _judge_force(self, state: ArmState) -> None:
         force_n = float(np.linalg.norm(state.O_F_ext_hat_K[:3]))
