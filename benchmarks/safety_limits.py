@@ -59,13 +59,14 @@ def run_episode(task: Task, backend: RobotBackend, driver: str, seed: int, tally
     direction = rng.uniform(-1, 1, size)
     down = -np.eye(size)[2]
     for _ in range(task.max_episode_steps):
-        action: Array = {
-            "operator": lambda: operator.act(env.state, env.objects),
-            "random": lambda: rng.uniform(-1, 1, size),
-            "drift": lambda: direction + 0.5 * rng.normal(size=size),
-            "corner": lambda: np.sign(direction),
-            "down": lambda: down,
-        }[driver]()
+        if driver == "operator":
+            action: Array = np.asarray(operator.act(env.state, env.objects), dtype=np.float64)
+        elif driver == "random":
+            action = rng.uniform(-1, 1, size)
+        elif driver == "drift":
+            action = direction + 0.5 * rng.normal(size=size)
+        else:
+            action = np.sign(direction) if driver == "corner" else down
         try:
             _, _, terminated, _, info = env.step(np.clip(action, -1, 1).astype(np.float32))
         except RobotFaultError as error:
