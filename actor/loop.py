@@ -165,6 +165,7 @@ def run_episode(
         tally.add(transition, verdict.is_success, info)
         _offer_marks(outbox, transition, listener, tally)
         if is_last:
+            env.guard.hold("the episode is over")  # and not on towards the last step's goal
             return tally
         # After a pause a number is left out: then the step before it has no next observation, because time passed.
         observation = next_observation if resumed is None else code_images(resumed, codec)
