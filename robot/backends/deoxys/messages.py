@@ -247,15 +247,14 @@ def encode_arm_command(command: ArmCommand) -> bytes:
         inner = MESSAGES["FrankaOSCPoseControllerMessage"](
             translational_stiffness=gains.translational_stiffness, rotational_stiffness=gains.rotational_stiffness
         )
-        inner.goal.is_delta = goal.is_delta
         inner.goal.x, inner.goal.y, inner.goal.z = goal.position
         inner.goal.ax, inner.goal.ay, inner.goal.az = goal.rotvec
         inner.config.residual_mass_vec.extend(gains.residual_mass)
     else:
         inner = MESSAGES["FrankaJointPositionControllerMessage"](speed_factor=0.1)  # ignored by the controller
-        inner.goal.is_delta = goal.is_delta
         for joint, angle in enumerate(goal.q, 1):
             setattr(inner.goal, f"q{joint}", angle)
+    inner.goal.is_delta = goal.is_delta
     _pack(message.control_msg, inner)
     return bytes(message.SerializeToString())
 
