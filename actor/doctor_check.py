@@ -159,7 +159,7 @@ class Runner:
         def work() -> None:
             try:
                 outcome.append(check.run())
-            except Exception as error:  # whatever a driver raises: it is a failed line
+            except BaseException as error:  # whatever a driver raises: it is a failed line
                 outcome.append(crashed(error))
 
         thread = threading.Thread(target=work, name=f"check-{check.name}", daemon=True)
@@ -168,8 +168,6 @@ class Runner:
         thread.join(check.timeout_s)
         if outcome:
             return outcome[0]
-        if not thread.is_alive():  # it ended with SystemExit or the like
-            return failed("ended without a result", fix=_REPEAT)
         self.hung += 1
         return failed(
             "no answer",
@@ -182,7 +180,7 @@ class Runner:
 _REPEAT = "python -m actor.doctor --json, and report its output as a bug of the doctor"
 
 
-def crashed(error: Exception) -> Result:
+def crashed(error: BaseException) -> Result:
     """Return the line of a check that raised what it should not have."""
     return failed(f"{type(error).__name__}: {error}", fix=_REPEAT, detail="The check itself failed.")
 

@@ -1,8 +1,10 @@
 """Addresses, and who listens on a TCP port of this machine as far as the kernel tells us."""
 
+import contextlib
 import errno
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from policy.errors import ConfigError
@@ -38,16 +40,21 @@ def port_holder(port: int, proc: Path = Path("/proc")) -> str:
     inodes = {inode for table in ("tcp", "tcp6") for inode in _listening_inodes(proc / "net" / table, port)}
     wanted = {f"socket:[{inode}]" for inode in inodes}
     for process in proc.iterdir():
-        if not process.name.isdecimal():
-            continue
-        try:
-            links = {os.readlink(descriptor) for descriptor in (process / "fd").iterdir()}
-            if links & wanted:
+        if process.name.isdecimal() and any(link in wanted for link in _open_files(process / "fd")):
+            try:
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                return f"{command[:80]} (pid {process.name})"
-        except OSError:  # it has ended, or is another user's
-            continue
+            except OSError:  # it has ended
+                continue
+            return f"{command[:80]} (pid {process.name})"
     return ""
+
+
+def _open_files(descriptors: Path) -> Iterator[str]:
+    """Yield what a process has open; nothing of one that has ended or is another user's."""
+    with contextlib.suppress(OSError):
+        for descriptor in descriptors.iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                yield os.readlink(descriptor)
 
 
 def _listening_inodes(table: Path, port: int) -> list[str]:
