@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from robot.errors import RobotConfigError, RobotError
 from robot.grippers.options import GripperOptions
@@ -38,6 +39,8 @@ _ACTIVATION_TIMEOUT_S = 10.0  # takes 2 to 3 s
 _MOTION_TIMEOUT_S = 8.0  # the whole stroke at the slowest speed takes 4.3 s
 _OPEN_ENDS = range(0, 41)  # counts at which fingers that nothing blocks may stop
 _CLOSED_ENDS = range(200, 256)
+
+_Answer = TypeVar("_Answer")
 
 
 class RobotiqGripper(ThreadedGripper):
@@ -118,14 +121,14 @@ class RobotiqGripper(ThreadedGripper):
         _log.info("Robotiq gripper: gripper.open_position = %d, gripper.closed_position = %d", opened, closed)
 
     def _go_and_wait(self, position: int) -> int:
-        self._write(self._request(position))
+        self._tell(self._request(position))
         return self._wait_until(lambda status: not self._is_moving(status), _MOTION_TIMEOUT_S, "stop moving").position
 
     def _activate(self) -> Status:
         """Give rACT its rising edge, and wait. The fingers open and close, whatever they hold."""
-        self._write(DEACTIVATE)
+        self._tell(DEACTIVATE)
         self._wait_until(lambda status: not status.is_active, _ACTIVATION_TIMEOUT_S, "reset itself", is_resetting=True)
-        self._write(ACTIVATE)
+        self._tell(ACTIVATE)
         return self._wait_until(lambda status: status.is_activated, _ACTIVATION_TIMEOUT_S, "finish its activation")
 
     def _mend(self) -> None:
@@ -159,17 +162,23 @@ class RobotiqGripper(ThreadedGripper):
             self._pause(POLL_PERIOD_S)
 
     def _status(self) -> Status:
-        """Return the status, asking again until the gripper counts as silent. Publishes it."""
+        """Return the status, asking until the gripper counts as silent. Publishes it."""
+        status = self._patiently(self._require_bus().read_status)
+        self._publish(status)
+        return status
+
+    def _tell(self, request: Request) -> None:
+        """Send a request until its receipt comes. Twice the same changes nothing: no edge of rACT, no new target."""
+        self._patiently(lambda: self._write(request))
+
+    def _patiently(self, exchange: Callable[[], _Answer]) -> _Answer:
         while True:
             try:
-                status = self._require_bus().read_status()
+                return exchange()
             except SilentError:
                 if time.monotonic() - self._answered_s > SILENT_AFTER_S:
                     raise
                 self._pause(POLL_PERIOD_S)
-                continue
-            self._publish(status)
-            return status
 
     def _cycle(self) -> None:
         period_s = POLL_PERIOD_S

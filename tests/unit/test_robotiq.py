@@ -189,6 +189,23 @@ def test_an_activation_that_does_not_end_is_given_up(device: RobotiqDevice, monk
         driver(device).connect()
 
 
+def test_a_garbled_answer_now_and_then_does_not_keep_it_from_connecting(
+    device: RobotiqDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, count = device.answer, iter(range(10**6))
+
+    def every_third_is_garbled(request: bytes) -> bytes | None:
+        answered = answer(request)
+        return answered[:-1] + bytes([answered[-1] ^ 0xFF]) if answered and next(count) % 3 == 1 else answered
+
+    monkeypatch.setattr(device, "answer", every_third_is_garbled)
+    gripper = driver(device)
+    gripper.connect()
+    assert gripper.ends == (13, 230)
+    assert device.num_activations == 1, "a repeated request must not activate it again"
+    gripper.close()
+
+
 def test_a_silent_gripper_is_reported_with_what_to_check(device: RobotiqDevice) -> None:
     device.is_silent = True
     with pytest.raises(RobotError, match="24 V supply"):
