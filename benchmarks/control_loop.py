@@ -26,6 +26,7 @@ from typing import Any
 from benchmarks.runs import machine
 
 TASK = "peg_in_hole"
+TRAINING_STEPS = 1000
 RESULTS = Path(__file__).parent / "results" / "control_loop.md"
 _START_LIMIT_S = 120.0
 _END_LIMIT_S = 60.0
@@ -58,7 +59,7 @@ def actor_command(cell: Cell, folder: Path, port: int, minutes: float) -> list[s
         "--backend", cell.backend, "--control-rate-hz", str(cell.rate_hz), "--pace", "1", "--eval-pace", "1",
         "--learner", f"127.0.0.1:{port}", "--run-dir", str(folder / "actor"), "--seed", "0",
         "--max-minutes", f"{minutes:g}", "--max-steps-per-version", "0", "--eval-every-steps", "0",
-        "--eval-episodes", "20", "--videos", "0",
+        "--max-env-steps", str(TRAINING_STEPS), "--eval-episodes", "20", "--videos", "0",
     ]  # fmt: skip
     if cell.backend == "deoxys":
         room = (folder / "room").read_text()
