@@ -67,6 +67,7 @@ class RobotiqDevice:
         self._contact = 3
         self._moved_s = time.monotonic()
         self._heard_s = time.monotonic()
+        self._starts_s = 0.0
         self._lock = threading.RLock()
         self._descriptors: tuple[int, int] | None = None
         self._thread: threading.Thread | None = None
@@ -97,9 +98,13 @@ class RobotiqDevice:
         self._thread.start()
 
     def power_cycle(self) -> None:
-        """Interrupt its 24 V for a moment: it forgets activation and request. The fingers are self-locking."""
+        """Interrupt its 24 V for a moment: it forgets activation and request. The fingers are self-locking.
+
+        It starts in 0.1 s, faster than any real one, so that its silence alone does not give the interruption away.
+        """
         with self._lock:
             self._advance()
+            self._starts_s = time.monotonic() + 0.1
             self._request = [0, 0, 0]
             self._activated_at_s, self.fault = None, 0
 
@@ -140,19 +145,23 @@ class RobotiqDevice:
     def answer(self, frame: bytes) -> bytes | None:
         """Return the answer to one frame; None for one that is not for it or is garbled, and while silent."""
         with self._lock:
-            if len(frame) < 4 or crc(frame[:-2]) != frame[-2:] or frame[0] != DEVICE_ID or self.is_silent:
+            if len(frame) < 4 or crc(frame[:-2]) != frame[-2:] or frame[0] != DEVICE_ID:
+                return None
+            if self.is_silent or time.monotonic() < self._starts_s:
                 return None
             self.frames.append(frame)
             pause_s = time.monotonic() - self._heard_s
             self._heard_s = time.monotonic()
             body = self._execute(frame[1], frame[2:-2], shows_pause=pause_s > 1.0)
+            if body is None:
+                return None
             answer = bytes([DEVICE_ID]) + body
             if self.garbled_answers > 0:
                 self.garbled_answers -= 1
                 return answer + bytes(byte ^ 0xFF for byte in crc(answer))
             return answer + crc(answer)
 
-    def _execute(self, function: int, data: bytes, shows_pause: bool) -> bytes:
+    def _execute(self, function: int, data: bytes, shows_pause: bool) -> bytes | None:
         words = [int.from_bytes(data[i : i + 2], "big") for i in range(0, len(data) - 1, 2)]
         if function in (3, 4):
             return self._read(function, words[0], words[1], shows_pause)
@@ -165,16 +174,15 @@ class RobotiqDevice:
         if function == 23:
             self._write(words[2], _words(data[9:]))
             return self._read(function, words[0], words[1], shows_pause)
-        return bytes([function | 0x80, 1])  # illegal function
+        return None  # exception responses are not supported
 
-    def _read(self, function: int, address: int, count: int, shows_pause: bool) -> bytes:
+    def _read(self, function: int, address: int, count: int, shows_pause: bool) -> bytes | None:
         self._advance()
         registers = {STATUS + i: word for i, word in enumerate(self._status(shows_pause))}
         registers |= {REQUEST + i: word for i, word in enumerate(self._request)}
-        try:
-            words = [registers[address + i] for i in range(count)]
-        except KeyError:
-            return bytes([function | 0x80, 2])  # illegal address
+        words = [registers[address + i] for i in range(count) if address + i in registers]
+        if len(words) < count:
+            return None
         return bytes([function, 2 * count]) + b"".join(word.to_bytes(2, "big") for word in words)
 
     def _write(self, address: int, words: list[int]) -> None:

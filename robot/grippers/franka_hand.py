@@ -72,9 +72,9 @@ class FrankaHand(ThreadedGripper):
         """network: Deoxys'. Raises RobotConfigError without one, and for a force that the hand does not have."""
         super().__init__("Franka Hand", MAX_WIDTH_M)
         if network is None:
-            raise RobotConfigError("gripper.driver = franka_hand needs an arm behind Deoxys: the hand is on its NUC")
+            raise RobotConfigError("hand.driver = franka_hand needs an arm behind Deoxys: the hand is on its NUC")
         if options.force_n > MAX_FORCE_N:
-            raise RobotConfigError(f"gripper.force_n = {options.force_n} is more than a Franka Hand's {MAX_FORCE_N} N")
+            raise RobotConfigError(f"hand.force_n = {options.force_n} is more than a Franka Hand's {MAX_FORCE_N} N")
         self._network = network
         self._force = options.force_n
         self._speed = min(options.speed_m_s, MAX_SPEED_M_S)

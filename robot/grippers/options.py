@@ -31,9 +31,9 @@ class GripperOptions:
         for name in ("force_n", "speed_m_s"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0.0):
-                raise RobotConfigError(f"gripper.{name} = {value} must be positive and finite")
+                raise RobotConfigError(f"hand.{name} = {value} must be positive and finite")
         if not 0 <= self.open_position < self.closed_position <= 255:
             raise RobotConfigError(
-                f"gripper.open_position = {self.open_position} and gripper.closed_position = {self.closed_position} "
+                f"hand.open_position = {self.open_position} and hand.closed_position = {self.closed_position} "
                 "must be within 0 to 255, and the open one smaller"
             )

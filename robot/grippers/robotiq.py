@@ -60,7 +60,7 @@ class RobotiqGripper(ThreadedGripper):
         ):
             if not limits[0] <= value <= limits[1]:
                 raise RobotConfigError(
-                    f"gripper.{name} = {value} is beyond what a Robotiq 2F-85 can do: {limits[0]} to {limits[1]} {unit}"
+                    f"hand.{name} = {value} is beyond what a Robotiq 2F-85 can do: {limits[0]} to {limits[1]} {unit}"
                 )
         self._options = options
         self._force = counts(options.force_n, FORCE_RANGE_N)
@@ -98,8 +98,8 @@ class RobotiqGripper(ThreadedGripper):
             why = describe_fault(status.fault) if status.fault else "it is not activated."
             raise RobotError(
                 f"the Robotiq gripper cannot be used: {why} Activating it opens and closes the fingers, and "
-                "gripper.calibrate = false rules that out. Take out what they hold and connect once with "
-                "gripper.calibrate = true."
+                "hand.calibrate = false rules that out. Take out what they hold and connect once with "
+                "hand.calibrate = true."
             )
 
     def _measure_ends(self) -> None:
@@ -108,7 +108,7 @@ class RobotiqGripper(ThreadedGripper):
             raise RobotError(
                 f"calibration of the Robotiq gripper: closing stopped at {closed} of 255 counts, expected at least "
                 f"{_CLOSED_ENDS.start}. Something is between the fingers, and now gripped. Take it out and connect "
-                "again; or connect with gripper.calibrate = false to keep it."
+                "again; or connect with hand.calibrate = false to keep it."
             )
         opened = self._go_and_wait(FULLY_OPEN)
         if opened not in _OPEN_ENDS:
@@ -118,7 +118,7 @@ class RobotiqGripper(ThreadedGripper):
             )
         self._ends = Ends(opened, closed)
         self._publish(self._status())
-        _log.info("Robotiq gripper: gripper.open_position = %d, gripper.closed_position = %d", opened, closed)
+        _log.info("Robotiq gripper: hand.open_position = %d, hand.closed_position = %d", opened, closed)
 
     def _go_and_wait(self, position: int) -> int:
         self._tell(self._request(position))

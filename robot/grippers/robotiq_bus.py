@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import time
 from pathlib import Path
 
 import serial
@@ -18,6 +19,7 @@ logging.getLogger("pymodbus.logging").setLevel(logging.CRITICAL)
 BY_ID = Path("/dev/serial/by-id")
 BAUD_RATE = 115200  # this and the next: as the gripper leaves the factory
 DEVICE_ID = 9
+MIN_PAUSE_S = 0.005  # between requests, by the manual: the gripper looks at its registers 200 times a second
 WRITE_REGISTERS = 16  # Modbus function code
 ANSWER_TIMEOUT_S = 0.08  # a healthy one answers within 20 ms, the delay of a USB adapter included
 
@@ -42,9 +44,9 @@ def find_port(device: str, by_id: Path = BY_ID) -> str:
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise PortError(f"several serial ports may be the gripper's: {', '.join(fitting)}. Set gripper.device to one.")
+        raise PortError(f"several serial ports may be the gripper's: {', '.join(fitting)}. Set hand.device to one.")
     unnamed = sorted(str(path) for path in Path("/dev").glob("ttyUSB*"))
-    hint = f"There is {', '.join(unnamed)}: set gripper.device if that is it." if unnamed else "Plug its adapter in."
+    hint = f"There is {', '.join(unnamed)}: set hand.device if that is it." if unnamed else "Plug its adapter in."
     raise PortError(f"there is no serial port in {by_id}, so no USB-to-RS485 adapter of a Robotiq gripper. {hint}")
 
 
@@ -70,6 +72,7 @@ class RobotiqBus:
     def __init__(self, port: str) -> None:
         self.port = port
         self._client = ModbusSerialClient(port, baudrate=BAUD_RATE, timeout=ANSWER_TIMEOUT_S, retries=0)
+        self._exchanged_s = 0.0
 
     def open(self) -> None:
         """Open the port unless it is. Raises PortError with the remedy."""
@@ -85,24 +88,32 @@ class RobotiqBus:
 
     def read_status(self) -> Status:
         """Ask for the status, opening the port again where it was lost. Raises SilentError or PortError."""
-        self.open()
+        self._get_ready()
         try:
             answer = self._client.read_input_registers(STATUS_ADDRESS, count=NUM_REGISTERS, device_id=DEVICE_ID)
         except (ModbusException, OSError) as error:
             raise self._failure(error) from error
+        finally:
+            self._exchanged_s = time.monotonic()
         if answer.isError() or len(answer.registers) != NUM_REGISTERS:
             raise SilentError(f"the gripper on {self.port} answered {answer}, not its status")
         return Status.from_registers(list(answer.registers))
 
     def write(self, request: Request) -> None:
         """Send a request and wait for its receipt. Raises SilentError, not knowing whether it arrived, or PortError."""
-        self.open()
+        self._get_ready()
         try:
             answer = self._client.write_registers(REQUEST_ADDRESS, request.registers(), device_id=DEVICE_ID)
         except (ModbusException, OSError) as error:
             raise self._failure(error) from error
+        finally:
+            self._exchanged_s = time.monotonic()
         if answer.isError() or answer.function_code != WRITE_REGISTERS:  # a late answer to the request before
             raise SilentError(f"the gripper on {self.port} answered {answer} to a request")
+
+    def _get_ready(self) -> None:
+        self.open()
+        time.sleep(max(0.0, self._exchanged_s + MIN_PAUSE_S - time.monotonic()))
 
     def _failure(self, error: Exception) -> RobotError:
         if isinstance(error, ConnectionException | OSError):
