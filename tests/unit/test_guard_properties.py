@@ -218,7 +218,7 @@ class GuardedArm(RuleBasedStateMachine):
     @rule()
     def work_a_little(self) -> None:
         """Without a fault, from a good state, a small step is sent as it is: a guard that only holds is no guard."""
-        self.arm.fault, self.arm.obstacle, self.arm.is_stale, self.arm.state = "", "", False, FINE
+        self._repair()
         self.guard.read_state()
         self.forces_in_a_row = 0
         self.guard.act(SMALL)
@@ -261,11 +261,32 @@ class GuardedArm(RuleBasedStateMachine):
         if is_left:
             self.is_latched, self.forces_in_a_row = False, 0
 
+    @rule(times=st.integers(1, DEBOUNCE_STATES + 1))
+    def press(self, times: int) -> None:
+        """Too much force, for some measurements in a row."""
+        self.arm.state = dataclasses.replace(FINE, O_F_ext_hat_K=np.array([0.0, 0.0, 46.0, 0.0, 0.0, 0.0]))
+        self.is_harmless = False
+        for _ in range(times):
+            self.read()
+
+    @precondition(lambda self: self.is_latched)
+    @rule(seconds=st.floats(0.1, 10.0))
+    def confirm_too_late(self, seconds: float) -> None:
+        self._repair()
+        self.acknowledge()
+        self.now_s += CONFIRM_WITHIN_S + seconds
+        self.confirm()
+        assert self.is_latched
+
+    def _repair(self) -> None:
+        self.arm.fault, self.arm.obstacle, self.arm.is_stale, self.arm.state = "", "", False, FINE
+        self.is_harmless = True
+
     @precondition(lambda self: self.is_latched)
     @rule()
     def leave_the_fault(self) -> None:
         """Once the robot is in order the two steps do lead out of it."""
-        self.arm.fault, self.arm.obstacle, self.arm.is_stale, self.arm.state = "", "", False, FINE
+        self._repair()
         self.acknowledge()
         self.confirm()
         assert not self.is_latched

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from robot.errors import RobotConfigError
@@ -46,6 +46,7 @@ def command_of(step: Any = (0, 0, 0), turn: Any = (0, 0, 0), width: float | None
     return RobotCommand(delta_position=np.asarray(step), delta_rotation=np.asarray(turn), gripper_width=width)
 
 
+@settings(deadline=None)
 @given(positions, triples(anything), triples(anything), st.none() | anything, periods)
 def test_what_is_sent_is_finite_and_within_every_cap(
     position: Array, step: Array, turn: Array, width: float | None, period_s: float
@@ -58,6 +59,7 @@ def test_what_is_sent_is_finite_and_within_every_cap(
         assert CONFIG.gripper_min_m <= sent.gripper_width <= CONFIG.gripper_max_m
 
 
+@settings(deadline=None)
 @given(positions, triples(finite), periods)
 def test_no_step_leaves_the_box_or_leads_further_out_of_it(position: Array, step: Array, period_s: float) -> None:
     sent = GATE.apply(state_at(position), command_of(step), period_s).command
@@ -67,6 +69,7 @@ def test_no_step_leaves_the_box_or_leads_further_out_of_it(position: Array, step
     assert (outside_after <= outside_before + 1e-15).all()
 
 
+@settings(deadline=None)
 @given(triples(st.floats(-0.01, 0.01)), triples(st.floats(-0.05, 0.05)), st.none() | st.floats(0.0, 0.085))
 def test_a_command_within_all_limits_passes_untouched(step: Array, turn: Array, width: float | None) -> None:
     command = command_of(step, turn, width)
@@ -75,6 +78,7 @@ def test_a_command_within_all_limits_passes_untouched(step: Array, turn: Array, 
     assert result.reasons == ()
 
 
+@settings(deadline=None)
 @given(triples(st.floats(-1.0, 1.0)))
 def test_a_shortened_step_keeps_its_direction(step: Array) -> None:
     assume(np.linalg.norm(step) > CONFIG.max_step_m * ROUNDING)
@@ -130,6 +134,7 @@ def test_an_unknown_position_holds_the_arm() -> None:
     assert "measured position" in result.reasons[0]
 
 
+@settings(deadline=None)
 @given(positions, triples(finite), triples(finite), widths)
 def test_the_gate_changes_nothing_the_second_time(
     position: Array, step: Array, turn: Array, width: float | None
