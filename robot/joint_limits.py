@@ -39,7 +39,8 @@ class JointRoom:
         """Return the step (6,) without what the joints have no room for, and which joints (0 to 6) those were.
 
         It is the nearest such step by what it changes in the joints, (x - x')^T (J J^T + d^2 I)^-1 (x - x'), found one
-        joint at a time with a multiplier each (Hildreth 1957); not quite settled it is a little too long: see `share`. `step` itself, and no joints, when there is room.
+        joint at a time with a multiplier each (Hildreth 1957); not quite settled it is a little too long: see `share`.
+        `step` itself, and no joints, when there is room.
         """
         if self.is_enough(step):
             return step, ()

@@ -278,6 +278,26 @@ class GuardedArm(RuleBasedStateMachine):
         self.confirm()
         assert self.is_latched
 
+    @precondition(lambda self: self.is_latched)
+    @rule()
+    def confirm_where_the_arm_may_not_be(self) -> None:
+        self._repair()
+        self.arm.state, self.is_harmless = dataclasses.replace(FINE, q=JOINT_MAX + 0.01), False
+        self.acknowledge()
+        self.confirm()
+        assert self.is_latched
+
+    @precondition(lambda self: self.is_latched)
+    @rule()
+    def confirm_twice_what_was_acknowledged_once(self) -> None:
+        self._repair()
+        self.arm.obstacle = "the stop button is pressed"
+        self.acknowledge()
+        self.confirm()
+        self._repair()
+        self.confirm()
+        assert self.is_latched
+
     def _repair(self) -> None:
         self.arm.fault, self.arm.obstacle, self.arm.is_stale, self.arm.state = "", "", False, FINE
         self.is_harmless = True
