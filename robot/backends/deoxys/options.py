@@ -30,7 +30,7 @@ class DeoxysOptions:
     silent_after_s: float = 0.3
     """Without a new command for this long the arm is told to hold where it is."""
     home_q: tuple[float, float, float, float, float, float, float] = (0.0, -0.1, 0.0, -2.2, 0.0, 2.1, math.pi / 4)
-    """Joint angles, rad, that resets go through: the hand down, at (0.51, 0, 0.27) m with EE 0.16 m below the flange."""
+    """Joint angles, rad, that resets go through: hand down, at (0.51, 0, 0.27) m with EE 0.16 m below the flange."""
     joint_reset_every: int = 20
     """Episodes between resets in joint space; those between go straight to their start pose."""
     lift_m: float = 0.10
