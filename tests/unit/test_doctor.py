@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import os
+import pty
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actor import doctor
 from actor.config import ActorConfig
 from actor.doctor_check import Check, Finding, Percentiles, Result, Runner, Status, failed, judged, ok, skipped, warning
 from actor.doctor_devices import check_hidraw, check_udev_rule, judge_frames
@@ -295,3 +298,33 @@ def test_a_gripper_is_left_alone_without_consent(monkeypatch: pytest.MonkeyPatch
     hand = ActorConfig(backend="deoxys", hand=GripperOptions(driver="franka_hand"))
     assert check_gripper(hand, lambda question: False).status is Status.SKIPPED
     assert len(opened) == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "flags", "expected"),
+    [
+        ("y\n", {}, True),
+        ("yes\n", {}, True),
+        ("n\n", {}, False),
+        ("\n", {}, False),
+        ("", {}, False),  # nobody answers
+        ("y\n", {"json": True}, False),  # nobody is asked
+        ("", {"yes": True}, True),
+        ("", {"yes": True, "json": True}, True),
+    ],
+)
+def test_only_a_yes_lets_things_move(
+    typed: str, flags: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master, slave = pty.openpty()
+    os.write(master, typed.encode())
+    monkeypatch.setattr(doctor, "CONSENT_S", 0.1)
+    with open(slave) as terminal:
+        monkeypatch.setattr("sys.stdin", terminal)
+        assert doctor._make_consent(doctor.DoctorConfig(**flags))("Move? ") is expected
+    os.close(master)
+
+
+def test_nobody_is_asked_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert not doctor._make_consent(doctor.DoctorConfig())("Move? ")

@@ -6,13 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actor.doctor_arm import _judge_step, check_ages, check_force, check_joints, check_mode, check_mount
+from actor.config import ActorConfig
+from actor.doctor_arm import _judge_step, check_ages, check_force, check_joints, check_mode, check_mount, check_step
 from actor.doctor_check import Result, Status
+from actor.tasks import make_task
 from robot.backends.deoxys.messages import ArmState, RobotMode
+from robot.backends.fake import FakeBackend
+from robot.errors import RobotFaultError
 from robot.franka import JOINT_MAX, JOINT_MIN, forward_kinematics
+from robot.interface import RobotCommand, ScenePlacement
 from robot.pose import rotation_from_rotvec, translation
 
 Q = np.array((0.0, 0.2, 0.0, -2.2, 0.0, 2.4, 0.785))
+TASK_START = make_task("reach").sample_placement(np.random.default_rng(0)).O_T_EE
 HAND = translation(0.0, 0.0, 0.1034)
 
 
@@ -131,3 +137,52 @@ def test_a_step_that_the_gate_cut_is_not_the_arm_s_fault() -> None:
 def test_the_age_of_states_is_judged_by_the_limit_at_which_the_arm_holds(oldest_s: float, expected: str) -> None:
     assert check_ages([0.01, 0.01, oldest_s, 0.01], 0.12).status == expected
     assert check_ages([], 0.12).status is Status.SKIPPED
+
+
+class Arm(FakeBackend):
+    """The fake arm, noting what is done to it."""
+
+    def __init__(self) -> None:
+        super().__init__("reach")
+        self.said: list[str] = []
+
+    def connect(self) -> None:
+        super().connect()
+        super().reset(ScenePlacement(O_T_EE=TASK_START, objects={"target": TASK_START}))
+
+    def send_command(self, command: RobotCommand) -> None:
+        self.said.append("command")
+        super().send_command(command)
+
+    def close(self) -> None:
+        self.said.append("close")
+        super().close()
+
+
+def step(arm: Arm, monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> Result:
+    monkeypatch.setattr("actor.doctor_arm.make_backend", lambda name, scene, options: arm)
+    config = ActorConfig(backend="deoxys", task="reach")
+    return check_step(config, make_task("reach"), lambda question: True, [], **arguments)
+
+
+def test_a_person_who_stops_the_doctor_stops_the_arm(monkeypatch: pytest.MonkeyPatch) -> None:
+    arm = Arm()
+    asked: list[bool] = []
+
+    def should_stop() -> bool:
+        asked.append(True)
+        return len(asked) > 2
+
+    assert_says(step(arm, monkeypatch, should_stop=should_stop), Status.FAILED, "told to stop")
+    assert arm.said == ["command", "command", "close"]
+
+
+def test_an_arm_that_fails_in_the_step_is_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    arm = Arm()
+
+    def fault() -> Any:
+        raise RobotFaultError("the emergency stop is pressed. Release it.")
+
+    monkeypatch.setattr(arm, "read_state", fault)
+    assert_says(step(arm, monkeypatch), Status.FAILED, "emergency stop", "Release it")
+    assert arm.said == ["close"]
