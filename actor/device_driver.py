@@ -125,15 +125,8 @@ def connect_device(config: TeleopConfig, run_dir: Path) -> TeleopDevice | None:
     """
     if config.device == "scripted":
         return None
-    if config.path and config.device == "keyboard":
-        raise ConfigError(f"teleop.path = {config.path!r}: the keyboard is that of this terminal and has no path")
-    options: dict[str, object] = {"path": config.path} if config.path else {}
-    if config.device == "keyboard":
-        options["layout"] = config.layout
-    if config.device == "spacemouse":
-        options["axis_scale"] = config.axis_scale
     try:
-        device = make_device(config.device, **options)
+        device = configured_device(config)
         if config.keep_log and config.device != "replay":
             device = LoggingDevice(device, run_dir / "device_log.jsonl")
         device.connect()
@@ -142,6 +135,18 @@ def connect_device(config: TeleopConfig, run_dir: Path) -> TeleopDevice | None:
     except RobotError as error:
         raise RobotFailureError(str(error)) from error
     return device
+
+
+def configured_device(config: TeleopConfig) -> TeleopDevice:
+    """Return the input device, not yet connected. Raises ConfigError, and as `make_device` does."""
+    if config.path and config.device == "keyboard":
+        raise ConfigError(f"teleop.path = {config.path!r}: the keyboard is that of this terminal and has no path")
+    options: dict[str, object] = {"path": config.path} if config.path else {}
+    if config.device == "keyboard":
+        options["layout"] = config.layout
+    if config.device == "spacemouse":
+        options["axis_scale"] = config.axis_scale
+    return make_device(config.device, **options)
 
 
 def make_driver(

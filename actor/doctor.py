@@ -28,6 +28,7 @@ from policy.revision import read_revision
 from robot.backends import BACKENDS, SIMULATED_BACKENDS
 from robot.cameras import CAMERAS
 from robot.grippers import GRIPPERS
+from robot.safety import SafetyConfig
 from robot.teleop import TELEOP_DEVICES
 
 EXIT_FAILED = 1
@@ -114,11 +115,12 @@ def _all_checks(config: DoctorConfig, revision: str, runner: Runner, closing: co
         task = configured_task(config)
     except ImportError as error:
         return [*checks, _unbuilt("actor", error)]
+    safety = config.limits.applied_to(task.safety)
     consent = _make_consent(config)
     checks += _group("control", lambda: _control_group(config, task))
     checks += _group("link", lambda: _link_group(config, task, revision, closing))
     checks += _group("robot", lambda: _robot_group(config, task, consent, lambda: runner.is_stopping))
-    return checks + _group("devices", lambda: _device_groups(config, task, consent))
+    return checks + _group("devices", lambda: _device_groups(config, task, safety, consent))
 
 
 def _extras(config: DoctorConfig) -> list[str]:
@@ -175,7 +177,7 @@ def _robot_group(config: DoctorConfig, task: Task, consent: Consent, should_stop
     return checks
 
 
-def _device_groups(config: DoctorConfig, task: Task, consent: Consent) -> list[Check]:
+def _device_groups(config: DoctorConfig, task: Task, safety: SafetyConfig, consent: Consent) -> list[Check]:
     """Gripper, input device and cameras; what is not configured is said to be skipped, so that nobody misses it."""
     from actor.doctor_devices import camera_checks, gripper_checks, teleop_checks
 
@@ -184,7 +186,7 @@ def _device_groups(config: DoctorConfig, task: Task, consent: Consent) -> list[C
     elif config.hand.driver == "none":
         checks = [_skipped("gripper", "gripper", "hand.driver is none")]
     else:
-        checks = gripper_checks(config, consent)
+        checks = gripper_checks(config, safety, consent)
     if config.teleop.device == "scripted":
         checks.append(_skipped("input device", "input device", "teleop.device is scripted"))
     else:

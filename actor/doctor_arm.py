@@ -258,7 +258,7 @@ def check_step(
     period_s = 1.0 / task.control_rate_hz
     try:
         backend.connect()
-        guard = Guard(backend, task.safety, period_s)
+        guard = Guard(backend, config.limits.applied_to(task.safety), period_s)
         start = guard.read_state().O_T_EE
         above = start.copy()
         above[2, 3] += _STEP_M

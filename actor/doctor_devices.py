@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from actor.config import ActorConfig, CameraConfig
+from actor.camera_rig import CameraRig
+from actor.config import ActorConfig, CameraConfig, CamerasConfig
+from actor.device_driver import configured_device
 from actor.doctor_check import (
     CONSENT_S,
     Check,
@@ -29,10 +31,11 @@ from actor.doctor_check import (
 from actor.env import configured_gripper
 from actor.intervention_config import TeleopConfig
 from actor.tasks.base import Task
+from policy.errors import ConfigError
 from robot.cameras import CAMERAS, make_camera
-from robot.errors import RobotError
+from robot.errors import RobotConfigError, RobotError
 from robot.interface import Camera, CameraFrame, TeleopDevice
-from robot.teleop import make_device
+from robot.safety import SafetyConfig, check_gripper_force
 
 _FRAMES = 30
 _FRAMES_TIMEOUT_S = 10.0
@@ -47,10 +50,14 @@ _UDEV_FOLDERS = ("/etc/udev/rules.d", "/lib/udev/rules.d", "/usr/lib/udev/rules.
 _SPACEMOUSE_IDS = ("0000256F", "0000046D:0000C62")  # 3Dconnexion; Logitech, which sold them before
 
 
-def gripper_checks(config: ActorConfig, consent: Consent) -> list[Check]:
+def gripper_checks(config: ActorConfig, safety: SafetyConfig, consent: Consent) -> list[Check]:
     """A gripper moves its fingers when it is activated, so a person is asked first."""
 
     def run() -> Result:
+        try:
+            check_gripper_force(safety, config.hand.force_n)
+        except RobotConfigError as error:
+            return refused(error, fix=f"--hand.force-n {safety.max_gripper_force_n:g}, or less")
         return check_gripper(config, consent)
 
     return [Check(group="gripper", name=config.hand.driver, run=run, timeout_s=CONSENT_S + 75.0)]
@@ -139,15 +146,14 @@ def check_udev_rule(folders: tuple[str, ...]) -> Result:
 
 
 def check_device(config: TeleopConfig, is_interactive: bool) -> Result:
-    options: dict[str, object] = {"path": config.path} if config.path else {}
     try:
-        device = make_device(config.device, **options)
+        device = configured_device(config)
         try:
             device.connect()
             return _watch_device(device, is_interactive and config.device != "replay")
         finally:
             device.close()
-    except RobotError as error:
+    except (RobotError, ConfigError) as error:
         return refused(error)
 
 
@@ -189,15 +195,16 @@ def camera_checks(config: ActorConfig, task: Task) -> list[Check]:
         camera: CameraConfig = getattr(config.cameras, image.name)
         driver = camera.driver or config.backend
 
-        def run(name: str = image.name, camera: CameraConfig = camera, driver: str = driver) -> Result:
-            return check_camera(name, camera, driver)
+        def run(name: str = image.name, driver: str = driver) -> Result:
+            return check_camera(name, config.cameras, driver)
 
         if driver != "twin":  # drawn by the robot's own group
             checks.append(Check(group="cameras", name=image.name, run=run, timeout_s=45.0))
     return checks
 
 
-def check_camera(name: str, config: CameraConfig, driver: str) -> Result:
+def check_camera(name: str, cameras: CamerasConfig, driver: str) -> Result:
+    config: CameraConfig = getattr(cameras, name)
     if driver not in CAMERAS:
         fix = f"--cameras.{name.replace('_', '-')}.driver realsense (or zed_uvc, zed_sdk, opencv), .device SERIAL"
         return failed(f"no driver is chosen, and the backend {driver} has no cameras of its own", fix=fix)
@@ -205,11 +212,12 @@ def check_camera(name: str, config: CameraConfig, driver: str) -> Result:
     try:
         camera = make_camera(driver, name, device=config.device, **options)
         try:
+            CameraRig({name: camera}, cameras)  # judges the crop
             camera.connect()
             frames = _collect(camera)
         finally:
             camera.close()
-    except RobotError as error:
+    except (RobotError, ConfigError) as error:
         return refused(error)
     which = f"{driver} {config.device}".strip()
     return judge_frames(frames, which, config.fps or _DEFAULT_FPS, has_own_rate=driver not in ("room", "fake"))
