@@ -142,7 +142,7 @@ def check_udev_rule(folders: tuple[str, ...]) -> Result:
             continue
         if any("hidraw" in line and "256f" in line for line in text.lower().splitlines()):
             return ok(path)
-    return warning("no rule for a SpaceMouse", limit=UDEV_RULE, fix=UDEV_FIX)
+    return warning("no rule lets a user open a SpaceMouse", detail=UDEV_RULE, fix=UDEV_FIX)
 
 
 def check_device(config: TeleopConfig, is_interactive: bool) -> Result:

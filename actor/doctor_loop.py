@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from actor.camera_rig import crop_and_resize
 from actor.config import ActorConfig
-from actor.doctor_check import Check, Percentiles, Result, failed, judged, refused
+from actor.doctor_check import Check, Percentiles, Result, failed, judged, refused, skipped
 from actor.rate import RateKeeper
 from actor.tasks.base import Task
 from policy.acting import ActingPolicy
@@ -32,20 +32,19 @@ def loop_checks(task: Task, config: ActorConfig) -> list[Check]:
     """Checks that keep one core busy for some seconds."""
     load: list[_Load] = []
 
-    def when_built(run: Callable[[_Load, float], Result]) -> Callable[[], Result]:
-        def guarded() -> Result:
-            try:
-                if not load:
-                    load.append(_Load(task, config))
-            except CgpoError as error:  # no backbone for the images
-                return refused(error)
-            return run(load[0], task.control_rate_hz)
+    def sampler() -> Result:
+        try:
+            load.append(_Load(task, config))
+        except CgpoError as error:  # no backbone for the images
+            return refused(error)
+        return check_sampler(load[0], task.control_rate_hz)
 
-        return guarded
+    def jitter() -> Result:
+        return check_jitter(load[0], task.control_rate_hz) if load else skipped("there is no policy to sample from")
 
     return [
-        Check(group="control", name="sampler", run=when_built(check_sampler), timeout_s=30.0),
-        Check(group="control", name="loop jitter", run=when_built(check_jitter), timeout_s=30.0),
+        Check(group="control", name="sampler", run=sampler, timeout_s=30.0),
+        Check(group="control", name="loop jitter", run=jitter, timeout_s=30.0),
     ]
 
 

@@ -304,8 +304,10 @@ def connect_robot(config: ActorConfig, task: Task) -> RobotBackend:
 def configured_gripper(config: ActorConfig) -> Gripper | None:
     """Return the gripper on an arm behind Deoxys, not yet connected; None for "none".
 
-    Raises as `make_gripper` does, and RobotConfigError for a network file that cannot be read.
+    Raises as `make_gripper` does, and RobotConfigError for a network file that a Franka Hand needs and nobody can read.
     """
+    if config.hand.driver != "franka_hand":
+        return make_gripper(config.hand)
     from robot.backends.deoxys.config import load_network  # needs YAML, which a machine without a robot may lack
 
     return make_gripper(config.hand, network=load_network(config.deoxys.network))
