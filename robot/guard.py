@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal, NoReturn
 
-from robot.errors import RobotFaultError, StaleStateError
+from robot.errors import RobotError, RobotFaultError, StaleStateError
 from robot.interface import RobotBackend, RobotCommand, RobotState, ScenePlacement
 from robot.safety import GateResult, SafetyConfig, SafetyGate
 
@@ -89,6 +89,10 @@ class Guard:
             self._backend.reset(placement)
         except RobotFaultError as error:
             self._latch_and_raise(str(error))
+        except RobotError as error:
+            self._backend.stop()  # the motion that was under way, even if the guard was already holding before it
+            self._enter(Mode.HOLD, f"reset: {error}")
+            raise
         self._enter(Mode.HOLD, "reset: the arm is at its start")
         return self.read_state()
 
