@@ -179,7 +179,8 @@ def test_the_arm_holds_while_a_camera_is_out_and_goes_on_when_it_is_back(
         ages_s = [read_s - incident.last_good_s for what, read_s in after if what == "move"]
         assert max(ages_s, default=0.0) <= FAIL_AFTER_S, "moved on an image that was too old"
     assert np.ptp(incident.hold, axis=0).max() < 1e-9, "the arm moved while it held"
-    assert [what for what, _ in told[incident.told_when_mended :]] == ["move"] * 5, "it did not go on by itself"
+    went_on = [what for what, _ in told[incident.told_when_mended :]]
+    assert went_on == ["move"] * 5 + ["stop"], "it did not go on by itself to the episode's end"
     assert tally.interruption is None
     assert cell.rig.stale_counts["wrist"] > 0
     assert (cell.source.opened == 1) == (attribute == "is_silent"), "any other fault takes opening the device again"
