@@ -1,6 +1,5 @@
 """One simulated arm: what MuJoCo holds, moved by the controller step by step."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +11,9 @@ from robot.backends.twin.inverse_kinematics import solve_joints
 from robot.backends.twin.model import EE_SITE, build_model
 from robot.backends.twin.osc import OperationalSpaceController, OscConfig
 from robot.errors import RobotError
+from robot.franka import Q_HOME
 from robot.interface import Array, ScenePlacement
 from robot.pose import inverse, make_pose, translation
-
-# EE above the middle of the table, gripper down, every joint at least 0.6 rad from its limits.
-Q_HOME: Array = np.array([0.0, 0.2, 0.0, -2.2, 0.0, 2.4, math.pi / 4])
-Q_HOME.setflags(write=False)
 
 _FLANGE_M = 0.107  # from the last joint's frame to the flange; Panda data sheet
 
