@@ -15,8 +15,6 @@ JOINT_VELOCITY_MAX: Array = np.array((2.175, 2.175, 2.175, 2.175, 2.61, 2.61, 2.
 JOINT_TORQUE_MAX: Array = np.array((87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0))  # N m
 # rad; the hand points down over the table, each joint is 0.6 from its limits.
 Q_HOME: Array = np.array((0.0, 0.2, 0.0, -2.2, 0.0, 2.4, math.pi / 4))
-    (0.0, 0.2, 0.0, -2.2, 0.0, 2.4, math.pi / 4)
-)  # rad; hand down over the table, each joint 0.6 from its limits
 for _limit in (JOINT_MIN, JOINT_MAX, JOINT_VELOCITY_MAX, JOINT_TORQUE_MAX, Q_HOME):
     _limit.setflags(write=False)
 
