@@ -204,7 +204,7 @@ def check_mount(state: ArmState) -> Result:
         return failed(measured, limit=f"a pose within {_MAX_MOUNT_M * 1e3:.0f} mm", fix=fix)
     missed, turned = pose_difference(forward_kinematics(state.q, F_T_EE), state.O_T_EE)
     missed_m, turned_rad = float(np.linalg.norm(missed)), float(np.linalg.norm(turned))
-    measured += f", kinematics agree within {missed_m * 1e3:.2g} mm and {turned_rad:.2g} rad"
+    measured += f", kinematics agree within {missed_m * 1e3:.2f} mm and {turned_rad:.3f} rad"
     limit = f"{_KINEMATICS_M * 1e3:.0f} mm and {_KINEMATICS_RAD} rad"
     if missed_m > _KINEMATICS_M or turned_rad > _KINEMATICS_RAD:
         detail = "The arm is no Panda, or its state mixes two moments."
@@ -233,7 +233,7 @@ def check_force(state: ArmState) -> Result:
     x, y, z = state.O_F_ext_hat_K[:3]
     return judged(
         force_n,
-        f"{force_n:.1f} N ({x:+.1f}, {y:+.1f}, {z:+.1f}) in the base frame",
+        f"{force_n:.1f} N ({x:.1f}, {y:.1f}, {z:.1f}) in the base frame",
         warn=_WARN_FORCE_N,
         fail=_FAIL_FORCE_N,
         limit=f"{_WARN_FORCE_N:.0f} N with nothing touching the arm",

@@ -125,7 +125,8 @@ class Runner:
     def __init__(self) -> None:
         self.hung = 0  # checks whose thread never came back
         self._log = _Collector()
-        self._thread: threading.Thread | None = None
+        # Not the thread's join: one that Ctrl-C interrupts takes the thread for ended ever after (CPython 3.11).
+        self._is_done = threading.Event()
         self._stopping = threading.Event()
 
     @property
@@ -136,8 +137,7 @@ class Runner:
     def stop(self) -> None:
         """Let the check that runs come to its end, for some seconds at most."""
         self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(_STOP_S)
+        self._is_done.wait(_STOP_S)
 
     def run(self, checks: Iterable[Check]) -> Iterator[Finding]:
         """Yield what each check found, as soon as it did. Drivers' warnings become details of their check."""
@@ -155,18 +155,17 @@ class Runner:
 
     def _run_one(self, check: Check) -> Result:
         outcome: list[Result] = []
+        is_done = self._is_done = threading.Event()
 
         def work() -> None:
             try:
                 outcome.append(check.run())
             except BaseException as error:  # whatever a driver raises: it is a failed line
                 outcome.append(crashed(error))
+            is_done.set()
 
-        thread = threading.Thread(target=work, name=f"check-{check.name}", daemon=True)
-        self._thread = thread
-        thread.start()
-        thread.join(check.timeout_s)
-        if outcome:
+        threading.Thread(target=work, name=f"check-{check.name}", daemon=True).start()
+        if is_done.wait(check.timeout_s):
             return outcome[0]
         self.hung += 1
         return failed(

@@ -158,7 +158,7 @@ def check_throughput(probe: LinkProbe, needed_mb_s: float) -> Result:
     down = _rate_mb_s(lambda: probe.ping(reply_bytes=MAX_PING_BYTES))
     return judged(
         up,
-        f"{up:.3g} MB/s up, {down:.3g} MB/s down",
+        f"{up:.1f} MB/s up, {down:.1f} MB/s down",
         warn=4.0 * needed_mb_s,
         fail=needed_mb_s,
         is_low_bad=True,

@@ -44,7 +44,7 @@ class Page:
         line.append(f"{name:8} ", style=_STYLES[result.status])
         line.append(f"{finding.name:{_NAME_WIDTH}} ")
         line.append(result.measured or result.detail, style=_STYLES[Status.SKIPPED] if not result.measured else "")
-        if result.limit and result.status in (Status.WARNING, Status.FAILED):
+        if result.limit:
             line.append(f"  (limit: {result.limit})", style="dim")
         self._console.print(line)
         if result.status in (Status.WARNING, Status.FAILED):
@@ -54,9 +54,8 @@ class Page:
 
     def end(self, findings: list[Finding]) -> None:
         counts = Counter(finding.result.status for finding in findings)
-        self._console.print(
-            f"\n{counts[Status.OK]} ok, {counts[Status.WARNING]} warnings, {counts[Status.SKIPPED]} skipped"
-        )
+        warnings = f"{counts[Status.WARNING]} warning{'s' if counts[Status.WARNING] != 1 else ''}"
+        self._console.print(f"\n{counts[Status.OK]} ok, {warnings}, {counts[Status.SKIPPED]} skipped")
         names = ", ".join(
             f"{finding.group}: {finding.name}" for finding in findings if finding.result.status is Status.FAILED
         )

@@ -5,7 +5,9 @@ import json
 import logging
 import os
 import pty
+import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,24 @@ def test_a_check_that_hangs_is_given_up_and_the_rest_goes_on() -> None:
     assert second.result.measured == "fine"
 
 
+def test_ctrl_c_lets_what_moves_come_to_its_end() -> None:
+    runner = Runner()
+    ended: list[str] = []
+
+    def move() -> Result:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        while not runner.is_stopping:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        ended.append("the arm was let go of")
+        return ok("stopped")
+
+    with pytest.raises(KeyboardInterrupt):
+        list(runner.run([check(move)]))
+    runner.stop()
+    assert ended
+
+
 def test_what_a_driver_warns_of_is_a_detail_of_its_check() -> None:
     def warn() -> Result:
         logging.getLogger("robot.cameras.realsense").warning("the RealSense is on USB 2")
@@ -136,8 +156,9 @@ def test_the_page_has_a_line_for_each_check_and_its_remedy_below() -> None:
     assert lines[failing + 1 : failing + 4] == [" " * 11 + text for text in ("why", "why", "fix: ssh nuc auto_arm.sh")]
     assert any("adrift" in line and "in step" in line for line in lines)
     assert "           fix: set it" in lines
+    assert "  ok       disk               50 GB free  (limit: 10 GB)" in lines
     assert not any("only in JSON" in line for line in lines), "what is in order is one line"
-    assert lines[-2] == "1 ok, 1 warnings, 1 skipped"
+    assert lines[-2] == "1 ok, 1 warning, 1 skipped"
     assert lines[-1] == "1 failed (arm: state)"
 
 

@@ -82,10 +82,10 @@ def test_a_mount_that_is_no_pose_or_too_far_away() -> None:
 def test_joints_and_pose_that_do_not_belong_together() -> None:
     O_T_EE = forward_kinematics(Q, HAND)
     moved = translation(0.003, 0.0, 0.0) @ O_T_EE
-    assert_says(check_mount(make_state(O_T_EE=moved)), Status.FAILED, "3 mm")
+    assert_says(check_mount(make_state(O_T_EE=moved)), Status.FAILED, "3.00 mm")
     turned = O_T_EE.copy()
     turned[:3, :3] = rotation_from_rotvec((0.0, 0.0, 0.02)) @ turned[:3, :3]
-    assert_says(check_mount(make_state(O_T_EE=turned)), Status.FAILED, "0.02 rad")
+    assert_says(check_mount(make_state(O_T_EE=turned)), Status.FAILED, "0.020 rad")
 
 
 @pytest.mark.parametrize("joint", range(7))
