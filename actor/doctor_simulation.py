@@ -60,7 +60,7 @@ def check_physics(config: ActorConfig, task: Task) -> Result:
     pace = max(config.pace, config.eval_pace)
     return judged(
         speed,
-        f"built in {built_s:.2f} s, runs at {speed:.3g} times real time",
+        f"built in {built_s:.2f} s, runs at {speed:.1f} times real time",
         warn=max(pace, 1.0) * _WARN_SPEED,
         fail=pace,
         is_low_bad=True,
