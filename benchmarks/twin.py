@@ -24,8 +24,9 @@ from actor.tasks.base import TaskOptions
 from robot.backends.twin.backend import TwinBackend
 from robot.backends.twin.model import PHYSICS_STEP_S
 from robot.backends.twin.osc import OperationalSpaceController, OscConfig
-from robot.backends.twin.simulation import Q_HOME, Simulation
+from robot.backends.twin.simulation import Simulation
 from robot.cameras.optics import MOUNTS
+from robot.franka import Q_HOME
 from robot.geometry import CUBE_EDGE_M, PEG_LENGTH_M
 from robot.interface import Array, RobotCommand, ScenePlacement
 from robot.pose import O_R_DOWN, apply_delta, make_pose, pose_difference, translation

@@ -23,7 +23,6 @@ from robot.franka import forward_kinematics, jacobian
 from robot.interface import Array
 from robot.pose import apply_delta, make_pose, pose_difference, rotation_from_rotvec
 
-HOME_Q = (0.0, 0.2, 0.0, -2.2, 0.0, 2.4, 0.7853981633974483)
 START_Q = (0.1, 0.1, -0.1, -2.0, 0.05, 2.1, 0.8)
 _TICK_S = 0.005
 _STATE_S = 0.01

@@ -1,5 +1,6 @@
 """What an arm behind Deoxys promises, over our own client and over an installed FrankaInterface alike."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from robot.geometry import PEG_RADIUS_M
 from robot.interface import RobotCommand, ScenePlacement
 from robot.pose import O_R_DOWN, apply_delta, make_pose, pose_difference, rotation_from_rotvec
 from tests import deoxys_stub
-from tests.deoxys_fake import HOME_Q, FakeNuc, schema
+from tests.deoxys_fake import FakeNuc, schema
 
 Result = TypeVar("Result")
 
@@ -104,7 +105,7 @@ def test_connecting_releases_the_arm_and_starts_from_where_the_controller_measur
 def test_a_reset_went_up_then_home_then_straight_to_its_verified_pose(arm: tuple[DeoxysBackend, FakeNuc]) -> None:
     _, nuc = arm
     joint_goals = [sent for sent in nuc.sent if sent.controller == "JOINT_POSITION"]
-    assert {sent.q for sent in joint_goals} == {HOME_Q}
+    assert {sent.q for sent in joint_goals} == {(0.0, -0.1, 0.0, -2.2, 0.0, 2.1, math.pi / 4)}
     assert not any(sent.is_delta for sent in joint_goals)
     before = [sent.position for sent in nuc.sent if sent.at_s < joint_goals[0].at_s and sent.controller == "OSC_POSE"]
     heights = [position[2] for position in before if any(position)]

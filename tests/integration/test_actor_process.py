@@ -160,7 +160,7 @@ def test_a_second_signal_ends_it_at_once_and_the_spool_stays_whole(tmp_path: Pat
     ("options", "message"),
     [
         (["--task", "peg_in_hol"], r"unknown task 'peg_in_hol'. Did you mean 'peg_in_hole'?"),
-        (["--backend", "twinn"], r"unknown robot backend 'twinn'. Did you mean 'twin'? Valid: fake, twin."),
+        (["--backend", "twinn"], r"unknown robot backend 'twinn'. Did you mean 'twin'? Valid: deoxys, fake, twin."),
         (["--pace", "-1"], "actor.pace = -1.0 must not be negative"),
     ],
 )

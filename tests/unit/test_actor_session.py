@@ -30,6 +30,7 @@ def config(run_dir: Path, **changes: object) -> ActorConfig:
         "run_dir": run_dir,
         "demonstrations": 1,
         "pace": 0.0,
+        "eval_pace": 0.0,
         "max_env_steps": 100,
         "eval_episodes": 2,
         "drain_timeout_s": 0.0,
@@ -50,7 +51,7 @@ def test_a_robot_that_fails_ends_the_session_with_its_message_and_a_summary(
     calls: list[str] = []
 
     def fail_after(self: FakeBackend, period_s: float, advance: object = FakeBackend.advance) -> None:
-        if len(calls) == steps:
+        if calls.count("advance") == steps:
             raise RobotError("reflex: joint 4 above 87 N m")
         calls.append("advance")
         advance(self, period_s)  # type: ignore[operator]
@@ -60,7 +61,7 @@ def test_a_robot_that_fails_ends_the_session_with_its_message_and_a_summary(
     monkeypatch.setattr(FakeBackend, "close", lambda self: calls.append("close"))
     with pytest.raises(RobotFailureError, match="joint 4 above 87 N m"):
         run(config(tmp_path))
-    assert calls[steps:] == ["stop", "close"]
+    assert calls[-3:] == ["advance", "stop", "close"]
     summary = json.loads((tmp_path / "actor_summary.json").read_text())
     assert summary["link"]["offered"] == summary["link"]["pending"] == steps
     assert summary["eval"]["episodes"] is None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from robot.backends.twin.model import EE_SITE, build_model, find_panda_file
-from robot.backends.twin.simulation import Q_HOME
+from robot.franka import Q_HOME
 from robot.geometry import HOLE_DEPTH_M, HOLE_RADIUS_M, PEG_RADIUS_M
 from robot.interface import Array
 from robot.pose import O_R_DOWN
