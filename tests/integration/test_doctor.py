@@ -18,9 +18,9 @@ import pytest
 from cgpo_proto import link_pb2, link_pb2_grpc
 
 from actor.config import ActorConfig
-from actor.doctor_arm import arm_checks
-from actor.doctor_check import Finding, Result, Runner, Status
-from actor.doctor_link import link_checks
+from actor.doctor.arm import arm_checks
+from actor.doctor.check import Finding, Result, Runner, Status
+from actor.doctor.link import link_checks
 from actor.workcell import configured_task
 from policy.errors import EXIT_CONFIG
 from policy.grpc_options import MAX_PING_BYTES, PROTOCOL_VERSION
@@ -130,7 +130,7 @@ def link(address: str, revision: str, needed_mb_s: float = 0.1) -> dict[str, Res
 
 
 def test_the_link_is_measured_against_a_live_learner(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actor.doctor_link._LOAD_S", 0.1)
+    monkeypatch.setattr("actor.doctor.link._LOAD_S", 0.1)
     found = link(ingest.address, read_revision())
     assert {name for name, result in found.items() if result.status is Status.FAILED} == set()
     assert found["reachable"].measured.startswith(ingest.address)
@@ -166,7 +166,7 @@ def test_a_frozen_learner_is_a_line_and_no_hang(ingest: Ingest) -> None:
 
 @pytest.fixture
 def nuc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNuc]:
-    monkeypatch.setattr("actor.doctor_arm._LISTEN_S", 0.6)
+    monkeypatch.setattr("actor.doctor.arm._LISTEN_S", 0.6)
     schema()  # compiled before, so that it does not hold up the fake's thread
     fake = FakeNuc(tmp_path)
     yield fake

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actor import doctor
 from actor.config import ActorConfig
-from actor.doctor_check import Check, Finding, Percentiles, Result, Runner, Status, failed, judged, ok, skipped, warning
-from actor.doctor_devices import check_hidraw, check_udev_rule, judge_frames
-from actor.doctor_link import check_clock_offset, check_protocol, check_same_commit, check_throughput
-from actor.doctor_output import Page, to_json
+from actor.doctor import __main__ as doctor
+from actor.doctor.check import Check, Finding, Percentiles, Result, Runner, Status, failed, judged, ok, skipped, warning
+from actor.doctor.devices import check_hidraw, check_udev_rule, judge_frames
+from actor.doctor.link import check_clock_offset, check_protocol, check_same_commit, check_throughput
+from actor.doctor.output import Page, to_json
 from policy.grpc_options import PROTOCOL_VERSION
 from robot.interface import CameraFrame
 
@@ -191,7 +191,7 @@ class ScriptedLink:
     def ping(self, payload_bytes: int = 0, reply_bytes: int = 0) -> Any:
         from cgpo_proto import link_pb2
 
-        from actor.doctor_link import _Pong
+        from actor.doctor.link import _Pong
 
         offset_s, round_trip_s = self._pongs.pop(0) if len(self._pongs) > 1 else self._pongs[0]
         reply = link_pb2.PingReply(wall_time_s=1000.0 + offset_s + 0.5 * round_trip_s, **self._reply)
@@ -227,7 +227,7 @@ def test_equal_commits_with_changes_may_differ() -> None:
 def test_throughput_is_judged_by_what_the_task_needs(
     needed: float, expected: Status, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("actor.doctor_link._LOAD_S", 0.01)
+    monkeypatch.setattr("actor.doctor.link._LOAD_S", 0.01)
     link: Any = ScriptedLink([0.0], [0.001])
     assert check_throughput(link, needed).status is expected
 
@@ -301,7 +301,7 @@ def test_the_udev_rule_is_looked_for_in_all_files(tmp_path: Path) -> None:
 
 
 def test_a_gripper_is_left_alone_without_consent(monkeypatch: pytest.MonkeyPatch) -> None:
-    from actor.doctor_devices import check_gripper
+    from actor.doctor.devices import check_gripper
     from robot.errors import RobotError
     from robot.grippers.options import GripperOptions
 
@@ -311,7 +311,7 @@ def test_a_gripper_is_left_alone_without_consent(monkeypatch: pytest.MonkeyPatch
         opened.append(config.hand.calibrate)
         raise RobotError("there is no port. Plug it in.")
 
-    monkeypatch.setattr("actor.doctor_devices.configured_gripper", build)
+    monkeypatch.setattr("actor.doctor.devices.configured_gripper", build)
     robotiq = ActorConfig(backend="deoxys", hand=GripperOptions(driver="robotiq"))
     assert check_gripper(robotiq, lambda question: False).fix == "Plug it in."
     assert check_gripper(robotiq, lambda question: True).status is Status.FAILED

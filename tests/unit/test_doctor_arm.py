@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from actor.config import ActorConfig
-from actor.doctor_arm import _judge_step, check_ages, check_force, check_joints, check_mode, check_mount, check_step
-from actor.doctor_check import Result, Status
+from actor.doctor.arm import _judge_step, check_ages, check_force, check_joints, check_mode, check_mount, check_step
+from actor.doctor.check import Result, Status
 from actor.tasks import make_task
 from robot.backends.deoxys.messages import ArmState, RobotMode
 from robot.backends.fake import FakeBackend
@@ -160,7 +160,7 @@ class Arm(FakeBackend):
 
 
 def step(arm: Arm, monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> Result:
-    monkeypatch.setattr("actor.doctor_arm.make_backend", lambda name, scene, options: arm)
+    monkeypatch.setattr("actor.doctor.arm.make_backend", lambda name, scene, options: arm)
     config = ActorConfig(backend="deoxys", task="reach")
     return check_step(config, make_task("reach"), lambda question: True, [], **arguments)
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actor import doctor_learner, doctor_system
-from actor.doctor_check import Status
-from actor.doctor_learner import check_log, check_port, check_torch
-from actor.doctor_ports import is_port_free, parse_address, port_holder
+from actor.doctor import learner as doctor_learner
+from actor.doctor import system as doctor_system
+from actor.doctor.check import Status
+from actor.doctor.learner import check_log, check_port, check_torch
+from actor.doctor.ports import is_port_free, parse_address, port_holder
 from learner.episode_log import EpisodeLog
 from policy.database import open_database
 from policy.errors import ConfigError
@@ -151,9 +152,9 @@ def test_fsync(sync_s: float, expected: Status, tmp_path: Path, monkeypatch: pyt
         clock[0] += sync_s
 
     monkeypatch.setattr("os.fsync", sync)
-    monkeypatch.setattr("actor.doctor_system.time", SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr("actor.doctor_system._WARN_FSYNC_MS", 2.0)
-    monkeypatch.setattr("actor.doctor_system._FAIL_FSYNC_MS", 10.0)
+    monkeypatch.setattr("actor.doctor.system.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("actor.doctor.system._WARN_FSYNC_MS", 2.0)
+    monkeypatch.setattr("actor.doctor.system._FAIL_FSYNC_MS", 10.0)
     assert doctor_system.check_fsync(tmp_path / "run").status is expected
     assert list(tmp_path.iterdir()) == []
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from actor.config import ActorConfig, RecorderConfig
-from actor.doctor import DoctorConfig
+from actor.doctor.__main__ import DoctorConfig
 from actor.workcell import configured_task
 from learner.config import LearnerConfig
 from policy.cli import parse_config

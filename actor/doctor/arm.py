@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from actor.config import ActorConfig
-from actor.doctor_check import (
+from actor.doctor.check import (
     CONSENT_S,
     Check,
     Consent,
@@ -21,7 +21,7 @@ from actor.doctor_check import (
     unasked,
     warning,
 )
-from actor.doctor_ports import is_port_free, port_holder
+from actor.doctor.ports import is_port_free, port_holder
 from actor.tasks.base import Task
 from robot.backends import make_backend
 from robot.backends.deoxys.config import Network, load_network, load_osc_gains

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from actor.config import ActorConfig
-from actor.doctor_check import CONSENT_S, Check, Consent, Finding, Runner, Status, failed, skipped
-from actor.doctor_output import Page, to_json
-from actor.doctor_ports import parse_address
-from actor.doctor_system import system_checks
+from actor.doctor.check import CONSENT_S, Check, Consent, Finding, Runner, Status, failed, skipped
+from actor.doctor.output import Page, to_json
+from actor.doctor.ports import parse_address
+from actor.doctor.system import system_checks
 from actor.tasks import TASKS
 from actor.tasks.base import Task
 from policy.cli import parse_config, run_main
@@ -141,20 +141,20 @@ def _unbuilt(group: str, error: ImportError) -> Check:
 
 
 def _learner_group(config: DoctorConfig) -> list[Check]:
-    from actor.doctor_learner import learner_checks
+    from actor.doctor.learner import learner_checks
 
     return learner_checks(config.learner, config.learner_dir)
 
 
 def _control_group(config: DoctorConfig, task: Task) -> list[Check]:
-    from actor.doctor_loop import loop_checks
+    from actor.doctor.loop import loop_checks
 
     return loop_checks(task, config)
 
 
 def _link_group(config: DoctorConfig, task: Task, revision: str, closing: contextlib.ExitStack) -> list[Check]:
-    from actor.doctor_link import link_checks
-    from actor.doctor_loop import coded_bytes
+    from actor.doctor.link import link_checks
+    from actor.doctor.loop import coded_bytes
 
     def needed_mb_s() -> float:
         return task.control_rate_hz * coded_bytes(task, config) / 1e6
@@ -164,14 +164,14 @@ def _link_group(config: DoctorConfig, task: Task, revision: str, closing: contex
 
 def _robot_group(config: DoctorConfig, task: Task, consent: Consent, should_stop: Callable[[], bool]) -> list[Check]:
     if config.backend in SIMULATED_BACKENDS:
-        from actor.doctor_simulation import simulation_checks
+        from actor.doctor.simulation import simulation_checks
 
         return simulation_checks(config, task)
-    from actor.doctor_arm import arm_checks
+    from actor.doctor.arm import arm_checks
 
     checks = arm_checks(config, task, consent, should_stop)
     if config.room:
-        from actor.doctor_simulation import room_checks
+        from actor.doctor.simulation import room_checks
 
         checks += room_checks(config.room, task)
     return checks
@@ -179,7 +179,7 @@ def _robot_group(config: DoctorConfig, task: Task, consent: Consent, should_stop
 
 def _device_groups(config: DoctorConfig, task: Task, safety: SafetyConfig, consent: Consent) -> list[Check]:
     """Gripper, input device and cameras; what is not configured is said to be skipped, so that nobody misses it."""
-    from actor.doctor_devices import camera_checks, gripper_checks, teleop_checks
+    from actor.doctor.devices import camera_checks, gripper_checks, teleop_checks
 
     if config.backend != "deoxys":
         checks = [_skipped("gripper", "gripper", f"backend {config.backend} brings its own")]

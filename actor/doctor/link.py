@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import grpc
 from cgpo_proto import link_pb2, link_pb2_grpc
 
-from actor.doctor_check import Check, Percentiles, Result, failed, judged, ok, refused, short, skipped, warning
-from actor.doctor_ports import parse_address
+from actor.doctor.check import Check, Percentiles, Result, failed, judged, ok, refused, short, skipped, warning
+from actor.doctor.ports import parse_address
 from policy.grpc_options import CHANNEL_OPTIONS, MAX_PING_BYTES, PROTOCOL_VERSION
 
 _CONNECT_TIMEOUT_S = 3.0

@@ -14,11 +14,11 @@ import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from actor.doctor_check import TIMEOUT_S, Check, Percentiles, Result, failed, judged, ok, short, skipped, warning
+from actor.doctor.check import TIMEOUT_S, Check, Percentiles, Result, failed, judged, ok, short, skipped, warning
 from policy.files import write_durably
 from policy.grpc_options import PROTOCOL_VERSION
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 _WARN_FREE_BYTES, _FAIL_FREE_BYTES = 10e9, 1e9
 _FSYNC_BYTES, _FSYNC_COUNT = 100 * 1024, 50

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from actor.camera_rig import crop_and_resize
 from actor.config import ActorConfig
-from actor.doctor_check import Check, Percentiles, Result, failed, judged, refused, skipped
+from actor.doctor.check import Check, Percentiles, Result, failed, judged, refused, skipped
 from actor.rate import RateKeeper
 from actor.tasks.base import Task
 from policy.acting import ActingPolicy

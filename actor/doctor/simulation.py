@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from actor.config import ActorConfig
-from actor.doctor_check import Check, Result, failed, judged, ok, refused, skipped, warning
+from actor.doctor.check import Check, Result, failed, judged, ok, refused, skipped, warning
 from actor.env import connect_room
 from actor.tasks.base import Task
 from policy.errors import CgpoError

@@ -7,9 +7,9 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from actor.doctor_check import Check, Result, failed, judged, ok, refused, short, skipped, warning
-from actor.doctor_link import LinkProbe
-from actor.doctor_ports import is_port_free, parse_address, port_holder
+from actor.doctor.check import Check, Result, failed, judged, ok, refused, short, skipped, warning
+from actor.doctor.link import LinkProbe
+from actor.doctor.ports import is_port_free, parse_address, port_holder
 from policy.database import open_database
 from policy.errors import CgpoError, CorruptFileError
 

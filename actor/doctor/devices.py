@@ -15,7 +15,7 @@ import numpy as np
 from actor.camera_rig import CameraRig
 from actor.config import ActorConfig, CameraConfig, CamerasConfig
 from actor.device_driver import configured_device
-from actor.doctor_check import (
+from actor.doctor.check import (
     CONSENT_S,
     Check,
     Consent,

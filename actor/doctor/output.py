@@ -7,7 +7,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from actor.doctor_check import Finding, Status, short
+from actor.doctor.check import Finding, Status, short
 
 SCHEMA_VERSION = 1
 
