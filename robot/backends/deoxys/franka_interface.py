@@ -131,6 +131,8 @@ def find_interface_class() -> Any:
         import deoxys
     except ModuleNotFoundError as error:
         raise MissingDependencyError(f'deoxys.interface = "deoxys-control" needs Deoxys: {error}. {remedy}') from error
+    if getattr(deoxys, "__file__", None) is None:  # a folder `deoxys`, such as the one that holds network.yml
+        raise MissingDependencyError(f'deoxys.interface = "deoxys-control" needs Deoxys, which is missing. {remedy}')
     try:
         from deoxys.franka_interface import FrankaInterface
     except ModuleNotFoundError as error:
