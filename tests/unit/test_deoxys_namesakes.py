@@ -1,4 +1,4 @@
-"""What is said where the installed `deoxys` is not the robot's."""
+"""What is said where an imported `deoxys` is no Deoxys; the one on PyPI: tests/contract/test_deoxys.py."""
 
 import sys
 from pathlib import Path
@@ -16,14 +16,6 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [name for name in sys.modules if name.partition(".")[0] == "deoxys"]:
         monkeypatch.delitem(sys.modules, name)
     return tmp_path
-
-
-def test_the_package_of_that_name_on_pypi_is_told_apart(site: Path) -> None:
-    (site / "deoxys").mkdir()
-    (site / "deoxys" / "__init__.py").write_text('"""A stranger: neural networks for tumours."""\n')
-    with pytest.raises(MissingDependencyError, match=r"nothing to do with robots.*pip uninstall deoxys.*UT-Austin-RPL"):
-        find_interface_class()
-    sys.modules.pop("deoxys", None)
 
 
 def test_a_folder_of_that_name_is_no_package(site: Path) -> None:
