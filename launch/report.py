@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import platform
-import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from launch.people import human_section, stages_section
 from launch.progress import Progress, intervention_share
 from learner.episode_log import EpisodeLog
 from policy.errors import CgpoError
+from policy.revision import read_revision
 
 logger = logging.getLogger(__name__)
 
@@ -229,13 +229,8 @@ def _percent(share: float | None) -> str:
 
 def _environment() -> list[str]:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "mujoco", "numpy", "grpcio"))
-    root = Path(__file__).resolve().parent.parent
-    git = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    commit = git.stdout.strip() or "unknown"
     return [
-        f"commit {commit}",
+        f"commit {read_revision() or 'unknown'}",
         f"Python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} CPU cores",
         versions,
     ]
