@@ -69,7 +69,7 @@ class CamerasConfig:
     stale_after_s: float = 0.15
     """A step that acts on an older image is counted and logged."""
     fail_after_s: float = 0.5
-    """With an older image the arm holds and the episode ends."""
+    """With an older image the arm holds; after 5 s of that the episode ends."""
     return_within_s: float = 60.0
     """A camera that failed has this long to come back before the actor ends."""
 

@@ -209,7 +209,7 @@ def _check_grip(safety: SafetyConfig, hand: GripperOptions) -> None:
     try:
         check_gripper_force(safety, hand.force_n)
     except RobotConfigError as error:
-        raise ConfigError(f"actor.hand.force_n: {error}") from error
+        raise ConfigError(f"actor.{error}") from error
 
 
 def vary_looks(backend: RobotBackend, amount: float) -> None:

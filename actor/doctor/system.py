@@ -126,7 +126,7 @@ def check_revision(revision: str) -> Result:
         fix = "git status, in this folder: git says why it cannot tell"
         return warning(measured, fix=fix, detail="The commits of both machines cannot be compared.")
     if revision.endswith("-dirty"):
-        fix = "git status; then git commit, or git stash"
+        fix = "git status; then git commit -a, on a branch of your own"
         return warning(measured, fix=fix, detail="Files differ from the commit: a run cannot be repeated from it.")
     return ok(measured)
 

@@ -19,7 +19,7 @@ class DeoxysOptions:
 
     interface: Literal["wire", "deoxys-control"] = "wire"
     """wire: our client of the controller on the NUC. deoxys-control: the installed FrankaInterface of a lab's fork."""
-    network: Path = Path("deoxys/network.yml")
+    network: Path = Path("lab/network.yml")
     """Deoxys' network file (its examples call it charmander.yml): addresses, ports and rates of PC, NUC and robot."""
     controller: Path | None = None
     """Deoxys' OSC_POSE controller file; none: Deoxys' defaults."""
