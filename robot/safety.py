@@ -300,8 +300,8 @@ def check_gripper_force(config: SafetyConfig, force_n: float) -> None:
     """Raise RobotConfigError when a gripper is set to grip harder than allowed. Once, before it is opened."""
     if not force_n <= config.max_gripper_force_n:
         raise RobotConfigError(
-            f"hand.force_n = {force_n} N is above limits.max_gripper_force_n = {config.max_gripper_force_n} N. Lower it, "
-            "or raise the limit if the object needs it."
+            f"hand.force_n = {force_n} N is above limits.max_gripper_force_n = {config.max_gripper_force_n} N. Lower "
+            "it, or raise the limit if the object needs it."
         )
 
 
