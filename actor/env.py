@@ -6,6 +6,7 @@ cgpo/PegInHolePixels-v0, and both with "Fake" before the version on the kinemati
 
 import itertools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -85,6 +86,7 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
         self.guard = guard or Guard(backend, task.safety, self._period_s)
         self._room = room
         self._world: SimulatedWorld | None = room
+        self.waits_for_commands = isinstance(backend, SimulatedBackend)  # time passes in `advance` alone
         if isinstance(backend, SimulatedBackend):
             self._world = backend
         if self._world is None and not task.observation_spec.images:
@@ -207,9 +209,10 @@ class RobotEnv(gymnasium.Env[EnvObservation, NDArray[np.float32]]):
         elif not np.isfinite(action).all():
             problem = f"malformed: action {np.asarray(action).tolist()} is not finite; the arm holds"
         if problem:
-            if self.guard.mode is not Mode.HOLD:
+            was_holding = self.guard.mode is Mode.HOLD
+            self.guard.hold(problem)  # first: whoever reads the log may be slow
+            if not was_holding:
                 _log.warning("%s", problem)
-            self.guard.hold(problem)
             return _HOLD, (problem,)
         result = self.guard.act(
             self.task.command(action, self.state),
@@ -290,15 +293,18 @@ def connect_backend(name: str, task: Task, **options: object) -> RobotBackend:
     return backend
 
 
-def connect_robot(config: ActorConfig, task: Task) -> RobotBackend:
-    """Return the configured backend, connected, with its gripper. Raises as `connect_backend` does."""
+def connect_robot(config: ActorConfig, task: Task, should_stop: Callable[[], bool]) -> RobotBackend:
+    """Return the configured backend, connected, with its gripper. should_stop() ends a real arm's reset.
+
+    Raises as `connect_backend` does.
+    """
     if config.backend != "deoxys":
         return connect_backend(config.backend, task)
     try:
         gripper = configured_gripper(config)
     except (RobotConfigError, MissingDependencyError) as error:
         raise ConfigError(str(error)) from error
-    return connect_backend(config.backend, task, options=config.deoxys, gripper=gripper)
+    return connect_backend(config.backend, task, options=config.deoxys, gripper=gripper, should_stop=should_stop)
 
 
 def configured_gripper(config: ActorConfig) -> Gripper | None:

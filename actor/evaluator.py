@@ -110,7 +110,9 @@ class Evaluator:
         first = self._policies["A"].published
         config = dataclasses.replace(self._config, policy=first.config, pace=self._config.eval_pace)
         nothing = FixedWeights(None)
-        self._cell = Workcell(config, self._task, nothing, closing, self._say, operator_seed=config.seed)
+        self._cell = Workcell(
+            config, self._task, nothing, closing, self._say, operator_seed=config.seed, should_stop=self._should_stop
+        )
         self._person: AskByKey | KeepSuccesses = KeepSuccesses()
         if not (self._cell.is_simulated or config.auto):
             if not standard_terminal().is_usable:

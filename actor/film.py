@@ -27,7 +27,8 @@ class Film:
             return
         try:
             self._frames.append(self._env.render())
-            self._env.rate.start()  # drawing is no part of the control period
+            if self._env.waits_for_commands:
+                self._env.rate.start()  # drawing is no part of a control period where time stands still meanwhile
         except (RobotError, ConfigError) as error:
             self._is_possible = False
             _log.warning("no video of this episode: %s", error)

@@ -95,6 +95,15 @@ class Arbiter:
         """The first such fault of this episode, also when the device works again."""
         return self._episode_fault
 
+    def misses_a_hand(self) -> bool:
+        """Return whether the device failed in the human's hand, in this episode or the last one, and still does.
+
+        Ask between episodes: the policy should not go on where nobody could take over again.
+        """
+        if self._is_abandoned:
+            self._note_fault(self._driver.read())
+        return self._is_abandoned and self._fault is not None
+
     @property
     def take_overs(self) -> int:
         """How often the human took over in this episode."""

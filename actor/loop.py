@@ -134,20 +134,23 @@ def run_episode(
     rewards.begin_episode()
     listener.begin()
     watch()
-    tally = EpisodeTally()
-    step = 0
+    tally, step = EpisodeTally(), 0
+    error: InterruptionError | None = None
     while True:
+        if error is not None or listener.is_paused:  # paused in the reset, or in an outage
+            back = _hold_until_ready(error, env, listener, tally, should_stop)
+            if back is None:
+                _conclude_unrecorded(outbox, episode, listener, tally, should_stop())
+                return tally
+            # A number is left out: the step before has no next observation.
+            observation, step, error = code_images(back, codec), step + bool(tally.length), None
         proposal = policy.propose(observation)
         decision = arbiter.decide(proposal.action)
         env.is_human_driving = decision.source is not ActionSource.POLICY
         try:
             measured, reward, terminated, truncated, info = env.step(decision.action)
-        except InterruptionError as error:
-            back = _outlast(error, env, listener, tally, should_stop)
-            if back is None:
-                _offer_late_verdict(outbox, episode, listener, tally)
-                return tally
-            observation, step = code_images(back, codec), step + 1
+        except InterruptionError as interruption:
+            error = interruption
             continue
         watch()
         next_observation: Observation = code_images(measured, codec)
@@ -224,6 +227,27 @@ def _correct(tally: EpisodeTally, kind: MarkKind) -> None:
         is_success = kind is MarkKind.SUCCESS
         tally.episode_return += float(is_success) - float(tally.is_success)
         tally.is_success, tally.reward_source = is_success, "human"
+
+
+def _hold_until_ready(
+    error: InterruptionError | None,
+    env: RobotEnv,
+    listener: _Listener,
+    tally: EpisodeTally,
+    should_stop: Callable[[], bool],
+) -> dict[str, Any] | None:
+    """Hold the arm until state and images are back and no pause is on; return what is observed then.
+
+    None when the episode ends instead.
+    """
+    measured: dict[str, Any] | None = None
+    if error is not None:
+        measured = _outlast(error, env, listener, tally, should_stop)
+        if measured is None:
+            return None
+    if listener.is_paused:
+        measured = _hold_while_needed(env, listener, tally, should_stop)
+    return None if should_stop() else measured
 
 
 def _hold_while_needed(
@@ -316,8 +340,12 @@ def _offer_marks(outbox: Outbox, step: Transition, listener: _Listener, tally: E
         tally.is_discarded = True
 
 
-def _offer_late_verdict(outbox: Outbox, episode: int, listener: _Listener, tally: EpisodeTally) -> None:
-    """Offer what the operator said of an episode after its last recorded step."""
+def _conclude_unrecorded(
+    outbox: Outbox, episode: int, listener: _Listener, tally: EpisodeTally, is_stopped: bool
+) -> None:
+    """End an episode after its last recorded step: offer what the operator said of it."""
+    tally.stopped = is_stopped
+    tally.is_discarded = tally.length == 0  # nothing of it is anywhere
     kind = None if listener.ending is None else _MARKS.get(listener.ending)
     if kind is not None and tally.length:
         outbox.offer(_mark(episode, tally.last_step, kind))

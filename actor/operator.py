@@ -65,11 +65,15 @@ class KeyboardOperator:
             keys.acknowledge: (OperatorSignal.ACKNOWLEDGE, "acknowledge a fault"),
             keys.confirm: (OperatorSignal.CONFIRM, "confirm: the arm may move again"),
         }
-        self.is_heard = True
         self._say = say
         self._terminal = terminal or standard_terminal()
         self._signals: queue.SimpleQueue[OperatorSignal] = queue.SimpleQueue()
         self._is_open = False
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether keys arrive; no longer once the terminal is gone."""
+        return self._is_open and self._terminal.is_alive
 
     def open(self) -> None:
         """Read keys from now on. Raises ConfigError for a key in other use, RobotError without a usable terminal."""

@@ -90,7 +90,9 @@ class Recorder:
 
     def _open_cell(self, closing: contextlib.ExitStack) -> None:
         seed = self._seed(_OPERATOR, self._state.starts)
-        self._cell = Workcell(self._config, self._task, self._link, closing, self._say, operator_seed=seed)
+        self._cell = Workcell(
+            self._config, self._task, self._link, closing, self._say, operator_seed=seed, should_stop=self._must_stop
+        )
         self._judge: Judge = KeepSuccesses()
         if not self._config.auto:
             self._judge = AskByKey(standard_terminal(), self._cell.operator, self._config.keys, self._say)

@@ -75,7 +75,11 @@ class AskByKey:
 
     def wait_for_start(self, announcement: str, wait: Callable[[], bool]) -> None:
         self._say(f"{announcement}: enter begins")
-        self._answer({}, wait)
+        if self._answer({}, wait) is None and not self._terminal.is_alive:
+            raise ConfigError(
+                "the terminal is gone: nobody can say when the arm may move. Everything recorded is kept; start again "
+                "in another one."
+            )
 
     def decide(self, tally: EpisodeTally, fault: str | None, wait: Callable[[], bool]) -> Decision:
         problem = f" (the input device failed: {fault})" if fault else ""

@@ -38,6 +38,7 @@ class SafetyLog:
         self._thread.join()
 
     def _run(self) -> None:
+        item: tuple[float, GuardEvent] | None = (0.0, GuardEvent("mode", Mode.HOLD, "", 0.0))
         try:
             with self._path.open("a") as lines:
                 while (item := self._queue.get()) is not None:
@@ -47,5 +48,5 @@ class SafetyLog:
                         lines.flush()
         except OSError as error:
             _log.error("cannot write %s: %s. The robot goes on; what its guard does is not kept.", self._path, error)
-            while self._queue.get() is not None:
-                pass
+            while item is not None:  # the closing flush may be what failed
+                item = self._queue.get()

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ from robot.errors import InterruptionError, RobotError
 
 _PLACEMENTS, _OPERATOR, _POLICY = range(3)  # streams of random numbers, all from the one configured seed
 _MENTION_PERIOD_S = 10.0
+_SWITCH_INTERVAL_S = 0.0005
 _STOPPED_DRAIN_S = 2.0  # whoever asked for a stop does not want to wait; the spool keeps the rest
 _RESERVE_MARGIN = 1.5  # unassisted episodes may be longer than the measured ones, and filming takes time
 
@@ -80,6 +82,7 @@ class Session:
                 on_failure,
                 say,
                 operator_seed=self._seed(_OPERATOR),
+                should_stop=self._must_stop,
                 training_steps=self._training_steps,
             )
             self._closing = on_failure.pop_all()
@@ -114,11 +117,11 @@ class Session:
         """
         try:
             self._say_where_it_stands()
-            with no_collection_while_driving():
+            with undisturbed():
                 self._demonstrate_and_train()
-            if self._stop_requested():
-                self._say("stopped: saving what there is; once more ends the actor at once")
-            self._evaluate_finally()
+                if self._stop_requested():
+                    self._say("stopped: saving what there is; once more ends the actor at once")
+                self._evaluate_finally()
         except RobotError as error:
             raise RobotFailureError(str(error)) from error
         finally:
@@ -185,6 +188,7 @@ class Session:
     def _drive(self, plan: EpisodePlan, episode: int) -> EpisodeTally | None:
         """Run one episode and hear the operator on it; None when a stop is asked for before its first step."""
         cell, config = self._cell, self._config
+        cell.await_device(self._must_stop)
         while not self._must_stop():
             try:
                 tally = run_episode(
@@ -356,14 +360,21 @@ class Session:
 
 
 @contextlib.contextmanager
-def no_collection_while_driving() -> Iterator[None]:
-    """Keep Python's garbage collector out of the control loop: a full collection takes tens of milliseconds."""
+def undisturbed() -> Iterator[None]:
+    """Keep Python itself out of the control loop's way.
+
+    A full garbage collection takes tens of milliseconds. And a thread that computes keeps the interpreter for up to the
+    switch interval, 5 ms unless changed, while the control thread's deadline has come.
+    """
+    interval_s = sys.getswitchinterval()
     gc.collect()
     gc.freeze()
     gc.disable()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
         yield
     finally:
+        sys.setswitchinterval(interval_s)
         gc.enable()
         gc.unfreeze()
 

@@ -60,9 +60,10 @@ class Workcell:
         say: Callable[[str], None],
         *,
         operator_seed: int,
+        should_stop: Callable[[], bool],
         training_steps: int = 0,
     ) -> None:
-        """training_steps were made before, by earlier processes of the same run.
+        """training_steps were made before, by earlier processes of the same run. should_stop() also ends a reset.
 
         Raises ConfigError for what cannot work together, RobotFailureError for what does not answer.
         """
@@ -78,7 +79,7 @@ class Workcell:
         closing.callback(self.safety_log.close)
         safety = config.limits.applied_to(task.safety)
         _check_grip(safety, config.hand)
-        backend = connect_robot(config, task)
+        backend = connect_robot(config, task, should_stop)
         closing.callback(backend.close)
         room = connect_room(config.room, task)
         if room is not None:
@@ -134,6 +135,7 @@ class Workcell:
                 error = still
             else:
                 self._say(f"state and images are fresh again after {time.monotonic() - start_s:.1f} s")
+                self._await_go_ahead(should_stop)
                 return
             if time.monotonic() - start_s >= limit_s:
                 raise RobotFailureError(
@@ -142,22 +144,42 @@ class Workcell:
                 )
             time.sleep(_POLL_S)
 
+    def _await_go_ahead(self, should_stop: Callable[[], bool]) -> None:
+        """Return when a person says that the arm may move to its next start: a hand may be at what was mended."""
+        if self._config.teleop.device == "scripted" or not self._keys.is_heard:
+            return
+        self._say(f"[{self._config.keys.confirm}] lets the arm move to its next start")
+        while not should_stop() and self._keys.is_heard and self.guard.mode is not Mode.FAULT:
+            if OperatorSignal.CONFIRM in self._keys.poll():
+                return
+            with contextlib.suppress(InterruptionError):  # a fault shows in the guard's mode
+                self.env.look()
+            time.sleep(_POLL_S)
+
+    def await_device(self, should_stop: Callable[[], bool]) -> None:
+        """Return when the input device that failed in a person's hand works again, or that person goes on without."""
+        if not self.arbiter.misses_a_hand():
+            return
+        key = self._config.keys.confirm
+        way_out = f", or [{key}] goes on without it" if self._keys.is_heard else ""
+        self._say(f"the input device failed in use: {self.arbiter.fault} The next episode waits for it{way_out}")
+        while not should_stop() and self.arbiter.misses_a_hand():
+            if OperatorSignal.CONFIRM in self._keys.poll():
+                return
+            time.sleep(_POLL_S)
+
     def _await_acknowledgement(self, should_stop: Callable[[], bool]) -> None:
         """Return when a person has acknowledged the fault in two steps, and the robot has recovered from it."""
         keys = self._config.keys
         self._say(f"FAULT: {self.guard.fault}")
-        if not self._keys.is_heard:
-            raise RobotFailureError(
-                f"{self.guard.fault} Nobody can acknowledge this fault: the standard input is no terminal in the "
-                "foreground. Everything recorded is kept: start the actor again in the same folder when the robot is "
-                "in order."
-            )
+        self._require_a_person()
         self._say(
             f"nothing moves until you have looked at the robot: [{keys.acknowledge}] acknowledges, [{keys.confirm}] "
             f"within {CONFIRM_WITHIN_S:.0f} s lets it move again (fault {self.guard.faults_in_the_last_hour} of the "
             "last hour)"
         )
         while not should_stop():
+            self._require_a_person()
             for signal in self._keys.poll():
                 if signal is OperatorSignal.ACKNOWLEDGE:
                     self.guard.acknowledge()
@@ -165,6 +187,14 @@ class Workcell:
                 elif signal is OperatorSignal.CONFIRM and self._confirm():
                     return
             time.sleep(_POLL_S)
+
+    def _require_a_person(self) -> None:
+        if not self._keys.is_heard:
+            raise RobotFailureError(
+                f"{self.guard.fault} Nobody can acknowledge this fault: the standard input is no terminal in the "
+                "foreground. Everything recorded is kept: start the actor again in the same folder when the robot is "
+                "in order."
+            )
 
     def _confirm(self) -> bool:
         try:

@@ -18,6 +18,7 @@ from actor.loop import OUTAGE_LIMIT_S, EpisodeTally, run_episode
 from actor.operator import OperatorSignal, ScriptedSignals
 from actor.policy_runner import FixedWeights, PolicyRunner
 from actor.rate import RateKeeper
+from actor.safety_log import SafetyLog
 from actor.session import Session
 from actor.tasks import make_task
 from policy.config import PolicyConfig
@@ -25,7 +26,7 @@ from policy.spec import Specs
 from policy.transition import EpisodeMark, MarkKind, Recordable, Transition
 from robot.backends.fake import FakeBackend
 from robot.errors import RobotFaultError, StaleStateError
-from robot.guard import Mode
+from robot.guard import GuardEvent, Mode
 from robot.interface import RobotCommand, RobotState
 from tests.teleop_fakes import PressedKeys
 
@@ -186,7 +187,7 @@ def config(run_dir: Path) -> ActorConfig:
 @pytest.fixture
 def arm(monkeypatch: pytest.MonkeyPatch) -> Arm:
     arm = Arm()
-    monkeypatch.setattr("actor.workcell.connect_robot", lambda config, task: arm)
+    monkeypatch.setattr("actor.workcell.connect_robot", lambda *_: arm)
     return arm
 
 
@@ -244,3 +245,56 @@ def test_where_nobody_can_acknowledge_a_fault_the_session_ends_and_says_so(arm: 
         Session(config(tmp_path), lambda: False, lambda line: None).run()
     assert arm.commands == arm.commands_at_fault > 0
     assert json.loads((tmp_path / "actor_summary.json").read_text())["aborted_episodes"] == 1
+
+
+def test_a_pause_pressed_in_the_reset_is_obeyed_before_the_first_step() -> None:
+    arm = Arm()
+    script = ScriptedSignals({0: [OperatorSignal.PAUSE], 6: [OperatorSignal.PAUSE]})
+    told: list[int] = []
+    arm.on_read = lambda reads: told.append(arm.commands)
+    tally, outbox, _ = drive(arm, operator=script)
+    assert told[:6] == [0] * 6, "nothing moves while the pause lasts"
+    assert (tally.length, outbox.steps[0].step) == (make_task("reach").max_episode_steps, 0)
+
+
+def test_a_pause_pressed_in_an_outage_is_obeyed_when_it_is_over() -> None:
+    arm = Arm()
+    arm.on_read = stale_between(12, 14)
+    polls_before = 10  # before the first step, and after each of the nine
+    script = ScriptedSignals({polls_before + 1: [OperatorSignal.PAUSE], polls_before + 6: [OperatorSignal.RESET]})
+    tally, _, env = drive(arm, operator=script)
+    commands = [told for told in arm.told if not isinstance(told, str)]
+    assert len(commands) == tally.length + 1, "the step under way, and nothing after it"
+    assert tally.interruption is None
+    assert env.guard.mode is Mode.HOLD
+
+
+def test_the_safety_log_ends_on_a_full_disk() -> None:
+    log = SafetyLog(Path("/dev/full"))
+    log.observe(GuardEvent("mode", Mode.HOLD, "x" * 100_000, 0.0))
+    log.close()
+    log.close()
+
+
+class Unplugged:
+    """A device that fails while its person drives."""
+
+    fault: str | None = None
+
+    def begin_episode(self, is_demonstration: bool, assistance: Assistance) -> None: ...
+
+    def read(self) -> HumanInput:
+        return HumanInput(np.zeros(3, np.float32), is_active=self.fault is None, fault=self.fault)
+
+
+def test_a_device_that_failed_in_use_is_missed_until_it_works() -> None:
+    device = Unplugged()
+    arbiter = Arbiter(device, hold_steps=0)
+    arbiter.begin_episode(False)
+    arbiter.decide(np.ones(3, np.float32))
+    assert not arbiter.misses_a_hand()
+    device.fault = "unplugged"
+    np.testing.assert_array_equal(arbiter.decide(np.ones(3, np.float32)).action, np.zeros(3))
+    assert arbiter.misses_a_hand()
+    device.fault = None
+    assert not arbiter.misses_a_hand()

@@ -146,7 +146,7 @@ def test_interim_evaluations_come_at_their_steps(tmp_path: Path) -> None:
 def test_a_real_robot_runs_in_real_time_and_never_waits_for_its_learner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
 ) -> None:
-    monkeypatch.setattr("actor.workcell.connect_robot", lambda config, task: RealArm("reach"))
+    monkeypatch.setattr("actor.workcell.connect_robot", lambda *_: RealArm("reach"))
     with pytest.raises(ConfigError, match="runs in real time"):
         run(config(tmp_path, **changes))
 

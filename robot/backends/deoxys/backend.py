@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 
 from robot.backends.deoxys.client import POLL_S, ArmClient
 from robot.backends.deoxys.config import Network, load_network, load_osc_gains
@@ -9,7 +10,7 @@ from robot.backends.deoxys.link import ArmLink, WireLink
 from robot.backends.deoxys.messages import ArmState
 from robot.backends.deoxys.options import DeoxysOptions
 from robot.backends.deoxys.reset import ResetMotion
-from robot.errors import RobotError, RobotFaultError
+from robot.errors import InterruptionError, RobotError, RobotFaultError, StaleStateError
 from robot.franka import jacobian
 from robot.geometry import PEG_RADIUS_M
 from robot.interface import Array, Gripper, RobotCommand, RobotState, ScenePlacement
@@ -39,9 +40,14 @@ class DeoxysBackend:
         options: DeoxysOptions | None = None,
         gripper: Gripper | None = None,
         *,
+        should_stop: Callable[[], bool] = lambda: False,
         link: ArmLink | None = None,
     ) -> None:
-        """Read Deoxys' files; open nothing. gripper: opened and closed with the arm. link: for tests."""
+        """Read Deoxys' files; open nothing.
+
+        gripper: opened and closed with the arm. should_stop() ends a reset, with the arm held. link: for tests.
+        """
+        self._should_stop = should_stop
         check_scene(scene)
         self._scene = scene
         self._options = options or DeoxysOptions()
@@ -81,9 +87,10 @@ class DeoxysBackend:
     def reset(self, placement: ScenePlacement) -> RobotState:
         """Bring the arm to placement.O_T_EE: up, now and then through home_q, straight there. Blocks for seconds.
 
-        Raises RobotError, with the values, when the arm does not arrive, and RobotFaultError when it had to stop.
+        Raises RobotError, with the values, when the arm does not arrive, RobotFaultError when it had to stop, and
+        OutageError when a stop was asked for.
         """
-        motion = ResetMotion(self._client, self._options, _twist)
+        motion = ResetMotion(self._client, self._options, _twist, self._should_stop)
         motion.fresh_state()  # before anything moves
         self._open_gripper()
         motion.lift()
@@ -91,7 +98,7 @@ class DeoxysBackend:
         if not is_home_due:
             try:
                 motion.move_to(placement.O_T_EE)
-            except RobotFaultError:
+            except InterruptionError:
                 raise
             except RobotError as error:
                 _log.warning("going through the home joint angles: %s", error)
@@ -123,8 +130,10 @@ class DeoxysBackend:
         """Send the goal pose, and the width to the gripper if it is a new one. Raises as `read_state`."""
         newest, received_s = self._client.state()
         O_T_EE = newest.O_T_EE
-        # Unless it is older than what may be acted on: then the caller has not looked, and the newest is right.
-        if self._read is not None and received_s - self._read[1] < self._options.stale_after_s:
+        if self._read is not None:
+            age_s = received_s - self._read[1]
+            if age_s >= self._options.stale_after_s:  # the gate judged a target that is no longer a step away
+                raise StaleStateError(age_s, self._options.stale_after_s)
             O_T_EE = self._read[0].O_T_EE
         self._client.command(apply_delta(O_T_EE, command.delta_position, command.delta_rotation))
         self._command_width(command.gripper_width)
@@ -139,6 +148,7 @@ class DeoxysBackend:
     def recover(self) -> None:
         """Leave a fault behind, of the arm or of the gripper, and hold where the arm is. Blocks for about 3 s."""
         if not self._client.fault:
+            self._client.hold(anew=True)  # a person may have moved the arm since it was told to hold
             return
         if self._gripper is not None and self._gripper_fault():
             try:

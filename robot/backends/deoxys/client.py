@@ -116,14 +116,14 @@ class ArmClient:
             self._is_holding = False
             self._send(self._pose_goal(O_T_EE))
 
-    def hold(self) -> None:
-        """Keep the arm where it is now; where it already holds, that pose stays. Without effect in a fault."""
+    def hold(self, *, anew: bool = False) -> None:
+        """Keep the arm where it is now; where it already holds, that pose stays, unless anew. Nothing in a fault."""
         with self._lock:
             if self.fault or self._goal is None:
                 return
             if isinstance(self._goal, JointPosition):
                 self.latch("the arm was told to stop in the middle of a joint-space reset.")
-            elif not self._is_holding and self._watch.state is not None:
+            elif (anew or not self._is_holding) and self._watch.state is not None:
                 self._is_holding = True
                 self._send(self._pose_goal(self._watch.state.O_T_EE))
 
@@ -209,8 +209,8 @@ class ArmClient:
         is_abandoned = now_s - self._commanded_s > self._options.silent_after_s
         is_fresh = self._watch.age_s(now_s) <= self._options.stale_after_s
         if is_abandoned and is_fresh and not self._is_holding and isinstance(self._goal, OscPose):
+            self.hold()  # before it is said: whoever reads the log may be slow
             _log.warning("no command for %.2f s: the arm holds where it is", now_s - self._commanded_s)
-            self.hold()
         # A NUC that says nothing may be starting again, and would take the first goal that it hears for an order.
         elif now_s - self._sent_s >= self._resend_s - 0.5 * POLL_S:
             if self._watch.silence_s(now_s) < 0.5 * self._options.fault_after_s:
@@ -292,10 +292,10 @@ class ArmClient:
         self._link.send(goal)
 
     def _stop_sending(self) -> None:
-        _log.error("the arm is stopped until a person has seen why: %s", self.fault)
         self._goal = None
         self._watch.is_controlled = False
         self._terminate()
+        _log.error("the arm is stopped until a person has seen why: %s", self.fault)
 
     def _terminate(self) -> None:
         if self._has_sent:

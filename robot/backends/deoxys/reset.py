@@ -12,7 +12,7 @@ import numpy as np
 from robot.backends.deoxys.client import POLL_S, ArmClient
 from robot.backends.deoxys.messages import ArmState
 from robot.backends.deoxys.options import DeoxysOptions
-from robot.errors import RobotError, RobotFaultError, StaleStateError
+from robot.errors import OutageError, RobotError, RobotFaultError, StaleStateError
 from robot.interface import Array
 from robot.pose import apply_delta, pose_difference, translation
 
@@ -37,7 +37,14 @@ _STATES_OVER_FORCE = 3
 class ResetMotion:
     """Motions of one reset. Each raises RobotError when it does not arrive, RobotFaultError when the arm must stop."""
 
-    def __init__(self, client: ArmClient, options: DeoxysOptions, measure_twist: Callable[[ArmState], Array]) -> None:
+    def __init__(
+        self,
+        client: ArmClient,
+        options: DeoxysOptions,
+        measure_twist: Callable[[ArmState], Array],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._should_stop = should_stop
         self._client = client
         self._options = options
         self._measure_twist = measure_twist
@@ -45,8 +52,14 @@ class ResetMotion:
         self._states_over_force = 0
 
     def fresh_state(self) -> ArmState:
-        """Return a state young enough to act on, after judging its force; waits for one until the fault latches."""
+        """Return a state young enough to act on, after judging its force; waits for one until the fault latches.
+
+        Raises OutageError when a stop was asked for; the arm then holds, or is stopped if it was in joint motion.
+        """
         while True:
+            if self._should_stop():
+                self._client.hold()
+                raise OutageError("a stop was asked for while the arm was on its way to a start")
             try:
                 state, _ = self._client.state()
             except StaleStateError:
