@@ -2,9 +2,11 @@
 
 import logging
 import os
+import queue
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from logging.handlers import QueueHandler, QueueListener
 from typing import Annotated, Generic, TypeVar, cast
 
 import tyro
@@ -83,9 +85,15 @@ def config_from_preset(cls: type[Config], section: str, preset: config_module.Ta
 def run_main(main: Callable[[], int | None]) -> int:
     """Run a program and return its exit code; an error with a message for the operator is shown as that message only.
 
-    Also sets up logging to stderr. Use as `sys.exit(run_main(main))`.
+    Also sets up logging to stderr, which a thread writes: a terminal that somebody has stopped with Ctrl-S must not
+    stop whoever has something to say. Use as `sys.exit(run_main(main))`.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    writer = logging.StreamHandler()
+    writer.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    logging.basicConfig(handlers=[QueueHandler(lines)], level=logging.INFO)
+    listener = QueueListener(lines, writer)
+    listener.start()
     try:
         return main() or errors.EXIT_OK
     except CgpoError as error:
@@ -96,6 +104,8 @@ def run_main(main: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # whoever read our output is gone, as after `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
         return 1
+    finally:
+        listener.stop()
 
 
 def _find_preset(argv: Sequence[str]) -> str:

@@ -43,7 +43,11 @@ class Arm:
         return patiently(self.backend.read_state)
 
     def send(self, command: RobotCommand) -> None:
-        patiently(lambda: self.backend.send_command(command))
+        def look_and_send() -> None:
+            self.backend.read_state()
+            self.backend.send_command(command)
+
+        patiently(look_and_send)
 
     def fault(self) -> str:
         """Wait for the fault to latch and return its reason. Meanwhile the control loop goes on asking for motion."""

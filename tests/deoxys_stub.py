@@ -127,7 +127,7 @@ class FrankaInterface:
 def install(monkeypatch: pytest.MonkeyPatch) -> type[FrankaInterface]:
     """Make `import deoxys` find this one."""
     package, module = ModuleType("deoxys"), ModuleType("deoxys.franka_interface")
-    package.__path__ = []
+    package.__path__, package.__file__ = [], "deoxys/__init__.py"
     module.FrankaInterface = FrankaInterface  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "deoxys", package)
     monkeypatch.setitem(sys.modules, "deoxys.franka_interface", module)

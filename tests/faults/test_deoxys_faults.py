@@ -213,6 +213,7 @@ def test_stop_holds_the_measured_pose_once_and_nothing_that_is_not_finite_replac
     for _ in range(10):
         arm.backend.stop()  # again and again, it would follow whatever pushes the arm
         time.sleep(0.02)
+    arm.read()
     with pytest.raises(RobotError, match="not finite"):
         arm.backend.send_command(step(np.nan, 0.0, 0.0))
     time.sleep(0.1)

@@ -336,9 +336,9 @@ def test_recorded_starts_are_replayed_and_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds 3 start states, --episodes 4"):
         evaluate(config(tmp_path / "third", checkpoint, starts=recorded, episodes=4))
     changed = rows(tmp_path / "first")
-    changed[1]["O_T_EE"][0][3] += 0.003
+    changed[1]["O_T_EE"][0][3] += 0.008
     recorded.write_text("".join(json.dumps(row) + "\n" for row in changed))
-    with pytest.raises(ConfigError, match=r"not the recorded one: EE is 3\.0 mm"):
+    with pytest.raises(ConfigError, match=r"not the recorded one: EE is 8\.0 mm"):
         evaluate(config(tmp_path / "fourth", checkpoint, starts=recorded))
     assert len(rows(tmp_path / "fourth")) == 1
 
