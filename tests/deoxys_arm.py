@@ -43,11 +43,7 @@ class Arm:
         return patiently(self.backend.read_state)
 
     def send(self, command: RobotCommand) -> None:
-        def look_and_send() -> None:
-            self.backend.read_state()
-            self.backend.send_command(command)
-
-        patiently(look_and_send)
+        patiently(lambda: look_and_send(self.backend, command))
 
     def fault(self) -> str:
         """Wait for the fault to latch and return its reason. Meanwhile the control loop goes on asking for motion."""
@@ -153,6 +149,12 @@ def patiently(call: Callable[[], Result]) -> Result:
         except StaleStateError:
             assert time.monotonic() < deadline_s, f"stale for {HANG_S} s"
             time.sleep(0.005)
+
+
+def look_and_send(backend: DeoxysBackend, command: RobotCommand) -> None:
+    """Command as the control loop does: for the state that was read just before."""
+    backend.read_state()
+    backend.send_command(command)
 
 
 def goals(sent: list[Sent]) -> set[tuple[object, ...]]:

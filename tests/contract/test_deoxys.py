@@ -3,10 +3,9 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -20,11 +19,9 @@ from robot.geometry import PEG_RADIUS_M
 from robot.interface import RobotCommand, ScenePlacement
 from robot.pose import O_R_DOWN, apply_delta, make_pose, pose_difference, rotation_from_rotvec
 from tests import deoxys_stub
+from tests.deoxys_arm import HANG_S, look_and_send, patiently, step, wait_until
 from tests.deoxys_fake import FakeNuc, schema
 
-Result = TypeVar("Result")
-
-HANG_S = 10.0
 RELEASE_S = 0.2  # a fifth of the real one, for the tests' time
 START = make_pose(rotation_from_rotvec((0.1, -0.05, 0.4)) @ O_R_DOWN, (0.48, 0.06, 0.3))
 CONTROLLER = """
@@ -36,46 +33,6 @@ residual_mass_vec: [0.0, 0.0, 0.1, 0.1, 0.1, 0.4, 0.5]
 traj_interpolator_cfg: {traj_interpolator_type: MIN_JERK_POSE, time_fraction: 0.5}
 state_estimator_cfg: {is_estimation: false, state_estimator_type: EXPONENTIAL_SMOOTHING, alpha_q: 0.8}
 """
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + HANG_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"waited {HANG_S} s for {what}"
-        time.sleep(0.005)
-
-
-def patiently(call: Callable[[], Result]) -> Result:
-    """Return what `call` does, again while the state is stale: the machine that tests run on may be busy."""
-    deadline_s = time.monotonic() + HANG_S
-    while True:
-        try:
-            return call()
-        except StaleStateError:
-            assert time.monotonic() < deadline_s, f"stale for {HANG_S} s"
-            time.sleep(0.005)
-
-
-def look_and_send(backend: DeoxysBackend, command: RobotCommand) -> None:
-    backend.read_state()
-    backend.send_command(command)
-
-
-def test_a_command_for_a_pose_that_is_no_longer_so_is_not_sent(arm: tuple[DeoxysBackend, FakeNuc]) -> None:
-    """What the gate judged was a step from the pose that was read, and not one from wherever the arm is by now."""
-    backend, nuc = arm
-    patiently(backend.read_state)
-    time.sleep(0.2)
-    since_s = time.monotonic()
-    with pytest.raises(StaleStateError):
-        backend.send_command(step(0.0, 0.0, 0.05))
-    wait_until(lambda: len(nuc.sent_since(since_s)) >= 2, "the heartbeat goes on")
-    highest = max(sent.position[2] for sent in nuc.sent_since(since_s))
-    assert highest < nuc.O_T_EE[2, 3] + 0.02
-
-
-def step(*delta_position: float, width: float | None = None) -> RobotCommand:
-    return RobotCommand(delta_position=np.array(delta_position), delta_rotation=np.zeros(3), gripper_width=width)
 
 
 @pytest.fixture(scope="module", params=["wire", "deoxys-control"])
@@ -188,15 +145,20 @@ def test_a_step_becomes_the_absolute_pose_that_the_caller_saw_plus_the_step(arm:
 
 def test_the_state_is_libfrankas_with_a_twist_that_is_the_rate_of_the_pose(arm: tuple[DeoxysBackend, FakeNuc]) -> None:
     backend, _ = arm
-    for _ in range(10):  # until the speed is steady
-        patiently(lambda: look_and_send(backend, step(0.02, 0.01, 0.0)))
-        time.sleep(0.05)
-    before = patiently(backend.read_state)
-    wait_until(lambda: patiently(backend.read_state).robot_time_s - before.robot_time_s > 0.015, "a later state")
-    after = patiently(backend.read_state)
-    rate = np.concatenate(pose_difference(before.O_T_EE, after.O_T_EE)) / (after.robot_time_s - before.robot_time_s)
-    assert np.linalg.norm(rate[:3]) > 0.03
-    np.testing.assert_allclose((before.O_twist_EE + after.O_twist_EE) / 2, rate, atol=0.03)
+    deadline_s, is_the_rate = time.monotonic() + HANG_S, False
+    while not is_the_rate:  # a busy machine lets the arm halt between two looks, but never makes a wrong twist right
+        assert time.monotonic() < deadline_s
+        for _ in range(4):
+            patiently(lambda: look_and_send(backend, step(0.02, 0.01, 0.0)))
+            time.sleep(0.03)
+        before = patiently(backend.read_state)
+        after = before
+        while after.robot_time_s - before.robot_time_s < 0.015:
+            after = patiently(backend.read_state)
+        moved = np.concatenate(pose_difference(before.O_T_EE, after.O_T_EE))
+        rate = moved / (after.robot_time_s - before.robot_time_s)
+        error = (before.O_twist_EE + after.O_twist_EE) / 2 - rate
+        is_the_rate = bool(np.linalg.norm(rate[:3]) > 0.05 and np.abs(error).max() < 0.03)
     for name, shape in {"O_T_EE": (4, 4), "O_twist_EE": (6,), "q": (7,), "dq": (7,), "O_F_ext_hat_K": (6,)}.items():
         assert getattr(after, name).shape == shape, name
     np.testing.assert_allclose(after.tau_J, np.linspace(-3.0, 3.0, 7))
@@ -255,3 +217,16 @@ def test_another_package_of_that_name_is_recognised(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "deoxys", unrelated)
     with pytest.raises(MissingDependencyError, match=r"PyPI.*pip uninstall deoxys"):
         make_backend("deoxys", "reach", options=options).connect()
+
+
+def test_a_command_for_a_pose_that_is_no_longer_so_is_not_sent(arm: tuple[DeoxysBackend, FakeNuc]) -> None:
+    """What the gate judged was a step from the pose that was read, and not one from wherever the arm is by now."""
+    backend, nuc = arm
+    patiently(backend.read_state)
+    time.sleep(0.2)
+    since_s = time.monotonic()
+    with pytest.raises(StaleStateError):
+        backend.send_command(step(0.0, 0.0, 0.05))
+    wait_until(lambda: len(nuc.sent_since(since_s)) >= 2, "the heartbeat goes on")
+    highest = max(sent.position[2] for sent in nuc.sent_since(since_s))
+    assert highest < nuc.O_T_EE[2, 3] + 0.02
