@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.runs import machine
+from policy.revision import read_revision
 
 TASK = "peg_in_hole"
-TRAINING_STEPS = 500  # of the cells without images
+TRAINING_STEPS = {10: 500, 20: 2000}  # by rate, of the cells without images: at 20 Hz an episode has twice the steps
 RESULTS = Path(__file__).parent / "results" / "control_loop.md"
 _START_LIMIT_S = 120.0
 _END_LIMIT_S = 60.0
@@ -59,12 +60,12 @@ def actor_command(cell: Cell, folder: Path, port: int, minutes: float) -> list[s
         "--backend", cell.backend, "--control-rate-hz", str(cell.rate_hz), "--pace", "1", "--eval-pace", "1",
         "--learner", f"127.0.0.1:{port}", "--run-dir", str(folder / "actor"), "--seed", "0",
         "--max-minutes", f"{minutes:g}", "--max-steps-per-version", "0", "--eval-every-steps", "0",
-        "--max-env-steps", str(TRAINING_STEPS if cell.kind == "state" else 0),
+        "--max-env-steps", str(TRAINING_STEPS[cell.rate_hz] if cell.kind == "state" else 0),
         "--eval-episodes", "20" if cell.kind == "state" else "0", "--videos", "0",
     ]  # fmt: skip
     if cell.backend == "deoxys":
         room = (folder / "room").read_text()
-        command += ["--deoxys.network", str(folder / "network.yml"), "--room", room]
+        command += ["--deoxys.network", str(folder / "network.yml"), "--deoxys.reset-speed-m-s", "0.25", "--room", room]
         for camera in ("wrist", "third-person"):
             command += [f"--cameras.{camera}.driver", "room", f"--cameras.{camera}.device", room]
     return command
@@ -93,7 +94,7 @@ def run_cell(cell: Cell, folder: Path, minutes: float) -> None:
         running.enter_context(program(learner, folder / "learner.log"))
         wait_until((folder / "learner" / "ingest.json").exists, "the learner")
         command = actor_command(cell, folder, learner_port, minutes)
-        (folder / "command.txt").write_text(" ".join(command))
+        (folder / "command.txt").write_text(f"{read_revision()[:7]}: {' '.join(command)}")
         with (folder / "actor.log").open("wb") as log:
             code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
     print(f"{cell.name}: {'done' if code == 0 else f'ended with code {code}, see {folder}'}", flush=True)
@@ -175,7 +176,7 @@ def write_tables(out: Path) -> None:
         *("| " + " | ".join(cells) + " |" for cells in (COLUMNS, ["---"] * len(COLUMNS))),
         *(row(cell, out / cell.name) for cell in done),
         "",
-        *("Commands of the actor:", "", "```", *commands, "```", ""),
+        *("Revision and command of the actor:", "", "```", *commands, "```", ""),
     ]
     RESULTS.write_text("\n".join(text))
     print("\n".join(text))
