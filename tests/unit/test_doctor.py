@@ -77,6 +77,7 @@ def test_a_check_that_hangs_is_given_up_and_the_rest_goes_on() -> None:
 def test_ctrl_c_lets_what_moves_come_to_its_end() -> None:
     runner = Runner()
     ended: list[str] = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where tests run in the background
 
     def move() -> Result:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
@@ -86,8 +87,11 @@ def test_ctrl_c_lets_what_moves_come_to_its_end() -> None:
         ended.append("the arm was let go of")
         return ok("stopped")
 
-    with pytest.raises(KeyboardInterrupt):
-        list(runner.run([check(move)]))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(runner.run([check(move)]))
+    finally:
+        signal.signal(signal.SIGINT, before)
     runner.stop()
     assert ended
 
