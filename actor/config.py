@@ -170,6 +170,9 @@ class ActorConfig:
     stages: StagesConfig = field(default_factory=StagesConfig)
     verdict_window_s: float = 0.0
     """After an episode the arm holds for this long, while the operator may declare or veto success, or discard it."""
+    realtime_priority: int = 0
+    """Priority, 1 to 99, at which the kernel runs the actor before everything ordinary (SCHED_FIFO); 0: like everything
+    else. For a computer that has other work to do; needs the right to (docs/robot_setup.md)."""
     offset_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Where the task's place is, in the robot's base frame O, relative to where its file puts it: start poses, objects
     and the workspace of the safety gate move with it. For a peg in a hole, the middle of the rim is nominally at
@@ -243,6 +246,8 @@ class ActorConfig:
         ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"actor.{name} = {getattr(self, name)} must not be negative")
+        if not 0 <= self.realtime_priority <= 99:
+            raise ConfigError(f"actor.realtime_priority = {self.realtime_priority} must be from 0 to 99")
         if not 1.0 <= self.control_rate_hz <= 100.0:
             raise ConfigError(f"actor.control_rate_hz = {self.control_rate_hz} must be from 1 to 100")
         if self.eval_candidates > 1 and self.policy.behavior_candidates == 1:

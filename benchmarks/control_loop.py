@@ -63,6 +63,8 @@ def actor_command(cell: Cell, folder: Path, port: int, minutes: float) -> list[s
         "--max-env-steps", str(TRAINING_STEPS[cell.rate_hz] if cell.kind == "state" else 0),
         "--eval-episodes", "20" if cell.kind == "state" else "0", "--videos", "0",
     ]  # fmt: skip
+    if cell.kind == "pixels":
+        command += ["--realtime-priority", "20"]
     if cell.backend == "deoxys":
         room = (folder / "room").read_text()
         command += ["--deoxys.network", str(folder / "network.yml"), "--deoxys.reset-speed-m-s", "0.25", "--room", room]

@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from actor.__main__ import claim_priority
 from actor.config import ActorConfig
 from actor.env import RobotFailureError
 from actor.intervention_config import InterventionConfig
@@ -160,3 +162,22 @@ class RealArm(FakeBackend):
 def test_evaluating_with_candidates_needs_a_published_critic() -> None:
     with pytest.raises(ConfigError, match="eval_candidates = 4 needs a published critic"):
         ActorConfig(policy=POLICY, eval_candidates=4)
+
+
+def test_a_priority_is_claimed_and_what_forbids_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    claimed: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(
+        os, "sched_setscheduler", lambda pid, policy, param: claimed.append((pid, policy, param.sched_priority))
+    )
+    claim_priority(0)
+    claim_priority(20)
+    assert claimed == [(0, os.SCHED_FIFO, 20)]
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    with pytest.raises(ConfigError, match=r"realtime_priority = 20 is not allowed.*limits\.conf"):
+        claim_priority(20)
+    with pytest.raises(ConfigError, match="realtime_priority = 100"):
+        ActorConfig(realtime_priority=100)
