@@ -43,8 +43,8 @@ def claim_priority(priority: int) -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
     except PermissionError as error:
         raise ConfigError(
-            f"actor.realtime_priority = {priority} is not allowed to this user. Add the line `@realtime - rtprio 99` to "
-            "/etc/security/limits.conf, your user to the group realtime (sudo groupadd -f realtime; sudo usermod -aG "
+            f"actor.realtime_priority = {priority} is not allowed to this user. Add the line `@realtime - rtprio 99` "
+            "to /etc/security/limits.conf, your user to the group realtime (sudo groupadd -f realtime; sudo usermod -aG "
             "realtime $USER), and log in again; or set it to 0."
         ) from error
 
