@@ -44,8 +44,8 @@ def claim_priority(priority: int) -> None:
     except PermissionError as error:
         raise ConfigError(
             f"actor.realtime_priority = {priority} is not allowed to this user. Add the line `@realtime - rtprio 99` "
-            "to /etc/security/limits.conf, your user to the group realtime (sudo groupadd -f realtime; sudo usermod -aG "
-            "realtime $USER), and log in again; or set it to 0."
+            "to /etc/security/limits.conf and your user to the group realtime (sudo groupadd -f realtime; sudo usermod "
+            "-aG realtime $USER), and log in again; or set it to 0."
         ) from error
 
 
