@@ -1,7 +1,7 @@
 """The control loop at real pace: a robot behind Deoxys' door beside the twin in lock-step, with a learner training.
 
-    python -m benchmarks.control_loop                 # all of it, about 40 minutes
-    python -m benchmarks.control_loop --cells deoxys-20-pixels --minutes 5
+    python -m benchmarks.control_loop                 # all of it, over an hour
+    python -m benchmarks.control_loop --cells deoxys-20-pixels-priority-20 --minutes 5
     python -m benchmarks.control_loop --tables        # from the runs that are there
 
 Each cell is three programs, started as a lab would: launch/learner.sh (at nice 10: in a lab it has a machine of its
@@ -40,17 +40,19 @@ class Cell:
     backend: str
     rate_hz: int
     kind: str  # state or pixels
+    priority: int = 0  # actor.realtime_priority
 
     @property
     def name(self) -> str:
-        return f"{self.backend}-{self.rate_hz}-{self.kind}"
+        return f"{self.backend}-{self.rate_hz}-{self.kind}" + (f"-priority-{self.priority}" if self.priority else "")
 
 
 CELLS = [
-    Cell(backend, rate_hz, kind)
+    Cell(backend, rate_hz, kind, priority)
     for kind in ("state", "pixels")
     for rate_hz in (10, 20)
     for backend in ("deoxys", "twin")
+    for priority in (0, 20)
 ]
 
 
@@ -63,8 +65,8 @@ def actor_command(cell: Cell, folder: Path, port: int, minutes: float) -> list[s
         "--max-env-steps", str(TRAINING_STEPS[cell.rate_hz] if cell.kind == "state" else 0),
         "--eval-episodes", "20" if cell.kind == "state" else "0", "--videos", "0",
     ]  # fmt: skip
-    if cell.kind == "pixels":
-        command += ["--realtime-priority", "20"]
+    if cell.priority:
+        command += ["--realtime-priority", str(cell.priority)]
     if cell.backend == "deoxys":
         room = (folder / "room").read_text()
         command += ["--deoxys.network", str(folder / "network.yml"), "--deoxys.reset-speed-m-s", "0.25", "--room", room]
@@ -135,7 +137,19 @@ def free_ports(count: int) -> list[int]:
 
 
 COLUMNS = (
-    *("robot", "Hz", "cameras", "p50, ms", "p99, ms", "p99 / period", "max, ms", "overruns", "faults", "clipped"),
+    *(
+        "robot",
+        "Hz",
+        "cameras",
+        "priority",
+        "p50, ms",
+        "p99, ms",
+        "p99 / period",
+        "max, ms",
+        "overruns",
+        "faults",
+        "clipped",
+    ),
     *("unassisted", "env steps", "human share", "updates", "staleness p95, s", "lost"),
 )
 
@@ -150,6 +164,7 @@ def row(cell: Cell, folder: Path) -> str:
         {"deoxys": "twin NUC, through Deoxys", "twin": "twin, in lock-step"}[cell.backend],
         cell.rate_hz,
         "both" if cell.kind == "pixels" else "none",
+        cell.priority or "ordinary",
         f"{period['p50']:.2f}",
         f"{period['p99']:.2f}",
         f"{period['p99'] / period_ms:.3f}",
