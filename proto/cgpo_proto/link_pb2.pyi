@@ -14,6 +14,7 @@ class MarkKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MARK_KIND_FAILURE: _ClassVar[MarkKind]
     MARK_KIND_DISCARD: _ClassVar[MarkKind]
     MARK_KIND_BOOKMARK: _ClassVar[MarkKind]
+    MARK_KIND_ABORTED: _ClassVar[MarkKind]
 
 class ActionSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -34,11 +35,19 @@ class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DTYPE_UNSPECIFIED: _ClassVar[DType]
     DTYPE_FLOAT32: _ClassVar[DType]
     DTYPE_UINT8: _ClassVar[DType]
+
+class TrainerState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TRAINER_STATE_UNSPECIFIED: _ClassVar[TrainerState]
+    TRAINER_STATE_TRAINING: _ClassVar[TrainerState]
+    TRAINER_STATE_WAITING: _ClassVar[TrainerState]
+    TRAINER_STATE_DOWN: _ClassVar[TrainerState]
 MARK_KIND_UNSPECIFIED: MarkKind
 MARK_KIND_SUCCESS: MarkKind
 MARK_KIND_FAILURE: MarkKind
 MARK_KIND_DISCARD: MarkKind
 MARK_KIND_BOOKMARK: MarkKind
+MARK_KIND_ABORTED: MarkKind
 ACTION_SOURCE_UNSPECIFIED: ActionSource
 ACTION_SOURCE_POLICY: ActionSource
 ACTION_SOURCE_HUMAN_DEMONSTRATION: ActionSource
@@ -50,6 +59,10 @@ IMAGE_CODEC_PNG: ImageCodec
 DTYPE_UNSPECIFIED: DType
 DTYPE_FLOAT32: DType
 DTYPE_UINT8: DType
+TRAINER_STATE_UNSPECIFIED: TrainerState
+TRAINER_STATE_TRAINING: TrainerState
+TRAINER_STATE_WAITING: TrainerState
+TRAINER_STATE_DOWN: TrainerState
 
 class PingRequest(_message.Message):
     __slots__ = ("payload", "reply_bytes")
@@ -72,30 +85,38 @@ class PingReply(_message.Message):
     def __init__(self, wall_time_s: _Optional[float] = ..., protocol_version: _Optional[int] = ..., commit: _Optional[str] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class HelloRequest(_message.Message):
-    __slots__ = ("protocol_version", "actor_id", "incarnation", "specs_json", "policy_json", "spooled_incarnations")
+    __slots__ = ("protocol_version", "actor_id", "incarnation", "specs_json", "policy_json", "spooled_incarnations", "host", "pid", "take_over")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SPECS_JSON_FIELD_NUMBER: _ClassVar[int]
     POLICY_JSON_FIELD_NUMBER: _ClassVar[int]
     SPOOLED_INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    TAKE_OVER_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     actor_id: str
     incarnation: str
     specs_json: str
     policy_json: str
     spooled_incarnations: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, protocol_version: _Optional[int] = ..., actor_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., specs_json: _Optional[str] = ..., policy_json: _Optional[str] = ..., spooled_incarnations: _Optional[_Iterable[str]] = ...) -> None: ...
+    host: str
+    pid: int
+    take_over: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., actor_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., specs_json: _Optional[str] = ..., policy_json: _Optional[str] = ..., spooled_incarnations: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., take_over: _Optional[bool] = ...) -> None: ...
 
 class HelloReply(_message.Message):
-    __slots__ = ("protocol_version", "weights_version", "resume")
+    __slots__ = ("protocol_version", "weights_version", "resume", "session")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     weights_version: int
     resume: _containers.RepeatedCompositeFieldContainer[ResumePosition]
-    def __init__(self, protocol_version: _Optional[int] = ..., weights_version: _Optional[int] = ..., resume: _Optional[_Iterable[_Union[ResumePosition, _Mapping]]] = ...) -> None: ...
+    session: bytes
+    def __init__(self, protocol_version: _Optional[int] = ..., weights_version: _Optional[int] = ..., resume: _Optional[_Iterable[_Union[ResumePosition, _Mapping]]] = ..., session: _Optional[bytes] = ...) -> None: ...
 
 class ResumePosition(_message.Message):
     __slots__ = ("incarnation", "next_sequence")
@@ -106,29 +127,41 @@ class ResumePosition(_message.Message):
     def __init__(self, incarnation: _Optional[str] = ..., next_sequence: _Optional[int] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("actor_id", "incarnation", "sequence", "transition", "mark")
+    __slots__ = ("actor_id", "incarnation", "sequence", "body", "crc32")
     ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
-    TRANSITION_FIELD_NUMBER: _ClassVar[int]
-    MARK_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
     actor_id: str
     incarnation: str
     sequence: int
+    body: bytes
+    crc32: int
+    def __init__(self, actor_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., sequence: _Optional[int] = ..., body: _Optional[bytes] = ..., crc32: _Optional[int] = ...) -> None: ...
+
+class Body(_message.Message):
+    __slots__ = ("transition", "mark")
+    TRANSITION_FIELD_NUMBER: _ClassVar[int]
+    MARK_FIELD_NUMBER: _ClassVar[int]
     transition: Transition
     mark: EpisodeMark
-    def __init__(self, actor_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., sequence: _Optional[int] = ..., transition: _Optional[_Union[Transition, _Mapping]] = ..., mark: _Optional[_Union[EpisodeMark, _Mapping]] = ...) -> None: ...
+    def __init__(self, transition: _Optional[_Union[Transition, _Mapping]] = ..., mark: _Optional[_Union[EpisodeMark, _Mapping]] = ...) -> None: ...
 
 class Ack(_message.Message):
-    __slots__ = ("incarnation", "next_sequence")
+    __slots__ = ("incarnation", "next_sequence", "refused", "refusal")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NEXT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
     incarnation: str
     next_sequence: int
-    def __init__(self, incarnation: _Optional[str] = ..., next_sequence: _Optional[int] = ...) -> None: ...
+    refused: int
+    refusal: str
+    def __init__(self, incarnation: _Optional[str] = ..., next_sequence: _Optional[int] = ..., refused: _Optional[int] = ..., refusal: _Optional[str] = ...) -> None: ...
 
 class Transition(_message.Message):
-    __slots__ = ("episode", "step", "observation", "policy_action", "executed_action", "source", "reward", "terminated", "truncated", "weights_version", "weights_age_s", "wall_time_s", "monotonic_time_s", "reward_source", "final_observation", "gripper_toggled")
+    __slots__ = ("episode", "step", "observation", "policy_action", "executed_action", "source", "reward", "terminated", "truncated", "weights_version", "weights_age_s", "wall_time_s", "monotonic_time_s", "reward_source", "final_observation", "gripper_toggled", "weights_lag_steps")
     EPISODE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     OBSERVATION_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +178,7 @@ class Transition(_message.Message):
     REWARD_SOURCE_FIELD_NUMBER: _ClassVar[int]
     FINAL_OBSERVATION_FIELD_NUMBER: _ClassVar[int]
     GRIPPER_TOGGLED_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_LAG_STEPS_FIELD_NUMBER: _ClassVar[int]
     episode: int
     step: int
     observation: Observation
@@ -161,7 +195,8 @@ class Transition(_message.Message):
     reward_source: str
     final_observation: Observation
     gripper_toggled: bool
-    def __init__(self, episode: _Optional[int] = ..., step: _Optional[int] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., policy_action: _Optional[_Iterable[float]] = ..., executed_action: _Optional[_Iterable[float]] = ..., source: _Optional[_Union[ActionSource, str]] = ..., reward: _Optional[float] = ..., terminated: _Optional[bool] = ..., truncated: _Optional[bool] = ..., weights_version: _Optional[int] = ..., weights_age_s: _Optional[float] = ..., wall_time_s: _Optional[float] = ..., monotonic_time_s: _Optional[float] = ..., reward_source: _Optional[str] = ..., final_observation: _Optional[_Union[Observation, _Mapping]] = ..., gripper_toggled: _Optional[bool] = ...) -> None: ...
+    weights_lag_steps: int
+    def __init__(self, episode: _Optional[int] = ..., step: _Optional[int] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., policy_action: _Optional[_Iterable[float]] = ..., executed_action: _Optional[_Iterable[float]] = ..., source: _Optional[_Union[ActionSource, str]] = ..., reward: _Optional[float] = ..., terminated: _Optional[bool] = ..., truncated: _Optional[bool] = ..., weights_version: _Optional[int] = ..., weights_age_s: _Optional[float] = ..., wall_time_s: _Optional[float] = ..., monotonic_time_s: _Optional[float] = ..., reward_source: _Optional[str] = ..., final_observation: _Optional[_Union[Observation, _Mapping]] = ..., gripper_toggled: _Optional[bool] = ..., weights_lag_steps: _Optional[int] = ...) -> None: ...
 
 class EpisodeMark(_message.Message):
     __slots__ = ("episode", "step", "kind", "wall_time_s", "note")
@@ -220,16 +255,28 @@ class WatchWeightsRequest(_message.Message):
     def __init__(self, actor_id: _Optional[str] = ..., have_sha256: _Optional[str] = ...) -> None: ...
 
 class WeightsChunk(_message.Message):
-    __slots__ = ("version", "manifest", "offset", "data")
+    __slots__ = ("version", "manifest", "offset", "data", "status")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
     version: int
     manifest: WeightsManifest
     offset: int
     data: bytes
-    def __init__(self, version: _Optional[int] = ..., manifest: _Optional[_Union[WeightsManifest, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    status: LearnerStatus
+    def __init__(self, version: _Optional[int] = ..., manifest: _Optional[_Union[WeightsManifest, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., status: _Optional[_Union[LearnerStatus, _Mapping]] = ...) -> None: ...
+
+class LearnerStatus(_message.Message):
+    __slots__ = ("learner_step", "state", "alarm")
+    LEARNER_STEP_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ALARM_FIELD_NUMBER: _ClassVar[int]
+    learner_step: int
+    state: TrainerState
+    alarm: str
+    def __init__(self, learner_step: _Optional[int] = ..., state: _Optional[_Union[TrainerState, str]] = ..., alarm: _Optional[str] = ...) -> None: ...
 
 class WeightsManifest(_message.Message):
     __slots__ = ("num_bytes", "sha256", "learner_step", "published_wall_s", "tensors")

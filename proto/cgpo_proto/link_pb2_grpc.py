@@ -61,7 +61,8 @@ class LinkServicer:
 
     def Hello(self, request, context):
         """Called first on every connection. Refused with FAILED_PRECONDITION, naming both sides' values, when protocol,
-        specs or policy architecture differ. The first actor ever to connect fixes the specs of a run.
+        specs or policy architecture differ, and with ALREADY_EXISTS while another process holds the actor_id. The first
+        actor ever to connect fixes the specs of a run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -69,7 +70,9 @@ class LinkServicer:
 
     def Append(self, request_iterator, context):
         """Transitions, in sequence order per incarnation. An Ack is sent after a durable commit and is cumulative. A repeated
-        (actor_id, incarnation, sequence) is acknowledged and not stored again, so actors resend whatever is in doubt.
+        (actor_id, incarnation, sequence) is acknowledged and not stored again, so actors resend whatever is in doubt. An
+        invalid record goes to quarantine, is acknowledged as refused, and the stream goes on; one that was damaged on the
+        way ends the stream with DATA_LOSS and is sent again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
