@@ -30,6 +30,13 @@ def replace_durably(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Make `data` the content of `path` for whoever reads it, whole, without waiting for the disk."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
 def sync_directory(directory: Path) -> None:
     """Wait until the names in `directory` are on the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
