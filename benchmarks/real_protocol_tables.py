@@ -11,10 +11,10 @@ from typing import Any
 from actor.config import ActorConfig
 from actor.statistics import wilson_interval
 from learner.config import LearnerConfig
-from learner.episode_log import EpisodeLog
 from learner.reward_classifier.logs import read_specs
 from policy import config as config_module
 from policy.cli import config_from_preset
+from policy.episode_log import EpisodeLog
 from policy.transition import Transition
 
 GOAL = 0.8  # success of an interim evaluation that counts as learned

@@ -16,7 +16,7 @@ from actor.accounting import human_time
 from launch.curve import draw_learning_curve
 from launch.people import human_section, stages_section
 from launch.progress import Progress, intervention_share
-from learner.episode_log import EpisodeLog
+from policy.episode_log import EpisodeLog
 from policy.errors import CgpoError
 from policy.revision import read_revision
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from learner.config import LearnerConfig
-from learner.episode_log import Episode, EpisodeLog
+from policy.episode_log import EpisodeLog
 from policy.errors import ConfigError, CorruptFileError, SpecMismatchError, WireError
 from policy.files import make_folder, replace_durably
+from policy.log_records import Episode
 from policy.spec import Specs
 from policy.spec_differences import spec_differences
 from policy.transition import ActionSource, EpisodeMark, MarkKind

@@ -18,12 +18,12 @@ from torch import Tensor
 from learner.algorithms import make_algorithm
 from learner.checkpoint import Checkpoint, load_newest, save_checkpoint
 from learner.config import LearnerConfig
-from learner.episode_log import EpisodeLog
 from learner.metrics import MetricsWriter
 from learner.replay import Replay
 from learner.reward_classifier.feed import ClassifierFeed
 from policy.config import from_dict
 from policy.encoder import ObservationEncoder
+from policy.episode_log import EpisodeLog
 from policy.errors import ConfigError, WeightsError
 from policy.files import replace_durably
 from policy.spec import Specs

@@ -29,6 +29,14 @@ class WireError(CgpoError):
     exit_code = EXIT_MISMATCH
 
 
+class DamagedRecordError(WireError):
+    """A record's checksum is not that of its content: it was damaged after it was made."""
+
+
+class QuarantineFullError(CgpoError):
+    """So many records were refused that no more are kept: a person must see to what sends them."""
+
+
 class SpecMismatchError(CgpoError):
     """Learner and actor were started with different specs or policy architectures."""
 

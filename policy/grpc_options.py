@@ -1,10 +1,11 @@
 """What both ends of the link must set alike: protocol version, sizes, keepalive. Imports nothing of gRPC itself."""
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 MAX_TRANSITION_BYTES = 1 << 20
 WEIGHTS_CHUNK_BYTES = 1 << 20
 MAX_PING_BYTES = 1 << 20
+SESSION_KEY = "cgpo-session-bin"  # metadata of Append and WatchWeights: what Hello replied
 _MAX_MESSAGE_BYTES = 8 << 20  # anything larger is refused before it is read into memory
 
 Options = tuple[tuple[str, int], ...]

@@ -45,6 +45,7 @@ class Transition:
     monotonic_time_s: float  # actor's monotonic clock
     reward_source: str = "task"  # who judged: task (a simulator's ground truth), classifier or human; see HELD_SUFFIX
     gripper_toggled: bool = False  # the executed action really opened or closed the gripper
+    weights_lag_steps: int = 0  # learner steps that the learner was ahead of these weights, as far as it was known
     final_observation: Observation | None = None  # set exactly on the last step of an episode
 
     @property
@@ -61,17 +62,18 @@ class Transition:
 
 
 class MarkKind(IntEnum):
-    """What an operator says about an episode, after some of its steps are recorded."""
+    """What is said about an episode after some of its steps are recorded: by an operator, or by the next actor."""
 
     SUCCESS = 1  # the step solved the task: reward 1, terminated
     FAILURE = 2  # the step did not solve it: reward 0; if it was terminated it becomes truncated (a veto)
     DISCARD = 3  # nothing of the episode is to be learned from
     BOOKMARK = 4  # for people
+    ABORTED = 5  # the actor ended during the episode: its last step has no next observation
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeMark:
-    """An operator's correction of steps recorded before. The log keeps both; the replay applies it.
+    """What became of steps recorded before, as an operator's correction. The log keeps both; the replay applies it.
 
     It has its place in the sequence of records: a mark concerns an episode of its own incarnation that began before.
     """

@@ -1,6 +1,7 @@
 """Transitions and marks <-> protobuf: the only codec of link, spool and log. Pure functions."""
 
 import math
+import zlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -8,7 +9,7 @@ from cgpo_proto import link_pb2
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from policy.errors import WireError
+from policy.errors import DamagedRecordError, WireError
 from policy.grpc_options import MAX_TRANSITION_BYTES
 from policy.image_codec import CodedImage, ImageCodec, decode_image
 from policy.spec import Observation, ObservationSpec, Specs
@@ -29,70 +30,91 @@ _CODEC_NAMES = {int(number): name for name, number in _CODEC_NUMBERS.items()}
 _ACTION_TOLERANCE = 1e-5  # float32 rounding around -1 and 1
 
 
-def record_to_message(record_id: RecordId, body: Recordable) -> link_pb2.Record:
-    """Return the message of one record. Raises WireError beyond MAX_TRANSITION_BYTES."""
-    message = _body_to_message(body)
-    message.actor_id, message.incarnation, message.sequence = (
-        record_id.actor_id,
-        record_id.incarnation,
-        record_id.sequence,
-    )
-    return message
-
-
-def record_from_message(message: link_pb2.Record, specs: Specs) -> tuple[RecordId, Recordable]:
-    """Return what a received message says. Arrays are read-only.
-
-    Raises WireError when the id is incomplete or the body is not one of `specs` in every field, size and value.
-    """
-    for name, text in (("actor_id", message.actor_id), ("incarnation", message.incarnation)):
-        if not 0 < len(text) <= _MAX_NAME_LENGTH or not text.isprintable():
-            raise WireError(f"{name} {text[:_MAX_NAME_LENGTH]!r} is not 1 to {_MAX_NAME_LENGTH} printable characters")
-    if message.sequence > _MAX_INTEGER:
-        raise WireError(f"sequence {message.sequence} is above {_MAX_INTEGER}")
-    record_id = RecordId(message.actor_id, message.incarnation, message.sequence)
-    try:
-        return record_id, _body_from_message(message, specs)
-    except WireError as error:
-        raise WireError(
-            f"record {record_id.sequence} of {record_id.actor_id}, incarnation {record_id.incarnation}: {error}"
-        ) from error
-
-
-def body_to_bytes(body: Recordable) -> bytes:
-    """Return the bytes that the log keeps: a Record without its id. Raises WireError beyond MAX_TRANSITION_BYTES."""
-    return _body_to_message(body).SerializeToString()
-
-
-def body_from_bytes(data: bytes, specs: Specs) -> Recordable:
-    """Undo `body_to_bytes`, with the checks of `record_from_message`."""
-    try:
-        message = link_pb2.Record.FromString(data)
-    except DecodeError as error:
-        raise WireError(f"{len(data)} bytes are not a record: {error}") from error
-    return _body_from_message(message, specs)
-
-
-def _body_to_message(body: Recordable) -> link_pb2.Record:
+def encode_body(body: Recordable) -> bytes:
+    """Return a record's body as spool, wire and log keep it. Raises WireError beyond MAX_TRANSITION_BYTES."""
     if isinstance(body, Transition):
-        return link_pb2.Record(transition=_transition_to_message(body))
-    mark = link_pb2.EpisodeMark(
-        episode=body.episode,
-        step=body.step,
-        kind=int(body.kind),  # type: ignore[arg-type]  # the stub knows the enum by its own type only
-        wall_time_s=body.wall_time_s,
-        note=body.note[:_MAX_NOTE_LENGTH],
-    )
-    return link_pb2.Record(mark=mark)
+        data = link_pb2.Body(transition=_transition_to_message(body)).SerializeToString()
+    else:
+        data = link_pb2.Body(mark=_mark_to_message(body)).SerializeToString()
+    _check_size(data)
+    return data
 
 
-def _body_from_message(message: link_pb2.Record, specs: Specs) -> Recordable:
+def decode_body(data: bytes, specs: Specs) -> Recordable:
+    """Undo `encode_body`. Arrays are read-only.
+
+    Raises WireError unless every field, size and value is one of `specs`; sizes are checked before anything is decoded.
+    """
+    _check_size(data)
+    try:
+        message = link_pb2.Body.FromString(data)
+    except DecodeError as error:
+        raise WireError(f"{len(data)} bytes are not a record's body: {error}") from error
     kind = message.WhichOneof("body")
     if kind is None:
         raise WireError("the record is empty: neither a transition nor a mark")
     if kind == "transition":
         return _transition_from_message(message.transition, specs)
-    mark = message.mark
+    return _mark_from_message(message.mark)
+
+
+def record_crc32(record_id: RecordId, body: bytes) -> int:
+    """Return the checksum that goes with a record from its making to the learner's log.
+
+    It covers the name too: a step must not arrive undamaged under another one's.
+    """
+    name = f"{record_id.actor_id}\0{record_id.incarnation}\0{record_id.sequence}\0".encode()
+    return zlib.crc32(body, zlib.crc32(name))
+
+
+def make_record(record_id: RecordId, body: bytes, crc32: int) -> link_pb2.Record:
+    """Return the message of one record; crc32 as `record_crc32` gave it when the body was made."""
+    return link_pb2.Record(
+        actor_id=record_id.actor_id,
+        incarnation=record_id.incarnation,
+        sequence=record_id.sequence,
+        body=body,
+        crc32=crc32,
+    )
+
+
+def record_id_of(message: link_pb2.Record) -> RecordId:
+    """Return whose record a received message is.
+
+    Raises DamagedRecordError when its checksum is not that of its content, WireError for a name that cannot be one.
+    """
+    record_id = RecordId(message.actor_id, message.incarnation, message.sequence)
+    crc32 = record_crc32(record_id, message.body)
+    if crc32 != message.crc32:
+        raise DamagedRecordError(
+            f"a record of {len(message.body)} bytes, which calls itself number {message.sequence} of "
+            f"{message.actor_id[:_MAX_NAME_LENGTH]!r}, has the checksum {crc32:08x} and was made with "
+            f"{message.crc32:08x}: it was damaged on its way, and has to be sent again"
+        )
+    check_name("actor_id", record_id.actor_id)
+    check_name("incarnation", record_id.incarnation)
+    if record_id.sequence > _MAX_INTEGER:
+        raise WireError(f"sequence {record_id.sequence} is above {_MAX_INTEGER}")
+    return record_id
+
+
+def check_name(kind: str, name: str) -> None:
+    """Raise WireError unless `name` can name an actor or incarnation."""
+    if not 0 < len(name) <= _MAX_NAME_LENGTH or not name.isprintable():
+        raise WireError(f"{kind} {name[:_MAX_NAME_LENGTH]!r} is not 1 to {_MAX_NAME_LENGTH} printable characters")
+
+
+def _mark_to_message(mark: EpisodeMark) -> link_pb2.EpisodeMark:
+    return link_pb2.EpisodeMark(
+        episode=mark.episode,
+        step=mark.step,
+        kind=int(mark.kind),  # type: ignore[arg-type]  # the stub knows the enum by its own type only
+        wall_time_s=mark.wall_time_s,
+        note=mark.note[:_MAX_NOTE_LENGTH],
+    )
+
+
+def _mark_from_message(mark: link_pb2.EpisodeMark) -> EpisodeMark:
     if mark.kind not in _MARKS:
         raise WireError(f"mark kind {mark.kind} is none of {', '.join(kind.name for kind in MarkKind)}")
     if mark.episode > _MAX_INTEGER or not math.isfinite(mark.wall_time_s):
@@ -108,7 +130,7 @@ def _body_from_message(message: link_pb2.Record, specs: Specs) -> Recordable:
 
 def _transition_to_message(transition: Transition) -> link_pb2.Transition:
     final = transition.final_observation
-    message = link_pb2.Transition(
+    return link_pb2.Transition(
         episode=transition.episode,
         step=transition.step,
         observation=_observation_to_message(transition.observation),
@@ -125,18 +147,17 @@ def _transition_to_message(transition: Transition) -> link_pb2.Transition:
         reward_source=transition.reward_source,
         final_observation=None if final is None else _observation_to_message(final),
         gripper_toggled=transition.gripper_toggled,
+        weights_lag_steps=transition.weights_lag_steps,
     )
-    _check_size(message)
-    return message
 
 
 def _transition_from_message(message: link_pb2.Transition, specs: Specs) -> Transition:
-    _check_size(message)
     source = _SOURCES.get(message.source)
     if source is None:
         raise WireError(f"source {message.source} is none of {', '.join(source.name for source in ActionSource)}")
-    if max(message.episode, message.weights_version) > _MAX_INTEGER:
-        raise WireError(f"episode {message.episode} or weights_version {message.weights_version} is too large")
+    for name in ("episode", "weights_version", "weights_lag_steps"):
+        if getattr(message, name) > _MAX_INTEGER:
+            raise WireError(f"{name} = {getattr(message, name)} is above {_MAX_INTEGER}")
     for name in ("reward", "weights_age_s", "wall_time_s", "monotonic_time_s"):
         if not math.isfinite(getattr(message, name)):
             raise WireError(f"{name} = {getattr(message, name)} is not finite")
@@ -166,12 +187,13 @@ def _transition_from_message(message: link_pb2.Transition, specs: Specs) -> Tran
             _observation_from_message(message.final_observation, specs.observation) if has_final else None
         ),
         gripper_toggled=message.gripper_toggled,
+        weights_lag_steps=message.weights_lag_steps,
     )
 
 
-def _check_size(message: link_pb2.Transition) -> None:
-    if message.ByteSize() > MAX_TRANSITION_BYTES:
-        raise WireError(f"a transition of {message.ByteSize()} bytes is above the limit of {MAX_TRANSITION_BYTES}")
+def _check_size(data: bytes) -> None:
+    if len(data) > MAX_TRANSITION_BYTES:
+        raise WireError(f"a transition of {len(data)} bytes is above the limit of {MAX_TRANSITION_BYTES}")
 
 
 def _observation_to_message(observation: Observation) -> link_pb2.Observation:
@@ -196,6 +218,11 @@ def _observation_to_message(observation: Observation) -> link_pb2.Observation:
 
 def _observation_from_message(message: link_pb2.Observation, spec: ObservationSpec) -> Observation:
     """Return the observation with its fields, then its images, in the spec's order."""
+    if len(message.fields) > len(spec.fields) or len(message.images) > len(spec.images):  # before any is decoded
+        raise WireError(
+            f"observation has {len(message.fields)} fields and {len(message.images)} images, the spec "
+            f"{len(spec.fields)} and {len(spec.images)}"
+        )
     values: dict[str, NDArray[np.float32] | CodedImage] = {tensor.name: _array(tensor) for tensor in message.fields}
     sizes = {image.name: (image.height, image.width) for image in spec.images}
     for image in message.images:

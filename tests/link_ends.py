@@ -15,9 +15,10 @@ from cgpo_proto import link_pb2, link_pb2_grpc
 
 from actor.link import Link
 from actor.spool import Spool
-from learner.episode_log import EpisodeLog, LogEntry
 from policy.config import PolicyConfig
+from policy.episode_log import EpisodeLog
 from policy.grpc_options import PROTOCOL_VERSION
+from policy.log_records import LogEntry
 from policy.spec import Specs
 from policy.transition import RecordId
 from policy.weights import PolicyWeights

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from learner.episode_log import EpisodeLog, LogEntry
 from policy.config import PolicyConfig
+from policy.episode_log import EpisodeLog
+from policy.log_records import LogEntry
 from policy.spec import ActionSpec, Field, ObservationSpec, Specs
 from policy.transition import ActionSource, EpisodeMark, MarkKind, Recordable, RecordId, Transition
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from learner.config import ClassifierConfig
-from learner.episode_log import LogEntry
 from policy.errors import CgpoError
+from policy.log_records import LogEntry
 from policy.transition import HELD_SUFFIX, EpisodeMark, MarkKind, Transition
 
 PEERS_POSITIVES = 200  # HIL-SERL's recipe, for a hint when there are fewer

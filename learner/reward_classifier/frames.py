@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.episode_log import EpisodeLog
 from learner.reward_classifier.examples import Frame
 from policy.encoder import EncoderInput, ObservationEncoder
+from policy.episode_log import EpisodeLog
 from policy.spec import Observation, Specs
 from policy.transition import Transition
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from learner.config import ClassifierConfig
-from learner.episode_log import EpisodeLog
 from learner.reward_classifier.examples import EpisodeIndex
 from learner.reward_classifier.frames import FrameStore
 from policy.config import PolicyConfig
 from policy.encoder import ObservationEncoder
+from policy.episode_log import EpisodeLog
 from policy.errors import ConfigError, WireError
 from policy.spec import Specs
 from policy.success_classifier import classifier_inputs

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learner.episode_log import EpisodeLog
+from policy.episode_log import EpisodeLog
 from policy.image_codec import CodedImage
 from policy.spec import Specs
 from policy.transition import Transition

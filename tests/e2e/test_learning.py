@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from learner.episode_log import EpisodeLog
+from policy.episode_log import EpisodeLog
 from policy.spec import Specs
 from policy.transition import Transition
 from tests.e2e.conftest import Start, ready_address, wait_until

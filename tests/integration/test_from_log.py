@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from learner.episode_log import EpisodeLog
+from policy.episode_log import EpisodeLog
 from policy.errors import EXIT_MISMATCH, EXIT_OK
 from policy.spec import ObservationSpec, Specs
 from policy.transition import ActionSource, RecordId

@@ -20,10 +20,10 @@ from actor.recorder import Recorder
 from actor.recording_state import RecordingState
 from actor.tasks import make_task
 from learner.config import ReplayConfig
-from learner.episode_log import EpisodeLog
 from learner.replay import Replay
 from policy.cli import config_from_preset
 from policy.config import load_preset
+from policy.episode_log import EpisodeLog
 from policy.errors import EXIT_CONFIG, EXIT_OK, ConfigError
 from policy.spec import Specs
 from policy.transition import EpisodeMark, MarkKind, Recordable, RecordId, Transition

@@ -21,13 +21,13 @@ from actor.tasks import make_task
 from actor.tasks.base import Outcome, TaskOptions
 from learner.__main__ import Child
 from learner.config import ClassifierConfig, LearnerConfig
-from learner.episode_log import EpisodeLog
 from learner.reward_classifier.__main__ import TrainCommand, train_command
 from learner.reward_classifier.feed import ClassifierFeed
 from learner.reward_classifier.watch import ClassifierWatch
 from learner.trainer import Trainer
 from policy.config import PolicyConfig, to_json
 from policy.encoder import ObservationEncoder
+from policy.episode_log import EpisodeLog
 from policy.image_codec import encode_image
 from policy.spec import ImageField, Observation, ObservationSpec, Specs
 from policy.success_classifier import TENSOR_PREFIX, SuccessClassifier, load_classifier, read_manifest

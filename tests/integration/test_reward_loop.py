@@ -18,13 +18,13 @@ from actor.reviewer import TruthReviewer
 from actor.rewards import HeldReward, RewardSource, TaskReward, make_rewards
 from actor.tasks import make_task
 from learner.config import ClassifierConfig, LearnerConfig
-from learner.episode_log import EpisodeLog
 from learner.reward_classifier.drift import usage
 from learner.reward_classifier.examples import EpisodeIndex
 from learner.reward_classifier.feed import ClassifierFeed
 from learner.reward_classifier.watch import ClassifierWatch
 from policy.config import PolicyConfig
 from policy.encoder import ObservationEncoder
+from policy.episode_log import EpisodeLog
 from policy.spec import Specs
 from policy.success_classifier import TENSOR_PREFIX
 from policy.transition import Recordable, RecordId

@@ -25,8 +25,8 @@ from benchmarks import first_run
 from launch import report, sim
 from launch.processes import wait_for
 from launch.progress import JsonLines, Progress, figures_table, stage_text
-from learner.episode_log import EpisodeLog
 from policy.config import load_preset
+from policy.episode_log import EpisodeLog
 from policy.errors import EXIT_INTERRUPTED, EXIT_PORT_IN_USE, ConfigError
 from policy.transition import RecordId
 from tests.transitions import make_transition

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from learner.config import CgpoConfig, CriticConfig, GuidanceConfig, LearnerConfig, ReplayConfig
-from learner.episode_log import EpisodeLog
 from learner.trainer import Trainer, load_config
 from policy.config import PolicyConfig, to_json
+from policy.episode_log import EpisodeLog
 from policy.errors import ConfigError, WeightsError
 from policy.spec import ActionSpec, Field, ObservationSpec, Specs
 from policy.transition import ActionSource, RecordId, Transition

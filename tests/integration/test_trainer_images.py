@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from learner.config import CgpoConfig, CriticConfig, GuidanceConfig, LearnerConfig, ReplayConfig
-from learner.episode_log import EpisodeLog
 from learner.trainer import Trainer
 from policy.config import PolicyConfig
+from policy.episode_log import EpisodeLog
 from policy.errors import ConfigError
 from policy.image_codec import code_images
 from policy.spec import ActionSpec, Field, ImageField, ObservationSpec, Specs

@@ -17,8 +17,8 @@ from actor.doctor import system as doctor_system
 from actor.doctor.check import Status
 from actor.doctor.learner import check_log, check_port, check_torch
 from actor.doctor.ports import is_port_free, parse_address, port_holder
-from learner.episode_log import EpisodeLog
 from policy.database import open_database
+from policy.episode_log import EpisodeLog
 from policy.errors import ConfigError
 from policy.revision import read_revision
 from policy.transition import RecordId

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.episode_log import EpisodeLog, StreamStatistics
+from policy.episode_log import EpisodeLog
 from policy.errors import ConfigError, CorruptFileError, WireError
+from policy.log_records import StreamStatistics
 from policy.transition import RecordId, Transition
 from tests.transitions import SPECS, assert_equal, make_transition
 
@@ -85,10 +86,24 @@ def test_statistics_are_per_incarnation(tmp_path: Path) -> None:
     log.append([*records(0, 4), *records(0, 2, "b")])
     assert log.statistics() == [
         StreamStatistics(
-            actor_id="robot", incarnation="a", records=4, distinct=4, distinct_steps=4, min_sequence=0, max_sequence=3
+            actor_id="robot",
+            incarnation="a",
+            records=4,
+            distinct=4,
+            distinct_steps=4,
+            min_sequence=0,
+            max_sequence=3,
+            quarantined=0,
         ),
         StreamStatistics(
-            actor_id="robot", incarnation="b", records=2, distinct=2, distinct_steps=2, min_sequence=0, max_sequence=1
+            actor_id="robot",
+            incarnation="b",
+            records=2,
+            distinct=2,
+            distinct_steps=2,
+            min_sequence=0,
+            max_sequence=1,
+            quarantined=0,
         ),
     ]
     assert log.next_sequence("robot", "unknown") == 0
@@ -109,7 +124,8 @@ def test_another_process_reads_while_this_one_writes(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from learner.episode_log import EpisodeLog
+from policy.episode_log import EpisodeLog
+from policy.log_records import StreamStatistics
 from policy.spec import Specs
 log = EpisodeLog(Path({str(path)!r}), Specs.from_json({SPECS.to_json()!r}), read_only=True)
 position = 0

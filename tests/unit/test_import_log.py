@@ -8,10 +8,11 @@ import pytest
 
 from launch.sim import Options, resolve
 from learner.config import LearnerConfig, ReplayConfig
-from learner.episode_log import EpisodeLog, LogEntry
 from learner.import_log import count_demonstrations, import_logs
 from learner.replay import Replay
+from policy.episode_log import EpisodeLog
 from policy.errors import ConfigError, CorruptFileError, SpecMismatchError
+from policy.log_records import LogEntry
 from policy.spec import ImageField, Specs
 from policy.transition import ActionSource, EpisodeMark, MarkKind, Recordable, RecordId
 from tests.transitions import SPECS, assert_equal, make_transition

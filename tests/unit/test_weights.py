@@ -128,7 +128,7 @@ def test_an_unreadable_manifest_and_a_missing_file_are_errors_of_their_own(tmp_p
         store.latest()
 
 
-@pytest.mark.parametrize("module", ["learner.ingest", "policy.weights_store", "learner.episode_log"])
+@pytest.mark.parametrize("module", ["learner.ingest", "policy.weights_store", "policy.episode_log"])
 def test_what_ingest_needs_imports_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
