@@ -53,13 +53,13 @@ class TokenInterceptor(grpc.ServerInterceptor):
         self._peers = _FailingPeers(clock)
         self._delayed = threading.BoundedSemaphore(_MAX_DELAYED)
         # Of streams, which reads nothing before the handler asks for it; on the wire a unary call is one too.
-        self._refusing: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(self._refuse)
+        self._refusing: "grpc.RpcMethodHandler[Any, Any]" = grpc.stream_stream_rpc_method_handler(self._refuse)
 
     def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
+        continuation: "Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Runs in the thread that hands out all calls, so it never waits."""
         given = [value for key, value in handler_call_details.invocation_metadata if key == "authorization"]
         if len(given) == 1 and hmac.compare_digest(_as_bytes(given[0]), self._expected):
