@@ -53,7 +53,7 @@ class TokenInterceptor(grpc.ServerInterceptor):
         self._peers = _FailingPeers(clock)
         self._delayed = threading.BoundedSemaphore(_MAX_DELAYED)
         # Of streams, which reads nothing before the handler asks for it; on the wire a unary call is one too.
-        self._refusing: "grpc.RpcMethodHandler[Any, Any]" = grpc.stream_stream_rpc_method_handler(self._refuse)
+        self._refusing: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(self._refuse)
 
     def intercept_service(
         self,
