@@ -59,6 +59,7 @@ class WeightsStore:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._latest_path = directory / "latest.json"
+        self._seen = (0, 0)
 
     def publish(
         self, data: bytes, version: int, learner_step: int, published_wall_s: float | None = None
@@ -95,6 +96,15 @@ class WeightsStore:
             raise WeightsError(
                 f"{self._latest_path} cannot be read: {error}. Remove it; the next publication writes it anew."
             ) from error
+
+    def has_changed(self) -> bool:
+        """Whether `latest.json` is another file than when this was last asked. One system call."""
+        try:
+            status = self._latest_path.stat()
+        except OSError:
+            return True
+        before, self._seen = self._seen, (status.st_ino, status.st_mtime_ns)
+        return before != self._seen
 
     def read(self, manifest: WeightsManifest) -> bytes:
         """Return the file of a version as it is on disk, unverified. Raises WeightsError when it is gone."""
