@@ -1,6 +1,5 @@
 """How the actor's side reaches the learner: by mutual TLS and a token, or in the open."""
 
-import ipaddress
 import logging
 import socket
 import ssl
@@ -8,16 +7,17 @@ from pathlib import Path
 
 import grpc
 
-from policy.credentials import CERTIFICATE_FILE, KEY_FILE, Credentials
+from policy.credentials import CERTIFICATE_FILE, KEY_FILE, Credentials, is_loopback
 from policy.grpc_options import CHANNEL_OPTIONS
 
 logger = logging.getLogger(__name__)
 
 _EXPLAIN_TIMEOUT_S = 2.0
 _COPY = "copy the folder that `python -m learner.certs` made for this actor to this machine again"
+_OTHER_NAMES = "it is for other names. `python -m learner.certs renew --host NAME ...` gives it the one used here"
 _NOT_VERIFIED = {  # by OpenSSL's words about the learner's certificate
-    "mismatch": "it is for other names. `python -m learner.certs renew --host NAME ...` gives it the one used here",
-    "not valid for": "it is for other names. `python -m learner.certs renew --host NAME ...` gives it the one used here",
+    "mismatch": _OTHER_NAMES,
+    "not valid for": _OTHER_NAMES,
     "purpose": "it is an actor's. Either the learner was given a wrong folder, or something else pretends to be it",
     "expired": "it has expired, by this machine's clock. `python -m learner.certs renew`, there",
 }
@@ -37,14 +37,6 @@ def credentials_for(address: str, folder: Path | None) -> Credentials | None:
             address,
         )
     return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs of this machine can be at `host`, a name or an address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def open_channel(address: str, credentials: Credentials | None) -> grpc.Channel:

@@ -3,6 +3,7 @@
 `python -m learner.certs` makes these folders. Nothing in here is ever logged.
 """
 
+import ipaddress
 import logging
 import stat
 from dataclasses import dataclass, field
@@ -83,6 +84,14 @@ RENEW = (
     "On the learner's machine, `python -m learner.certs renew` makes new ones in the folder that init made; copy each "
     "to its machine again and restart learner and actors."
 )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine can be at `host`, a name or an address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _read(path: Path) -> bytes:
