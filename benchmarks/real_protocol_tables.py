@@ -11,7 +11,7 @@ from typing import Any
 from actor.config import ActorConfig
 from actor.statistics import wilson_interval
 from learner.config import LearnerConfig
-from learner.reward_classifier.logs import read_specs
+from learner.log.folder import read_specs
 from policy import config as config_module
 from policy.cli import config_from_preset
 from policy.episode_log import EpisodeLog

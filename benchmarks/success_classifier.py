@@ -25,8 +25,9 @@ from actor.tasks import make_task
 from actor.tasks.base import Outcome, TaskOptions
 from benchmarks.runs import machine
 from learner.config import ClassifierConfig
+from learner.log.folder import read_specs
 from learner.reward_classifier.examples import EpisodeIndex, EpisodeRecord, TooFewExamplesError, label_episode
-from learner.reward_classifier.logs import RunLogs, read_specs
+from learner.reward_classifier.logs import RunLogs
 from learner.reward_classifier.metrics import confusion
 from learner.reward_classifier.training import make_classifier, train
 from policy.config import PolicyConfig

@@ -113,7 +113,7 @@ def watch(config_path: Path) -> int:
     os.nice(_NICENESS)
     import torch
 
-    from learner.reward_classifier.logs import read_specs
+    from learner.log.folder import read_specs
     from learner.reward_classifier.watch import ClassifierWatch
     from learner.trainer import load_config
 

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from learner.config import ClassifierConfig
+from learner.log.folder import read_specs
 from learner.reward_classifier.examples import EpisodeIndex
 from learner.reward_classifier.frames import FrameStore
 from policy.config import PolicyConfig
 from policy.encoder import ObservationEncoder
 from policy.episode_log import EpisodeLog
-from policy.errors import ConfigError, WireError
+from policy.errors import ConfigError
 from policy.spec import Specs
 from policy.success_classifier import classifier_inputs
 
@@ -51,18 +52,6 @@ class RunLogs:
     def close(self) -> None:
         for log in self._logs:
             log.close()
-
-
-def read_specs(run_dir: Path) -> Specs:
-    """Return the specs of a learner's run folder. Raises ConfigError when it is none, or no actor ever came."""
-    path = run_dir / "specs.json"
-    try:
-        return Specs.from_json(path.read_text())
-    except (OSError, WireError) as error:
-        raise ConfigError(
-            f"{run_dir} is no run folder of a learner that an actor has connected to: {path.name}: {error}. Give the "
-            "folder that holds log.sqlite, as runs/NAME/learner."
-        ) from error
 
 
 def common_specs(run_dirs: Sequence[Path], policy: PolicyConfig) -> Specs:

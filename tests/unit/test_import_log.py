@@ -194,7 +194,7 @@ def test_a_log_that_cannot_be_used_is_named_and_nothing_is_imported(damage: str,
         path.write_bytes(path.read_bytes()[:5000])
     elif damage == "no specs":
         path.with_name("specs.json").unlink()
-        expected = (CorruptFileError, "specs.json")
+        expected = (ConfigError, "specs.json")
     else:
         with sqlite3.connect(path) as connection:
             if damage == "newer":
