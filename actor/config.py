@@ -192,6 +192,9 @@ class ActorConfig:
     """The twin only: how much light, colours and camera mounts differ from episode to episode; 1 is moderate."""
     learner: str = "127.0.0.1:50051"
     """Address HOST:PORT of the learner. It need not be up: steps are spooled and sent when it is."""
+    credentials: Path | None = None
+    """Folder of this actor's credentials, which `python -m learner.certs` made on the learner's machine; none: the link
+    is neither encrypted nor authenticated."""
     actor_id: str = "actor-0"
     """Name of this robot in the learner's log; each actor of one learner needs its own."""
     run_dir: Path = Path("runs/actor")

@@ -297,8 +297,11 @@ class LearnerConfig:
     """Address to listen on."""
     port: int = 50051
     """Port to listen on; 0 lets the system choose (see RUN_DIR/ingest.json)."""
+    credentials: Path | None = None
+    """Folder of the learner's credentials (`python -m learner.certs init`): only actors of the same set are let in, and
+    the link is encrypted. Without it the learner listens on this machine only."""
     insecure_lab_network: bool = False
-    """Listen beyond this machine although the link is neither encrypted nor authenticated."""
+    """Listen beyond this machine without credentials: whoever reaches the port is let in. Warns every minute."""
     seed: int = 0
     """Seed of networks, noise and sampling."""
     device: str = "auto"
