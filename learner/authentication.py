@@ -1,6 +1,5 @@
 """Who may talk to the learner: a certificate of our CA on the connection, and the token on every call."""
 
-import contextlib
 import hmac
 import logging
 import threading
@@ -11,8 +10,7 @@ from typing import Any
 
 import grpc
 
-from policy.credentials import Credentials, is_loopback
-from policy.errors import ConfigError
+from policy.credentials import Credentials
 
 logger = logging.getLogger(__name__)
 
@@ -21,51 +19,10 @@ _MAX_DELAY_S = 2.0
 _MAX_DELAYED = 2  # refused calls that wait at a time: each holds one of the server's threads
 _MAX_PEERS = 256
 _LOG_PERIOD_S = 10.0  # at most one line a peer
-_WARNING_PERIOD_S = 60.0
 _REFUSAL = (
     "this learner takes calls with its token only. Copy the credentials folder that `python -m learner.certs` made for "
     "this machine, and name it: --credentials FOLDER"
 )
-
-
-def check_network(host: str, credentials: Credentials | None, *, insecure_lab_network: bool) -> None:
-    """Raise ConfigError where a learner at `host` would let in whoever finds it, and nobody has said that it may."""
-    if credentials is not None and insecure_lab_network:
-        raise ConfigError("--credentials and --insecure-lab-network contradict each other: leave one of them out.")
-    if credentials is None and not insecure_lab_network and not is_loopback(host):
-        raise ConfigError(
-            f"--host {host} can be reached from other machines, and without credentials the learner lets in whoever "
-            "finds it. `python -m learner.certs init --host NAME_OF_THIS_MACHINE` makes them: add --credentials "
-            "credentials/learner. Or listen on 127.0.0.1 and let the robot PC in by `ssh -L`; or, on a network where "
-            "you trust everybody, add --insecure-lab-network."
-        )
-
-
-@contextlib.contextmanager
-def warning_while_open(address: str, *, is_open: bool, period_s: float = _WARNING_PERIOD_S) -> Iterator[None]:
-    """Warn now and every period, from a thread, for as long as whoever finds `address` is let in."""
-    if not is_open:
-        yield
-        return
-    is_over = threading.Event()
-
-    def warn() -> None:
-        while True:
-            logger.warning(
-                "INSECURE: whoever can reach %s can add steps to this run and read its weights. "
-                "`python -m learner.certs init` makes credentials (SECURITY.md).",
-                address,
-            )
-            if is_over.wait(period_s):
-                return
-
-    thread = threading.Thread(target=warn, name="insecure-warning", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
 
 
 def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:

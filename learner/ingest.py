@@ -9,7 +9,6 @@ follow the commit.
 import argparse
 import contextlib
 import errno
-import ipaddress
 import json
 import logging
 import os
@@ -34,7 +33,7 @@ from learner.run_lock import sole_use_of
 from learner.sessions import Sessions
 from learner.weights_feed import WeightsFeed
 from policy.cli import run_main
-from policy.credentials import Credentials
+from policy.credentials import Credentials, is_loopback
 from policy.episode_log import EpisodeLog
 from policy.errors import ConfigError, PortInUseError
 from policy.files import replace_durably
@@ -63,7 +62,9 @@ class IngestConfig:
     min_free_gb: float = 0.0
 
     def __post_init__(self) -> None:
-        if _is_loopback(self.host) or self.credentials or self.insecure_lab_network:
+        if self.credentials and self.insecure_lab_network:
+            raise ConfigError("--credentials and --insecure-lab-network contradict each other: leave one of them out.")
+        if is_loopback(self.host) or self.credentials or self.insecure_lab_network:
             return
         raise ConfigError(
             f"--host {self.host} can be reached from other machines, and the link is neither encrypted nor "
@@ -75,7 +76,7 @@ class IngestConfig:
     @property
     def is_exposed(self) -> bool:
         """Whether others than this machine's users may call without being asked who they are."""
-        return self.credentials is None and not _is_loopback(self.host)
+        return self.credentials is None and not is_loopback(self.host)
 
 
 def serve(config: IngestConfig, stop: threading.Event) -> None:
@@ -171,13 +172,6 @@ def _port_in_use(host: str, port: int) -> PortInUseError:
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def main() -> None:
