@@ -132,7 +132,6 @@ class _Share:
 
     def settle(self, appended: Appended) -> None:
         """Read off what became of these records. A gap ends the stream at the record that does not follow."""
-        refused = dict(appended.refused)
         by_incarnation: dict[str, Acknowledgement] = {}
         for record in self.records:
             record_id = record.record_id
@@ -144,9 +143,10 @@ class _Share:
                 record_id.incarnation, Acknowledgement(record_id.incarnation, record_id.sequence + 1)
             )
             acknowledgement.next_sequence = max(acknowledgement.next_sequence, record_id.sequence + 1)
-            if record_id in refused:
-                acknowledgement.refused += 1
-                acknowledgement.refusal = refused[record_id]
+        for record_id, reason in appended.refused:
+            if record_id.actor_id == self.records[0].record_id.actor_id:  # a stream is of one actor, an actor has one
+                by_incarnation[record_id.incarnation].refused += 1
+                by_incarnation[record_id.incarnation].refusal = reason
         self.acknowledgements = list(by_incarnation.values())
 
 

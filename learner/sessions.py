@@ -22,7 +22,7 @@ class TooManyActorsError(CgpoError):
 
 @dataclass
 class Session:
-    """One actor process on one connection, from its Hello to its last stream's end. Changed under the registry's lock."""
+    """One actor process on one connection, from its Hello to its last stream's end."""
 
     actor_id: str
     incarnation: str
