@@ -6,8 +6,8 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
 
+from learner.algorithms.guarded_adam import SkippedSteps
 from learner.replay import Batch
 from policy.encoder import ObservationHeads
 
@@ -28,6 +28,9 @@ class Algorithm(Protocol):
 
     def update_step(self, sample_batch: SampleBatch) -> Metrics:
         """Do one learner step, drawing as many batches as it needs. Returns scalars to log."""
+
+    def skipped_steps(self) -> dict[str, SkippedSteps]:
+        """Return what each optimiser did not do, because loss or gradient was not finite. Waits for the device."""
 
     def policy_tensors(self) -> dict[str, Tensor]:
         """Return what policy.acting.ActingPolicy loads: tensors named heads.*, denoiser.* and so on."""
@@ -55,15 +58,6 @@ def published_tensors(modules: Mapping[str, nn.Module | None]) -> dict[str, Tens
         if module is not None
         for name, tensor in module.state_dict().items()
     }
-
-
-def descend(optimiser: Adam, loss: Tensor, max_norm: float = 0.0) -> None:
-    """Take one step down `loss`, with the gradient's norm clipped to max_norm unless that is 0."""
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    if max_norm:
-        nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], max_norm)
-    optimiser.step()
 
 
 def update_ema(target: nn.Module, online: nn.Module, rate: float) -> None:

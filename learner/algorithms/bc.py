@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learner.algorithms.base import Metrics, SampleBatch, descend, frozen_copy, published_tensors, update_ema
+from learner.algorithms.base import Metrics, SampleBatch, frozen_copy, published_tensors, update_ema
+from learner.algorithms.guarded_adam import GuardedAdam
 from learner.algorithms.state import Resumable, Stateful
 from learner.config import LearnerConfig
 from learner.losses import denoising_error, mean_over_human_rows
@@ -34,7 +35,7 @@ class BehaviourCloning(Resumable):
         trained = [*self._denoiser.parameters(), *self._heads.parameters()]
         if self._gripper:
             trained += self._gripper.parameters()
-        self._optimiser = torch.optim.Adam(trained, self._config.learning_rate)
+        self._optimiser = GuardedAdam(trained, self._config.learning_rate)
         self._noise = torch.Generator(device).manual_seed(config.seed)
         self._critic = _indifferent_critic(specs, config)
 
@@ -49,7 +50,7 @@ class BehaviourCloning(Resumable):
             gripper_loss = mean_over_human_rows(error, batch.is_human)
             metrics["gripper_loss"] = gripper_loss.detach()
             loss = loss + gripper_loss
-        descend(self._optimiser, loss)
+        self._optimiser.descend(loss)
         update_ema(self._averaged_denoiser, self._denoiser, self._config.target_update_rate)
         update_ema(self._averaged_heads, self._heads, self._config.target_update_rate)
         return metrics

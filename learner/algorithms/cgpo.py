@@ -9,19 +9,18 @@ Ours, not the paper's, each a switch: BC warm-up, human actions as competing tar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
 
 from learner.algorithms.base import (
     Metrics,
     NextFeature,
     SampleBatch,
-    descend,
     frozen_copy,
     next_feature_of,
     published_tensors,
     update_ema,
 )
 from learner.algorithms.gripper import make_gripper
+from learner.algorithms.guarded_adam import GuardedAdam
 from learner.algorithms.state import Resumable, Stateful
 from learner.config import LearnerConfig
 from learner.guidance import make_guide
@@ -62,13 +61,13 @@ class Cgpo(Resumable):
         self._target_critic = frozen_copy(self._critic)
         self._target_heads = frozen_copy(self._heads)
         eps = self._config.adam_eps
-        self._denoiser_optimiser = Adam(self._denoiser.parameters(), self._config.actor_learning_rate, eps=eps)
+        self._denoiser_optimiser = GuardedAdam(self._denoiser.parameters(), self._config.actor_learning_rate, eps=eps)
         # The heads learn from the critic alone; the actor's loss stops at the feature (DrQ, HIL-SERL).
         valued = [*self._critic.parameters(), *self._heads.parameters()]
         if self._gripper:
             valued += self._gripper.critic.parameters()
-        self._critic_optimiser = Adam(valued, self._config.critic.learning_rate, eps=eps)
-        self._value_optimiser = Adam(self._value.parameters(), self._config.value_learning_rate, eps=eps)
+        self._critic_optimiser = GuardedAdam(valued, self._config.critic.learning_rate, eps=eps)
+        self._value_optimiser = GuardedAdam(self._value.parameters(), self._config.value_learning_rate, eps=eps)
         # One generator per purpose: switching guidance off does not shift the critic's noise.
         self._critic_noise, self._actor_noise, self._loss_noise = (
             torch.Generator(device).manual_seed(config.seed * 1000 + purpose) for purpose in range(3)
@@ -118,7 +117,7 @@ class Cgpo(Resumable):
             gripper_loss = self._gripper.loss(batch, feature, next_feature)
             metrics["gripper_loss"] = gripper_loss.detach()
             loss = loss + gripper_loss
-        self._step(self._critic_optimiser, loss)
+        self._critic_optimiser.descend(loss, self._config.grad_clip)
         return metrics
 
     @torch.no_grad()
@@ -164,7 +163,7 @@ class Cgpo(Resumable):
         if self._config.weight_norm == "mean":
             weight = weight / (weight.mean() + 1e-6)
         loss = self._actor_loss(feature, target_action, weight)
-        self._step(self._denoiser_optimiser, loss)
+        self._denoiser_optimiser.descend(loss, self._config.grad_clip)
         return metrics | {"actor_loss": loss.detach()}
 
     def _target_actions(self, batch: Batch, feature: Tensor, policy_action: Tensor) -> tuple[Tensor, Metrics]:
@@ -198,7 +197,7 @@ class Cgpo(Resumable):
             with torch.no_grad():
                 policy_value = self._conservative(self._target_critic(feature, policy_action))
         predicted = self._value(feature).squeeze(-1)
-        self._step(self._value_optimiser, (predicted - policy_value).square().mean())
+        self._value_optimiser.descend((predicted - policy_value).square().mean(), self._config.grad_clip)
         with torch.no_grad():
             base_value: Tensor = self._value(feature).squeeze(-1)
         return base_value
@@ -224,7 +223,7 @@ class Cgpo(Resumable):
         human_action = batch.action[:, : self._action_dim]
         error = denoising_error(self._denoiser, self._schedule, human_action, feature, self._loss_noise)
         loss = mean_over_human_rows(error, batch.is_human)
-        self._step(self._denoiser_optimiser, loss)
+        self._denoiser_optimiser.descend(loss, self._config.grad_clip)
         return {"actor_loss": loss.detach()}
 
     # --- shared ---------------------------------------------------------------------------------------------------
@@ -257,9 +256,6 @@ class Cgpo(Resumable):
 
     def _conservative(self, quantiles: Tensor) -> Tensor:
         return conservative_value(quantiles, self._policy.drop_quantiles)
-
-    def _step(self, optimiser: Adam, loss: Tensor) -> None:
-        descend(optimiser, loss, self._config.grad_clip)
 
     def policy_tensors(self) -> dict[str, Tensor]:
         return published_tensors(

@@ -13,19 +13,18 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Adam
 
 from learner.algorithms.base import (
     Metrics,
     NextFeature,
     SampleBatch,
-    descend,
     frozen_copy,
     next_feature_of,
     published_tensors,
     update_ema,
 )
 from learner.algorithms.gripper import make_gripper
+from learner.algorithms.guarded_adam import GuardedAdam
 from learner.algorithms.state import Resumable, Stateful
 from learner.config import LearnerConfig
 from learner.losses import scalar_critic_loss
@@ -55,9 +54,11 @@ class HilSerlSac(Resumable):
         valued = [*self._critic.parameters(), *self._heads.parameters()]
         if self._gripper:
             valued += self._gripper.critic.parameters()
-        self._actor_optimiser = Adam(self._actor.parameters(), self._config.actor_learning_rate)
-        self._critic_optimiser = Adam(valued, self._config.critic_learning_rate)
-        self._temperature_optimiser = Adam(self._temperature.parameters(), self._config.temperature_learning_rate)
+        self._actor_optimiser = GuardedAdam(self._actor.parameters(), self._config.actor_learning_rate)
+        self._critic_optimiser = GuardedAdam(valued, self._config.critic_learning_rate)
+        self._temperature_optimiser = GuardedAdam(
+            self._temperature.parameters(), self._config.temperature_learning_rate
+        )
         self._critic_noise, self._actor_noise = (
             torch.Generator(device).manual_seed(config.seed * 1000 + purpose) for purpose in range(2)
         )
@@ -80,7 +81,7 @@ class HilSerlSac(Resumable):
             metrics["gripper_loss"] = gripper_loss.detach()
             loss = loss + gripper_loss
             self._gripper.follow(self._config.target_update_rate)
-        descend(self._critic_optimiser, loss)
+        self._critic_optimiser.descend(loss)
         update_ema(self._target_critic, self._critic, self._config.target_update_rate)
         update_ema(self._target_heads, self._heads, self._config.target_update_rate)
         return metrics
@@ -105,10 +106,10 @@ class HilSerlSac(Resumable):
         action, log_density = self._actor.sample(feature, self._actor_noise)
         value = self._critic(feature, action).mean(dim=(1, 2))
         loss = (self._temperature.value().detach() * log_density - value).mean()
-        descend(self._actor_optimiser, loss)
+        self._actor_optimiser.descend(loss)
         entropy = -log_density.detach().mean()
         if self._config.tune_temperature:
-            descend(self._temperature_optimiser, self._temperature.value() * (entropy - self._target_entropy))
+            self._temperature_optimiser.descend(self._temperature.value() * (entropy - self._target_entropy))
         return {
             "actor_loss": loss.detach(),
             "q_mean": value.detach().mean(),

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from learner.algorithms.guarded_adam import GuardedAdam, SkippedSteps, read_counters
 from policy.errors import WeightsError
 
-Stateful = nn.Module | torch.optim.Adam | torch.Generator | Tensor
+Stateful = nn.Module | GuardedAdam | torch.Generator | Tensor
 
 
 class Resumable(ABC):
@@ -23,6 +24,9 @@ class Resumable(ABC):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         restore_state(self._parts(), state)
+
+    def skipped_steps(self) -> dict[str, SkippedSteps]:
+        return read_counters({name: part for name, part in self._parts().items() if isinstance(part, GuardedAdam)})
 
 
 def collect_state(parts: Mapping[str, Stateful]) -> dict[str, Tensor]:
@@ -62,7 +66,7 @@ def restore_state(parts: Mapping[str, Stateful], state: Mapping[str, Tensor]) ->
             ) from error
 
 
-def _restore_adam(optimiser: torch.optim.Adam, own: Mapping[str, Tensor]) -> None:
+def _restore_adam(optimiser: GuardedAdam, own: Mapping[str, Tensor]) -> None:
     moments: dict[int, dict[str, Tensor]] = {}
     for key, tensor in own.items():
         index, _, moment = key.partition(".")
