@@ -1,6 +1,7 @@
 """What a run has done so far, read from the files that learner and actor write, and its live panel."""
 
 import json
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -35,11 +36,15 @@ class JsonLines:
         self.rows: list[Row] = []
         self._path = path
         self._position = 0
+        self._inode = 0
 
     def update(self) -> None:
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            if inode != self._inode:  # replaced, as by a learner that goes on from a checkpoint
+                self._inode, self._position, self.rows = inode, 0, []
             file.seek(self._position)
             complete, newline, _ = file.read().rpartition(b"\n")
         self._position += len(complete) + len(newline)

@@ -316,12 +316,17 @@ class LearnerConfig:
     """Stop training (and keep serving) after this many learner steps; 0 has no limit."""
     checkpoint_period_s: float = 60.0
     """Time between checkpoints; one more is written at the end."""
+    min_free_gb: float = 2.0
+    """A checkpoint is not written while less is free on its disk: recorded steps come first. 0 writes until it is full.
+    """
     metrics_every: int = 50
     """Learner steps averaged into one line of metrics.jsonl."""
 
     def __post_init__(self) -> None:
         policy, cgpo = self.policy, self.cgpo
         self._check_sac()
+        if self.min_free_gb < 0:
+            raise ConfigError(f"learner.min_free_gb = {self.min_free_gb} is negative; 0 switches the limit off")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"learner.port = {self.port} is outside 0 to 65535; 0 lets the system choose")
         if policy.behavior_candidates == 1 and cgpo.entropy_reduction == "concat" and self.algorithm == "cgpo":

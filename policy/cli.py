@@ -22,7 +22,9 @@ _EXIT_CODES = f"""Exit codes:
     1  failed; the message says why (--debug adds the traceback)
   {errors.EXIT_CONFIG:3}  unknown option, bad value, unknown task or backend
   {errors.EXIT_PORT_IN_USE:3}  another process listens on the port
+  {errors.EXIT_DIVERGED:3}  training became non-finite again after every roll-back
   {errors.EXIT_CORRUPT_FILE:3}  a checkpoint, weights or log file is corrupt
+  {errors.EXIT_RETRY:3}  out of memory again and again
   {errors.EXIT_MISMATCH:3}  learner and actor disagree on protocol, specs or policy architecture
   {errors.EXIT_INTERRUPTED:3}  stopped by Ctrl-C: launch/sim.sh reports what there is, an evaluation can go on"""
 

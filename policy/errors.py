@@ -6,7 +6,9 @@ Every message says what happened with values and units, the limit, the likely ca
 EXIT_OK = 0
 EXIT_CONFIG = 2  # unknown key, bad value, unknown task or backend; the same code as a usage error
 EXIT_PORT_IN_USE = 69
+EXIT_DIVERGED = 70  # training ran into values that are not finite again and again
 EXIT_CORRUPT_FILE = 74  # a checkpoint, weights or log file failed its check
+EXIT_RETRY = 75  # out of memory; a new start can help
 EXIT_MISMATCH = 76  # learner and actor disagree on protocol, specs or policy architecture
 EXIT_INTERRUPTED = 130  # a run with an end of its own was stopped by Ctrl-C; for a service that is a normal end
 
@@ -47,6 +49,22 @@ class WeightsError(CgpoError):
     """Weights or a checkpoint are corrupt or belong to another architecture; nothing was loaded."""
 
     exit_code = EXIT_CORRUPT_FILE
+
+
+class NonFiniteError(WeightsError):
+    """A network, its loss or its gradient holds values that are not finite."""
+
+
+class DivergedError(CgpoError):
+    """Training became non-finite again after every roll-back; starting again would end the same way."""
+
+    exit_code = EXIT_DIVERGED
+
+
+class MemoryExhaustedError(CgpoError):
+    """The device's memory did not suffice, twice. What holds it may be gone at the next start."""
+
+    exit_code = EXIT_RETRY
 
 
 class CorruptFileError(CgpoError):
