@@ -152,6 +152,7 @@ def ingest_command(config: LearnerConfig, config_path: Path, ready_path: Path) -
         port = int(json.loads(ready_path.read_text())["address"].rpartition(":")[2])
     command = [sys.executable, "-m", "learner.ingest", "--run-dir", str(config.run_dir), "--host", config.host]
     command += ["--port", str(port), "--policy-json", str(config_path.with_name("policy.json"))]
+    command += ["--max-actors", str(config.max_actors), "--min-free-gb", str(config.min_free_gb)]
     if config.credentials is not None:
         command += ["--credentials", str(config.credentials)]
     return [*command, "--insecure-lab-network"] if config.insecure_lab_network else command

@@ -300,6 +300,8 @@ class LearnerConfig:
     credentials: Path | None = None
     """Folder of the learner's credentials (`python -m learner.certs init`): only actors of the same set are let in, and
     the link is encrypted. Without it the learner listens on this machine only."""
+    max_actors: int = 16
+    """Actors that may be connected at a time."""
     insecure_lab_network: bool = False
     """Listen beyond this machine without credentials: whoever reaches the port is let in. Warns every minute."""
     seed: int = 0
@@ -325,6 +327,8 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         policy, cgpo = self.policy, self.cgpo
         self._check_sac()
+        if self.max_actors < 1:
+            raise ConfigError(f"learner.max_actors = {self.max_actors} must be at least 1")
         if self.min_free_gb < 0:
             raise ConfigError(f"learner.min_free_gb = {self.min_free_gb} is negative; 0 switches the limit off")
         if not 0 <= self.port <= 65535:
