@@ -1,5 +1,6 @@
 """Images as they are sent and stored, and the very pixels that the receiver will see. The only file that knows JPEG."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -22,7 +23,11 @@ _JPEG_OPTIONS = [
     cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
     cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
 ]
-_MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG"}
+_MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
+_MAX_HEADER_BYTES = 4096  # of a coded image: quantisation and Huffman tables, chunks
+_START_OF_FRAME, _START_OF_SCAN, _JPEG_END = 0xC0, 0xDA, b"\xff\xd9"
+_JPEG_SEGMENTS = {0xE0, 0xDB, 0xC4, _START_OF_FRAME, _START_OF_SCAN}  # JFIF, quantisation and Huffman tables
+_JPEG_MARKER = re.compile(rb"\xff[^\x00]")  # within a scan, 0xFF itself is written as FF 00
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +64,15 @@ def decode_image(data: bytes, codec: str, height: int, width: int) -> CodedImage
         return CodedImage("raw", data, pixels)
     if codec not in CODECS or not data.startswith(_MAGIC[codec]):
         raise WireError(f"{len(data)} bytes that begin with {data[:4].hex()} are not {expected}")
-    # The header says how large the pixels are; refuse before anything is allocated for them.
-    claimed = _size_in_header(data, codec)
+    if (
+        len(data) > 2 * height * width * 3 + _MAX_HEADER_BYTES
+    ):  # measured for noise: 1.01 times the pixels and 700 bytes
+        raise WireError(f"{len(data)} bytes are more than {expected} can need")
+    # Decoders take files apart in ways of their own: 41 bytes that name a long chunk make OpenCV allocate 2 GiB, 50 KB
+    # with two headers 3 GiB. What they are given has therefore nothing in it but the parts that encode_image writes.
+    claimed = _png_size(data) if codec == "png" else _jpeg_size(data)
+    if claimed is None:
+        raise WireError(f"{len(data)} bytes are not {expected}: parts are missing, or others than encode_image writes")
     if claimed != (height, width):
         raise WireError(f"{len(data)} bytes of {codec} claim {claimed[1]} x {claimed[0]} pixels, expected {expected}")
     bgr: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -79,15 +91,31 @@ def code_images(observation: Mapping[str, Any], codec: ImageCodec) -> dict[str, 
     }
 
 
-def _size_in_header(data: bytes, codec: str) -> tuple[int, int]:
-    """Return (height, width) as the header claims; (0, 0) where there is none."""
-    if codec == "png":
-        return (int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")) if len(data) >= 24 else (0, 0)
-    position = 2
-    while position + 9 <= len(data) and data[position] == 0xFF:
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return (height, width) of a whole baseline JPEG with one frame and one scan, None for any other bytes."""
+    size, position = None, 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
         marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+        if marker not in _JPEG_SEGMENTS or (marker == _START_OF_FRAME and size is not None):
+            return None
+        if marker == _START_OF_FRAME:
             height, width = data[position + 5 : position + 7], data[position + 7 : position + 9]
-            return int.from_bytes(height, "big"), int.from_bytes(width, "big")
+            size = int.from_bytes(height, "big"), int.from_bytes(width, "big")
         position += 2 + length
-    return 0, 0
+        if marker == _START_OF_SCAN:
+            end = _JPEG_MARKER.search(data, position)
+            return size if end is not None and data[end.start() :] == _JPEG_END else None
+    return None
+
+
+def _png_size(data: bytes) -> tuple[int, int] | None:
+    """Return (height, width) of a whole PNG of pixels alone, None for any other bytes."""
+    kinds, position = [], 8
+    while position + 12 <= len(data):
+        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        kinds.append(kind)
+        position += 12 + length
+    is_whole = position == len(data) and len(kinds) >= 3 and kinds[0] == b"IHDR" and kinds[-1] == b"IEND"
+    if not is_whole or set(kinds[1:-1]) != {b"IDAT"}:
+        return None
+    return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")

@@ -161,6 +161,7 @@ def _transition_from_message(message: link_pb2.Transition, specs: Specs) -> Tran
     for name in ("reward", "weights_age_s", "wall_time_s", "monotonic_time_s"):
         if not math.isfinite(getattr(message, name)):
             raise WireError(f"{name} = {getattr(message, name)} is not finite")
+    _check_length("reward_source", message.reward_source)
     is_last = message.terminated or message.truncated
     has_final = message.HasField("final_observation")
     if is_last != has_final:
@@ -196,6 +197,12 @@ def _check_size(data: bytes) -> None:
         raise WireError(f"a transition of {len(data)} bytes is above the limit of {MAX_TRANSITION_BYTES}")
 
 
+def _check_length(what: str, text: str) -> None:
+    """Refuse a text that would flood whatever log or message repeats it."""
+    if len(text) > _MAX_NAME_LENGTH:
+        raise WireError(f"{what} has {len(text)} characters, at most {_MAX_NAME_LENGTH} are allowed")
+
+
 def _observation_to_message(observation: Observation) -> link_pb2.Observation:
     message = link_pb2.Observation()
     for name, value in observation.items():
@@ -223,6 +230,8 @@ def _observation_from_message(message: link_pb2.Observation, spec: ObservationSp
             f"observation has {len(message.fields)} fields and {len(message.images)} images, the spec "
             f"{len(spec.fields)} and {len(spec.images)}"
         )
+    for name in (*(tensor.name for tensor in message.fields), *(image.name for image in message.images)):
+        _check_length("a field's or image's name", name)
     values: dict[str, NDArray[np.float32] | CodedImage] = {tensor.name: _array(tensor) for tensor in message.fields}
     sizes = {image.name: (image.height, image.width) for image in spec.images}
     for image in message.images:
@@ -245,12 +254,14 @@ def _array(tensor: link_pb2.NamedTensor) -> NDArray[np.float32]:
         raise WireError(
             f"observation {tensor.name} has dtype {tensor.dtype}, expected {link_pb2.DTYPE_FLOAT32}, float32"
         )
-    num_bytes = math.prod(tensor.shape) * _FLOAT32.itemsize
+    if len(tensor.shape) != 1:  # before their product is formed: that of 200 000 large ones takes 20 s
+        raise WireError(f"observation {tensor.name} has {len(tensor.shape)} dimensions, expected 1")
+    num_bytes = tensor.shape[0] * _FLOAT32.itemsize
     if len(tensor.data) != num_bytes:
         raise WireError(
             f"observation {tensor.name} has {len(tensor.data)} bytes, shape {list(tensor.shape)} needs {num_bytes}"
         )
-    return np.frombuffer(tensor.data, _FLOAT32).reshape(tensor.shape)
+    return np.frombuffer(tensor.data, _FLOAT32)
 
 
 def _action(name: str, values: Iterable[float], dim: int) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from policy.wire import encode_body
-from tests.golden.bodies import BODIES
+from tests.golden.expected import BODIES
 from tests.schema_history import REMEDY, Schema, broken_promises, describe, with_additions
 
 FOLDER = Path(__file__).parent

@@ -12,7 +12,7 @@ from policy.image_codec import CodedImage
 from policy.spec import Observation, Specs
 from policy.transition import Recordable, Transition
 from policy.wire import decode_body, encode_body
-from tests.golden.bodies import BODIES, IMAGE_SPECS, OLD_BODIES, SPECS
+from tests.golden.expected import BODIES, IMAGE_SPECS, OLD_BODIES, SPECS
 from tests.golden.record import FOLDER, MESSAGES, as_dict, fields_without_bytes, parse
 from tests.transitions import assert_equal
 
