@@ -93,7 +93,9 @@ def run_main(main: Callable[[], int | None]) -> int:
     writer = logging.StreamHandler()
     writer.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-    logging.basicConfig(handlers=[QueueHandler(lines)], level=logging.INFO)
+    queued = QueueHandler(lines)
+    queued.setFormatter(logging.Formatter("%(message)s"))  # or basicConfig gives it one, and names come twice
+    logging.basicConfig(handlers=[queued], level=logging.INFO)
     listener = QueueListener(lines, writer)
     listener.start()
     try:

@@ -32,5 +32,9 @@ SERVER_OPTIONS: Options = (
     # With gRPC's defaults the server closes the connection of a client that pings every 2 s (measured: after 8.1 s).
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
     ("grpc.http2.max_ping_strikes", 0),
+    # Connections that never finish their handshake are dropped, and bounded before they cost all file descriptors: with
+    # gRPC's 120 s and no bound, 250 idle ones keep every actor out (measured with ulimit -n 256).
+    ("grpc.server_handshake_timeout_ms", 5000),
+    ("grpc.max_allowed_incoming_connections", 128),
     ("grpc.so_reuseport", 0),  # a second learner on the same port must fail, not take half of the actors
 )
