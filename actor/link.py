@@ -5,51 +5,46 @@ in a new connection and the oldest unacknowledged step again; the learner passes
 """
 
 import logging
+import os
 import random
+import socket
 import sqlite3
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 from cgpo_proto import link_pb2, link_pb2_grpc
-from google.protobuf.message import DecodeError
 
+from actor.channel import open_channel
+from actor.link_session import POLL_S, LinkSession
+from actor.link_statistics import LinkStatistics
 from actor.spool import Spool
 from actor.weights_cache import WeightsCache
 from policy.config import PolicyConfig
-from policy.errors import CgpoError, SpecMismatchError, WireError
-from policy.grpc_options import CHANNEL_OPTIONS, PROTOCOL_VERSION
+from policy.credentials import Credentials
+from policy.errors import CgpoError, ConfigError, SpecMismatchError, WireError
+from policy.grpc_options import PROTOCOL_VERSION
 from policy.spec import Specs
 from policy.weights import PolicyWeights
 
 logger = logging.getLogger(__name__)
 
-_WINDOW = 64  # records sent and not acknowledged
 _HELLO_TIMEOUT_S = 5.0
-_ACK_TIMEOUT_S = 5.0
+_PING_TIMEOUT_S = 1.0
+_PINGS = 5
+_NOTED_OFFSET_S = 0.05
 _MIN_BACKOFF_S = 0.2
 _MAX_BACKOFF_S = 2.0
-_POLL_S = 0.1
+_LEASE_WAIT_S = 15.0  # the lease of a predecessor that was killed ends after 10 s
 _REFUSALS: dict[grpc.StatusCode, type[CgpoError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: SpecMismatchError,
     grpc.StatusCode.INVALID_ARGUMENT: WireError,
+    grpc.StatusCode.UNAUTHENTICATED: ConfigError,
+    grpc.StatusCode.PERMISSION_DENIED: ConfigError,
 }
-
-
-@dataclass(kw_only=True)
-class LinkStatistics:
-    """What the link has done so far."""
-
-    sent: int = 0  # records, those sent again included
-    bytes_sent: int = 0  # of these records
-    acked: int = 0  # records that the learner holds durably
-    reconnects: int = 0
-    is_connected: bool = False
-    last_error: str = ""  # stays after a reconnection
 
 
 class Link:
@@ -64,9 +59,16 @@ class Link:
         actor_id: str,
         incarnation: str,
         cache_dir: Path,
+        *,
+        take_over: bool = False,
+        credentials: Credentials | None = None,
     ) -> None:
-        """`cache_dir` keeps the last good weights, which are at hand from the start, learner or not."""
+        """`cache_dir` keeps the last good weights, which are at hand from the start, learner or not.
+
+        take_over: end the lease of another process that holds the actor id. credentials: None sends all in the open.
+        """
         self._address = address
+        self._credentials = credentials
         self._spool = spool
         self._hello = link_pb2.HelloRequest(
             protocol_version=PROTOCOL_VERSION,
@@ -74,11 +76,15 @@ class Link:
             incarnation=incarnation,
             specs_json=specs.to_json(),
             policy_json=policy_config.to_json(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            take_over=take_over,
         )
         self._weights = WeightsCache(cache_dir)
         self._statistics = LinkStatistics()
         self._refusal: CgpoError | None = None
         self._has_connected = False
+        self._in_use_since_s: float | None = None  # since when the learner says that another has the actor id
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
 
@@ -88,6 +94,15 @@ class Link:
     def latest_weights(self) -> PolicyWeights | None:
         """Return the newest complete and verified weights, at first those of the cache. Never blocks."""
         return self._weights.newest
+
+    @property
+    def learner_step(self) -> int:
+        """The newest step of the learner that was heard of, 0 before any."""
+        return self._statistics.learner_step
+
+    def learner_time_s(self) -> float:
+        """Return the time on the learner's clock, as far as it could be measured."""
+        return time.time() + self._statistics.clock_offset_s
 
     @property
     def statistics(self) -> LinkStatistics:
@@ -106,7 +121,7 @@ class Link:
         """
         deadline_s = time.monotonic() + drain_timeout_s
         while self._thread.is_alive() and time.monotonic() < deadline_s:
-            if self._spool.wait_until_empty(min(_POLL_S, drain_timeout_s)):
+            if self._spool.wait_until_empty(min(POLL_S, drain_timeout_s)):
                 break
         self._stop.set()
         if self._thread.is_alive():
@@ -119,31 +134,88 @@ class Link:
         attempt = 0
         while not self._stop.is_set():
             try:
-                with grpc.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
-                    stub = link_pb2_grpc.LinkStub(channel)  # type: ignore[no-untyped-call]
-                    self._say_hello(stub)
-                    self._statistics.is_connected = True
-                    attempt = 0
-                    _Session(stub, self._hello.actor_id, self._spool, self._weights, self._statistics).run(self._stop)
-            except (grpc.RpcError, OSError, CgpoError, sqlite3.Error) as error:
-                self._refusal = _as_refusal(error)
-                self._report(_describe(error))
+                with open_channel(self._address, self._credentials) as channel:
+                    self._work_on(channel)
+            except _Stopping:
+                return
+            except Exception as error:  # nothing may end this thread in silence
+                attempt = 0 if self._statistics.is_connected else attempt
+                self._judge(error)
             if self._refusal is not None:
                 return
             attempt += 1
             self._stop.wait(random.uniform(_MIN_BACKOFF_S, min(_MAX_BACKOFF_S, _MIN_BACKOFF_S * 2**attempt)))
 
-    def _say_hello(self, stub: link_pb2_grpc.LinkStub) -> None:
-        """Agree with the learner, and let go of what it has stored without our having heard of it."""
+    def _work_on(self, channel: grpc.Channel) -> None:
+        stub = link_pb2_grpc.LinkStub(channel)  # type: ignore[no-untyped-call]
+        session = self._say_hello(stub)
+        self._measure_clock_offset(stub)
+        self._statistics.is_connected = True
+        LinkSession(stub, session, self._hello.actor_id, self._spool, self._weights, self._statistics).run(self._stop)
+
+    def _say_hello(self, stub: link_pb2_grpc.LinkStub) -> bytes:
+        """Agree with the learner, let go of what it has stored without our having heard of it; return the session."""
         request = link_pb2.HelloRequest()
         request.CopyFrom(self._hello)
         request.spooled_incarnations.extend(self._spool.incarnations())
-        reply = stub.Hello(request, timeout=_HELLO_TIMEOUT_S)
+        reply: link_pb2.HelloReply = self._call(stub.Hello, request, _HELLO_TIMEOUT_S)
         for position in reply.resume:
             self._spool.acknowledge(position.incarnation, position.next_sequence)
         logger.info("connected to the learner at %s, %d steps to send", self._address, self._spool.pending)
         self._statistics.reconnects += self._has_connected
         self._has_connected = True
+        self._in_use_since_s = None
+        self._hello.take_over = False  # once: who took over from us is not to be thrown out in turn
+        return bytes(reply.session)
+
+    def _measure_clock_offset(self, stub: link_pb2_grpc.LinkStub) -> None:
+        """Compare the clocks, by the quickest of a few pings: its reply was made in the middle of its way, nearly.
+
+        Without an answer the offset of the connection before stays.
+        """
+        measured: list[tuple[float, float]] = []
+        for _ in range(_PINGS):
+            start_s, start_wall_s = time.monotonic(), time.time()
+            try:
+                reply: link_pb2.PingReply = self._call(stub.Ping, link_pb2.PingRequest(), _PING_TIMEOUT_S)
+            except grpc.RpcError as error:
+                logger.info("the learner's clock was not measured: %s", _describe(error))
+                return
+            duration_s = time.monotonic() - start_s
+            measured.append((duration_s, reply.wall_time_s - (start_wall_s + duration_s / 2)))
+        duration_s, offset_s = min(measured)
+        self._statistics.clock_offset_s = offset_s
+        if abs(offset_s) > _NOTED_OFFSET_S:
+            logger.warning(
+                "the learner's clock is %+.3f s from this one, give or take %.3f s: ages of weights are corrected by it"
+                ", recorded times are not. Let both machines keep time by NTP.",
+                offset_s,
+                duration_s / 2,
+            )
+
+    def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+        """Make a unary call, with its deadline, and give it up when the link is to stop."""
+        future = method.future(request, timeout=timeout_s)
+        while True:
+            try:
+                return future.result(timeout=POLL_S)
+            except grpc.FutureTimeoutError:
+                if self._stop.is_set():
+                    future.cancel()
+                    raise _Stopping from None
+
+    def _judge(self, error: Exception) -> None:
+        """Find out whether another attempt may succeed, and report what went wrong."""
+        if not (isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.ALREADY_EXISTS):
+            self._in_use_since_s = None
+            self._refusal = _as_refusal(error)
+        elif self._in_use_since_s is None:
+            self._in_use_since_s = time.monotonic()
+        elif time.monotonic() - self._in_use_since_s > _LEASE_WAIT_S:
+            self._refusal = ConfigError(error.details())  # the learner's words name the other one, and what to do
+        if not isinstance(error, grpc.RpcError | OSError | CgpoError | sqlite3.Error):
+            logger.error("the link meets what it does not expect", exc_info=error)
+        self._report(_describe(error))
 
     def _report(self, problem: str) -> None:
         """Log a failure, but not each attempt that fails like the one before."""
@@ -151,131 +223,12 @@ class Link:
             outcome = "the link stops" if self._refusal else "steps stay in the spool, trying again"
             logger.warning("learner at %s: %s; %s", self._address, problem, outcome)
         self._statistics.is_connected = False
+        self._statistics.trainer_state = "unknown"
         self._statistics.last_error = problem
 
 
-class _Session:
-    """One connection: an Append and a WatchWeights stream, and what is in flight on them."""
-
-    def __init__(
-        self,
-        stub: link_pb2_grpc.LinkStub,
-        actor_id: str,
-        spool: Spool,
-        weights: WeightsCache,
-        statistics: LinkStatistics,
-    ) -> None:
-        self._spool = spool
-        self._weights = weights
-        self._statistics = statistics
-        self._in_flight: deque[tuple[str, int]] = deque()  # (incarnation, sequence) in the order of sending
-        self._progress_monotonic_s = 0.0  # last acknowledgement, or first sending after an idle time
-        self._changed = threading.Condition()  # guards the two above
-        self._is_over = threading.Event()
-        self._error: Exception | None = None
-        self._append = stub.Append(self._records())
-        self._watch = stub.WatchWeights(
-            link_pb2.WatchWeightsRequest(actor_id=actor_id, have_sha256=weights.newest_sha256)
-        )
-
-    def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set or the connection fails; raise why it failed."""
-        readers = [
-            threading.Thread(target=self._read, args=(read,), name=f"link-{name}", daemon=True)
-            for name, read in (("acks", self._read_acks), ("weights", self._read_weights))
-        ]
-        for reader in readers:
-            reader.start()
-        while not stop.is_set() and not self._is_over.wait(_POLL_S):
-            self._check_progress()
-        self._is_over.set()
-        self._append.cancel()
-        self._watch.cancel()
-        for reader in readers:
-            reader.join()
-        if self._error is not None and not stop.is_set():
-            raise self._error
-
-    def _records(self) -> Iterator[link_pb2.Record]:
-        """Yield what the spool holds, oldest first, as far as the window allows. Runs in a thread of gRPC's."""
-        position = 0
-        try:
-            while not self._is_over.is_set():
-                for record in self._spool.read_after(position, self._wait_for_room(), _POLL_S):
-                    message = link_pb2.Record.FromString(record.payload)
-                    self._note_sending(record.incarnation, record.sequence, len(record.payload))
-                    yield message
-                    position = record.position
-        except DecodeError as error:
-            self._end(WireError(f"the spool is damaged after position {position}: {error}. Move its file away."))
-        except sqlite3.Error as error:
-            self._end(error)
-
-    def _wait_for_room(self) -> int:
-        """Wait for room in the window; return how many records it takes, 0 when the connection is over."""
-        with self._changed:
-            while len(self._in_flight) >= _WINDOW and not self._is_over.is_set():
-                self._changed.wait(_POLL_S)
-            return _WINDOW - len(self._in_flight)
-
-    def _note_sending(self, incarnation: str, sequence: int, num_bytes: int) -> None:
-        with self._changed:
-            if not self._in_flight:
-                self._progress_monotonic_s = time.monotonic()
-            self._in_flight.append((incarnation, sequence))
-        self._statistics.sent += 1
-        self._statistics.bytes_sent += num_bytes
-
-    def _check_progress(self) -> None:
-        """End a connection on which nothing is acknowledged: a frozen learner keeps it open."""
-        with self._changed:
-            silence_s = time.monotonic() - self._progress_monotonic_s
-            count = len(self._in_flight)
-        if count and silence_s > _ACK_TIMEOUT_S:
-            self._end(TimeoutError(f"{count} steps sent and none acknowledged for {silence_s:.1f} s"))
-
-    def _read(self, read: Callable[[], None]) -> None:
-        try:
-            read()
-        except (grpc.RpcError, ConnectionError) as error:
-            self._end(error)
-        finally:
-            self._end(ConnectionError("the learner closed the connection"))
-
-    def _read_acks(self) -> None:
-        for ack in self._append:
-            with self._changed:
-                while self._in_flight and self._is_covered(self._in_flight[0], ack):
-                    self._in_flight.popleft()
-                self._progress_monotonic_s = time.monotonic()
-                self._changed.notify_all()
-            self._spool.acknowledge(ack.incarnation, ack.next_sequence)
-
-    def _read_weights(self) -> None:
-        """Put chunks together; the cache judges what is complete."""
-        manifest, version, data = link_pb2.WeightsManifest(), 0, bytearray()
-        for chunk in self._watch:
-            if chunk.HasField("manifest"):
-                manifest, version, data = chunk.manifest, chunk.version, bytearray()
-            if (chunk.version, chunk.offset) != (version, len(data)):
-                raise ConnectionError(f"weights version {chunk.version} came in the wrong order")
-            data += chunk.data
-            if len(data) >= manifest.num_bytes:
-                self._weights.offer(
-                    bytes(data), manifest.sha256, version, manifest.learner_step, manifest.published_wall_s
-                )
-
-    @staticmethod
-    def _is_covered(sent: tuple[str, int], ack: link_pb2.Ack) -> bool:
-        incarnation, sequence = sent
-        return incarnation == ack.incarnation and sequence < ack.next_sequence
-
-    def _end(self, error: Exception) -> None:
-        """End the session; the first reason is the one to report."""
-        with self._changed:
-            if not self._is_over.is_set():
-                self._error = error
-                self._is_over.set()
+class _Stopping(Exception):
+    """The link is to stop, in the middle of a call."""
 
 
 def _as_refusal(error: Exception) -> CgpoError | None:
@@ -291,4 +244,4 @@ def _as_refusal(error: Exception) -> CgpoError | None:
 def _describe(error: Exception) -> str:
     if isinstance(error, grpc.Call):
         return f"{error.code().name}: {error.details()}"
-    return str(error)
+    return str(error) or repr(error)

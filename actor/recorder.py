@@ -18,7 +18,7 @@ from actor.link import Link
 from actor.loop import EpisodeTally, run_episode
 from actor.policy_runner import PolicyRunner
 from actor.recording_judge import AskByKey, Decision, Judge, KeepSuccesses
-from actor.recording_state import RecordingState, discard_mark, discard_open_episode, flush
+from actor.recording_state import RecordingState, discard_mark, flush
 from actor.report import append_json_line, episode_line, episode_report, read_episodes
 from actor.session import check_same_task
 from actor.spool import Spool, new_incarnation
@@ -71,15 +71,14 @@ class Recorder:
 
     def _open_link(self, closing: contextlib.ExitStack) -> None:
         config, incarnation = self._config, new_incarnation()
-        cut_short = discard_open_episode(config.run_dir, config.actor_id, len(self._episodes))
-        if cut_short:
-            self._say(f"a recorder ended in an episode: its {cut_short} steps are stored, marked as discarded")
+        state = RecordingState.load(config.run_dir)
         self._spool_path = config.run_dir / "spool.sqlite"
-        self._spool = Spool(self._spool_path, config.actor_id, incarnation)
+        undecided = state.undecided(len(self._episodes))
+        self._spool = Spool(self._spool_path, config.actor_id, incarnation, undecided=undecided)
         closing.callback(self._spool.close)
-        self._state = dataclasses.replace(
-            RecordingState.load(config.run_dir), incarnation=incarnation, written_before=self._spool.written
-        )
+        if self._spool.closed_episode is not None:
+            self._say(self._spool.closed_episode.sentence)
+        self._state = dataclasses.replace(state, incarnation=incarnation)
         specs = Specs(self._task.observation_spec, self._task.action_spec)
         weights_dir = config.run_dir / "weights"
         self._link = Link(config.learner, self._spool, specs, config.policy, config.actor_id, incarnation, weights_dir)
@@ -139,7 +138,6 @@ class Recorder:
         self._state = dataclasses.replace(
             self._state,
             episode=self._attempts,
-            first_sequence=self._spool.next_sequence,
             reports_before=len(self._episodes),
             starts=self._state.starts + (not is_redo),
         )

@@ -1,12 +1,11 @@
 """The recorder's memory of the episode it is in, so that whoever runs next in the folder closes what a crash left open.
 
-An episode is decided when episodes.jsonl has its line. A mark belongs to the incarnation of its episode, so closing one
-goes on with the dead process's incarnation, after the last record that it committed, and only for the mark.
+An episode is decided when episodes.jsonl has its line. The spool discards one that is not when it is opened again.
 """
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from actor.spool import Spool
@@ -22,9 +21,7 @@ class RecordingState:
     """Where the recorder of a folder is. Written before each episode."""
 
     incarnation: str = ""  # of the episode; empty: none is under way
-    written_before: int = 0  # what Spool.written was when this incarnation began
     episode: int = 0  # within the incarnation
-    first_sequence: int = 0  # of the episode
     reports_before: int = 0  # lines of episodes.jsonl when it began
     starts: int = 0  # starts drawn so far; a redone episode has the start of the one before
 
@@ -37,32 +34,21 @@ class RecordingState:
         if not _path(run_dir).exists():
             return RecordingState()
         try:
-            return RecordingState(**json.loads(_path(run_dir).read_bytes()))
-        except (ValueError, TypeError) as error:
+            saved = json.loads(_path(run_dir).read_bytes())
+            names = {field.name for field in fields(RecordingState)}  # a release before kept more
+            return RecordingState(**{name: value for name, value in saved.items() if name in names})
+        except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{_path(run_dir)} is not what a recorder wrote: {error}. Choose another --run-dir."
             ) from error
 
+    def undecided(self, num_reports: int) -> tuple[str, int] | None:
+        """Return the (incarnation, episode) in which a recorder ended, None for none.
 
-def discard_open_episode(run_dir: Path, actor_id: str, num_reports: int) -> int:
-    """Discard the episode in which a recorder ended, whatever ended it; return how many steps it has.
-
-    num_reports: lines of episodes.jsonl. Call before opening the spool. A crash in here leaves it to be done again,
-    which is harmless. Raises ConfigError as Spool does, and for a disk that takes nothing.
-    """
-    state = RecordingState.load(run_dir)
-    if not state.incarnation or num_reports > state.reports_before:
-        return 0
-    spool = Spool(run_dir / "spool.sqlite", actor_id, state.incarnation, state.written_before)
-    try:
-        steps = max(0, spool.next_sequence - state.first_sequence)
-        if steps:
-            spool.offer(discard_mark(state.episode, steps - 1, "the recorder ended during this episode"))
-            flush(spool)
-    finally:
-        spool.close()
-    RecordingState(starts=state.starts).save(run_dir)
-    return steps
+        num_reports: lines of episodes.jsonl.
+        """
+        is_decided = not self.incarnation or num_reports > self.reports_before
+        return None if is_decided else (self.incarnation, self.episode)
 
 
 def discard_mark(episode: int, last_step: int, note: str) -> EpisodeMark:
@@ -72,7 +58,9 @@ def discard_mark(episode: int, last_step: int, note: str) -> EpisodeMark:
 def flush(spool: Spool) -> None:
     """Wait until everything is on the disk. Raises ConfigError for a disk that takes nothing."""
     if not spool.flush(_FLUSH_TIMEOUT_S):
-        raise ConfigError(f"{spool.error or 'the disk is too slow'}. Free some space, then start the recorder again.")
+        raise ConfigError(
+            f"{spool.obstacle or 'the disk is too slow'}. Free some space, then start the recorder again."
+        )
 
 
 def _path(run_dir: Path) -> Path:

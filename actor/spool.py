@@ -1,35 +1,44 @@
 """The spool: every step goes to this disk first and stays until the learner has it on its own.
 
 The control loop offers and goes on. One thread owned by the spool does all writing: it commits what was offered and
-deletes what was acknowledged, several of both per transaction when they come faster than the disk.
+deletes what was acknowledged, several of both per transaction when they come faster than the disk. Demonstrations pass
+into the archive before they are deleted.
 """
 
 import logging
 import queue
 import secrets
+import shutil
 import sqlite3
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from actor.archive import DemonstrationArchive
+from actor.spool_schema import (
+    FORMAT,
+    INSERT_RECORD,
+    SCHEMA,
+    ClosedEpisode,
+    NewestEpisode,
+    Offered,
+    migrate_from_2,
+)
 from policy.database import open_database
-from policy.transition import Recordable, RecordId
-from policy.wire import record_to_message
+from policy.errors import CgpoError, CorruptFileError
+from policy.failpoints import failpoint
+from policy.log_records import EncodedRecord
+from policy.transition import ActionSource, EpisodeMark, MarkKind, Recordable, RecordId, Transition
+from policy.wire import encode_body, record_crc32
 
 logger = logging.getLogger(__name__)
 
-_SCHEMA = """
-CREATE TABLE records (
-    position INTEGER PRIMARY KEY AUTOINCREMENT,  -- in the order of offering; never used again, even when all is sent
-    incarnation TEXT NOT NULL,
-    sequence INTEGER NOT NULL,
-    payload BLOB NOT NULL,  -- a cgpo.v1.Record
-    UNIQUE (incarnation, sequence)
-)
-"""
-_GROUP = 64  # offers and acknowledgements in one transaction
+_GROUP = 64  # offers and acknowledgements in one transaction, and rows in memory on their way to the archive
 _RETRY_S = 1.0
+_ROOM_PERIOD_S = 1.0  # between two looks at the disk's free space
+_GB = 1e9
+_RECORD_COLUMNS = "position, incarnation, sequence, is_mark, episode, step, crc32, body"
 
 
 def new_incarnation() -> str:
@@ -41,18 +50,12 @@ def new_incarnation() -> str:
 
 @dataclass(frozen=True)
 class SpooledRecord:
-    """A record that waits for its acknowledgement."""
+    """A record that waits for its acknowledgement. Its checksum is right."""
 
     position: int
-    incarnation: str
-    sequence: int
-    payload: bytes  # a cgpo.v1.Record
-
-
-@dataclass(frozen=True)
-class _Offer:
-    sequence: int
-    payload: bytes
+    record_id: RecordId
+    crc32: int  # of name and body
+    body: bytes  # a cgpo.v1.Body
 
 
 @dataclass(frozen=True)
@@ -68,27 +71,55 @@ class Spool:
     everything else may be called from any.
     """
 
-    def __init__(self, path: Path, actor_id: str, incarnation: str, written_before: int | None = None) -> None:
-        """Open the spool of this actor. Raises ConfigError when another actor process has it open.
+    def __init__(
+        self,
+        path: Path,
+        actor_id: str,
+        incarnation: str,
+        *,
+        archive: DemonstrationArchive | None = None,
+        min_free_gb: float = 0.0,
+        undecided: tuple[str, int] | None = None,
+    ) -> None:
+        """Open the spool of this actor, and close the episode in which the process before ended, if it did: once.
 
-        written_before: what `written` was when the incarnation began; goes on after the last record that a process of
-        it, which may have been killed, committed here. Without it the incarnation is new.
+        The episode gets a mark under its own incarnation: ABORTED when its last step had not come, DISCARD, complete
+        or not, when it is the `undecided` (incarnation, episode). `archive` is closed with the spool. min_free_gb: with
+        less room than this, no episode should begin; 0 does not look. Raises ConfigError when another actor process has
+        the file open, CorruptFileError when it is damaged.
         """
         self._path = path
         self._actor_id = actor_id
         self._incarnation = incarnation
-        self._offered = 0
-        self._connection = open_database(path, _SCHEMA, is_exclusive=True)
+        self._archive = archive
+        self._min_free_gb = min_free_gb
+        self._demonstrations: set[int] = set()  # episodes of this incarnation in which a person began to demonstrate
+        self._connection = open_database(
+            path,
+            SCHEMA,
+            format_version=FORMAT,
+            migrations={2: lambda connection: migrate_from_2(connection, actor_id)},
+            is_exclusive=True,
+        )
+        try:
+            self._newest = NewestEpisode.read(self._connection)
+            self._closed_episode = self._close_episode_before(undecided)
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise CorruptFileError(f"cannot use {path}: {error}. Free some space, or move it away.") from error
         self._inherited: int = self._connection.execute("SELECT COUNT(*) FROM records").fetchone()[0]
         if self._inherited:
             logger.info("%d steps of earlier runs are still in %s and will be sent first", self._inherited, path)
+        self._offered = 0
         self._committed = 0
         self._acknowledged = 0
         self._error: str | None = None
+        self._shortage: str | None = None
+        self._looked_monotonic_s = -_ROOM_PERIOD_S
         self._is_closing = threading.Event()
-        self._inbox: queue.SimpleQueue[_Offer | _Acknowledgement | None] = queue.SimpleQueue()  # put never blocks
+        self._inbox: queue.SimpleQueue[Offered | _Acknowledgement | None] = queue.SimpleQueue()  # put never blocks
         self._changed = threading.Condition()  # one user of the connection at a time; notified after each commit
-        self._first_sequence = 0 if written_before is None else self.written - written_before
+        self._look_for_room()
         self._writer = threading.Thread(target=self._write, name="spool", daemon=True)
         self._writer.start()
 
@@ -97,31 +128,32 @@ class Spool:
 
         Raises WireError, with nothing kept, for a transition above the size limit.
         """
-        sequence = self.next_sequence
-        message = record_to_message(RecordId(self._actor_id, self._incarnation, sequence), body)
-        self._inbox.put(_Offer(sequence, message.SerializeToString()))
+        sequence, data = self._offered, encode_body(body)
+        if isinstance(body, Transition) and body.source is ActionSource.HUMAN_DEMONSTRATION:
+            self._demonstrations.add(body.episode)
+        self._inbox.put(
+            Offered(
+                sequence=sequence,
+                episode=body.episode,
+                step=body.step,
+                mark=body.kind if isinstance(body, EpisodeMark) else None,
+                is_last=isinstance(body, Transition) and body.is_last,
+                is_demonstration=body.episode in self._demonstrations,
+                body=data,
+            )
+        )
         self._offered += 1
         return sequence
+
+    @property
+    def closed_episode(self) -> ClosedEpisode | None:
+        """The episode of an earlier process that opening this spool gave a mark."""
+        return self._closed_episode
 
     @property
     def offered(self) -> int:
         """Transitions offered to this object."""
         return self._offered
-
-    @property
-    def next_sequence(self) -> int:
-        """Sequence number of the next record to be offered."""
-        return self._first_sequence + self._offered
-
-    @property
-    def written(self) -> int:
-        """Records that processes with this file ever committed, those included that are sent and deleted.
-
-        The difference between two moments is the number of records committed between them, whatever killed whom.
-        """
-        with self._changed:
-            row = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
-            return int(row[0]) if row else 0
 
     @property
     def pending(self) -> int:
@@ -134,9 +166,9 @@ class Spool:
         return self._acknowledged
 
     @property
-    def error(self) -> str | None:
-        """Why the disk takes nothing at the moment; None when all is well. Steps wait in memory meanwhile."""
-        return self._error
+    def obstacle(self) -> str | None:
+        """Why no episode should begin: the disk takes nothing, so that steps wait in memory, or is nearly full."""
+        return self._error or self._shortage
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything offered so far is on the disk; return whether it is."""
@@ -153,18 +185,18 @@ class Spool:
             return [incarnation for (incarnation,) in rows]
 
     def read_after(self, position: int, limit: int, timeout_s: float = 0.0) -> list[SpooledRecord]:
-        """Return up to `limit` committed records after `position`, oldest first; wait up to timeout_s for the first."""
+        """Return up to `limit` committed records after `position`, oldest first; wait up to timeout_s for the first.
+
+        A record that the disk has damaged is moved aside; a bookmark that says so has its place. Raises
+        CorruptFileError for a file that SQLite itself cannot read any more, sqlite3.Error for what may pass.
+        """
         with self._changed:
             deadline_s = time.monotonic() + timeout_s
             while True:
-                rows = self._connection.execute(
-                    "SELECT position, incarnation, sequence, payload FROM records WHERE position > ? "
-                    "ORDER BY position LIMIT ?",
-                    (position, limit),
-                ).fetchall()
+                records = self._select("position > ? ORDER BY position LIMIT ?", position, limit)
                 remaining_s = deadline_s - time.monotonic()
-                if rows or remaining_s <= 0:
-                    return [SpooledRecord(*row) for row in rows]
+                if records or remaining_s <= 0:
+                    return [record for record, _ in records]
                 self._changed.wait(remaining_s)
 
     def acknowledge(self, incarnation: str, next_sequence: int) -> None:
@@ -178,57 +210,228 @@ class Spool:
 
     def close(self) -> None:
         """Commit what was offered and close the file. A disk that still fails loses those steps, with an error."""
+        if self._is_closing.is_set():
+            return
         self._is_closing.set()
         self._inbox.put(None)
         self._writer.join()
         with self._changed:
             self._connection.close()
+        if self._archive is not None:
+            self._archive.close()
+
+    def _close_episode_before(self, undecided: tuple[str, int] | None) -> ClosedEpisode | None:
+        """Mark the episode in which the process before ended, and forget it in the same transaction."""
+        newest, self._newest = self._newest, None
+        if newest is None:
+            return None
+        assert newest.incarnation != self._incarnation, "an incarnation is one process"
+        is_undecided = undecided == (newest.incarnation, newest.episode)
+        closed = None
+        with self._connection:
+            self._connection.execute("DELETE FROM newest_episode")
+            if newest.num_steps and (newest.is_open or is_undecided):
+                closed = ClosedEpisode(newest.num_steps, MarkKind.DISCARD if is_undecided else MarkKind.ABORTED)
+                mark = _mark(newest.episode, newest.last_step, closed.kind, "the process ended during this episode")
+                offered = Offered(
+                    sequence=newest.next_sequence,
+                    episode=newest.episode,
+                    step=newest.last_step,
+                    mark=closed.kind,
+                    is_last=False,
+                    is_demonstration=newest.is_demonstration,
+                    body=encode_body(mark),
+                )
+                record_id = RecordId(self._actor_id, newest.incarnation, newest.next_sequence)
+                self._connection.execute(INSERT_RECORD, offered.row(record_id))
+        if closed is not None:
+            logger.warning("episode %d of incarnation %s: %s", newest.episode, newest.incarnation, closed.sentence)
+        return closed
 
     def _write(self) -> None:
+        try:
+            self._write_until_closed()
+        except BaseException as error:
+            self._error = f"the thread that writes {self._path} ended: {error!r}"
+            logger.critical("%s. Steps stay in memory: end this process.", self._error)
+            raise
+
+    def _write_until_closed(self) -> None:
         is_open = True
         while is_open:
-            group = [self._inbox.get()]
-            while len(group) < _GROUP and not self._inbox.empty():
+            try:
+                group = [self._inbox.get(timeout=_ROOM_PERIOD_S)]
+            except queue.Empty:
+                group = []
+            while group and len(group) < _GROUP and not self._inbox.empty():
                 group.append(self._inbox.get())
             is_open = None not in group
             self._commit_until_done([item for item in group if item is not None])
+            if group:
+                failpoint("spool.after_commit")
+            self._look_for_room()
 
-    def _commit_until_done(self, group: list[_Offer | _Acknowledgement]) -> None:
-        while True:
+    def _commit_until_done(self, group: list[Offered | _Acknowledgement]) -> None:
+        offers = [item for item in group if isinstance(item, Offered)]
+        acknowledgements = [item for item in group if isinstance(item, _Acknowledgement)]
+        while offers or acknowledgements:
             try:
-                self._commit(group)
-            except sqlite3.Error as error:
+                acknowledgements = self._archive_before_deletion(acknowledgements)
+                self._commit(offers, acknowledgements)
+            except Exception as error:  # whatever it is: the steps stay, it is said, and tried again
                 self._report(f"cannot write {self._path}: {error}")
             else:
                 if self._error is not None:
                     logger.warning("%s takes steps again", self._path)
                     self._error = None
                 return
+            self._look_for_room()
             if self._is_closing.wait(_RETRY_S):
-                lost = sum(isinstance(item, _Offer) for item in group)
-                logger.critical("%d steps could not be written to %s and end with this process", lost, self._path)
+                if offers:
+                    logger.critical(
+                        "%d steps could not be written to %s and end with this process", len(offers), self._path
+                    )
                 return
 
-    def _commit(self, group: list[_Offer | _Acknowledgement]) -> None:
-        offers = [item for item in group if isinstance(item, _Offer)]
-        acknowledged = 0
+    def _commit(self, offers: list[Offered], acknowledgements: list[_Acknowledgement]) -> None:
+        newest = self._newest
+        for offer in offers:
+            newest = NewestEpisode.after(newest, self._incarnation, offer)
+        rows = [offer.row(RecordId(self._actor_id, self._incarnation, offer.sequence)) for offer in offers]
         with self._changed:
+            deleted = 0
             with self._connection:
-                self._connection.executemany(
-                    "INSERT INTO records (incarnation, sequence, payload) VALUES (?, ?, ?)",
-                    [(self._incarnation, offer.sequence, offer.payload) for offer in offers],
-                )
-                for item in group:
-                    if isinstance(item, _Acknowledgement):
-                        acknowledged += self._connection.execute(
-                            "DELETE FROM records WHERE incarnation = ? AND sequence < ?",
-                            (item.incarnation, item.next_sequence),
-                        ).rowcount
+                self._connection.executemany(INSERT_RECORD, rows)
+                if newest is not None and newest != self._newest:
+                    newest.write(self._connection)
+                for acknowledged in acknowledgements:
+                    deleted += self._connection.execute(
+                        "DELETE FROM records WHERE incarnation = ? AND sequence < ?",
+                        (acknowledged.incarnation, acknowledged.next_sequence),
+                    ).rowcount
+                failpoint("spool.before_commit")
+            self._newest = newest
             self._committed += len(offers)
-            self._acknowledged += acknowledged
+            self._acknowledged += deleted
             self._changed.notify_all()
+
+    def _archive_before_deletion(self, acknowledgements: list[_Acknowledgement]) -> list[_Acknowledgement]:
+        """Put the demonstrations that are to be deleted into the archive; return what may be deleted.
+
+        What could not be archived stays: acknowledgements are cumulative, and the next one tries again.
+        """
+        if self._archive is None:
+            return acknowledgements
+        archived = []
+        for acknowledged in acknowledgements:
+            try:
+                self._archive_below(acknowledged, self._archive)
+            except (CgpoError, OSError, sqlite3.Error) as error:
+                logger.error("demonstrations stay in %s, because their archive takes none: %s", self._path, error)
+            else:
+                archived.append(acknowledged)
+        return archived
+
+    def _archive_below(self, acknowledged: _Acknowledgement, archive: DemonstrationArchive) -> None:
+        position = 0
+        while True:
+            with self._changed:
+                records = self._select(
+                    "is_demonstration AND incarnation = ? AND sequence < ? AND position > ? ORDER BY position LIMIT ?",
+                    acknowledged.incarnation,
+                    acknowledged.next_sequence,
+                    position,
+                    _GROUP,
+                )
+            if not records:
+                return
+            archive.append([encoded for _, encoded in records])
+            position = records[-1][0].position
+
+    def _select(self, condition: str, *values: str | int) -> list[tuple[SpooledRecord, EncodedRecord]]:
+        """Return records, each checked: as what is sent, and as what is archived. The caller holds the lock."""
+        try:
+            rows = self._connection.execute(
+                f"SELECT {_RECORD_COLUMNS} FROM records WHERE {condition}", values
+            ).fetchall()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            raise CorruptFileError(
+                f"{self._path} is damaged: {error}. Move it away to start a new one; `sqlite3 FILE .recover` reads "
+                "what can still be read of it."
+            ) from error
+        return [self._checked(*row) for row in rows]
+
+    def _checked(
+        self,
+        position: int,
+        incarnation: str,
+        sequence: int,
+        is_mark: int,
+        episode: int,
+        step: int,
+        crc32: int,
+        body: bytes,
+    ) -> tuple[SpooledRecord, EncodedRecord]:
+        record_id = RecordId(self._actor_id, incarnation, sequence)
+        if record_crc32(record_id, body) != crc32:
+            what = "a mark" if is_mark else f"step {step}"
+            note = f"lost: {what} of episode {episode}, which the disk damaged in the actor's spool"
+            logger.critical(
+                "record %d of incarnation %s, %s of episode %d, was damaged by the disk of %s. It is kept in the table "
+                "`damaged`, and a bookmark goes to the learner in its place. Check the disk.",
+                sequence,
+                incarnation,
+                what,
+                episode,
+                self._path,
+            )
+            body = encode_body(_mark(episode, step, MarkKind.BOOKMARK, note))
+            crc32, is_mark = record_crc32(record_id, body), True
+            columns = "incarnation, sequence, is_mark, episode, step, crc32, body"
+            with self._connection:
+                self._connection.execute(
+                    f"INSERT INTO damaged ({columns}) SELECT {columns} FROM records WHERE position = ?", (position,)
+                )
+                self._connection.execute(
+                    "UPDATE records SET is_mark = 1, crc32 = ?, body = ? WHERE position = ?", (crc32, body, position)
+                )
+        return (
+            SpooledRecord(position, record_id, crc32, body),
+            EncodedRecord(record_id, bool(is_mark), episode, step, body),
+        )
+
+    def _look_for_room(self) -> None:
+        """See whether there is room for an episode, not more often than need be. For the writer's thread."""
+        now_s = time.monotonic()
+        if not self._min_free_gb or now_s - self._looked_monotonic_s < _ROOM_PERIOD_S:
+            return
+        self._looked_monotonic_s = now_s
+        try:
+            free_gb = (shutil.disk_usage(self._path.parent).free + self._unused_bytes()) / _GB
+        except (OSError, sqlite3.Error) as error:
+            self._shortage = f"cannot see how much room the disk of {self._path} has: {error}"
+            return
+        self._shortage = None
+        if free_gb < self._min_free_gb:
+            self._shortage = (
+                f"the disk of {self._path} has room for {free_gb:.2f} GB more, below actor.min_free_gb = "
+                f"{self._min_free_gb:g}: free some space there, or let the learner take what waits in the spool"
+            )
+
+    def _unused_bytes(self) -> int:
+        """Return the room within the file: what was sent and deleted leaves it there, and not to the disk."""
+        with self._changed:
+            (pages,) = self._connection.execute("PRAGMA freelist_count").fetchone()
+            (page_bytes,) = self._connection.execute("PRAGMA page_size").fetchone()
+        return int(pages * page_bytes)
 
     def _report(self, error: str) -> None:
         if error != self._error:
             logger.error("%s. Steps wait in memory until it works again: free some space or check the disk.", error)
         self._error = error
+
+
+def _mark(episode: int, step: int, kind: MarkKind, note: str) -> EpisodeMark:
+    return EpisodeMark(episode=episode, step=step, kind=kind, wall_time_s=time.time(), note=note)

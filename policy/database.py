@@ -1,21 +1,32 @@
 """SQLite set up for what must survive a power loss: the actor's spool and the learner's episode log."""
 
 import sqlite3
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from policy.errors import ConfigError, CorruptFileError
+from policy.errors import CgpoError, ConfigError, CorruptFileError
 
-_FORMAT_VERSION = 2
+LOG_FORMAT = 2
+
+Migration = Callable[[sqlite3.Connection], None]
+"""Brings the tables of an older format to the present one, within a transaction that is not its own."""
 
 
 def open_database(
-    path: Path, schema: str, *, is_exclusive: bool = False, read_only: bool = False
+    path: Path,
+    schema: str,
+    *,
+    format_version: int = LOG_FORMAT,
+    migrations: Mapping[int, Migration] | None = None,
+    is_exclusive: bool = False,
+    read_only: bool = False,
 ) -> sqlite3.Connection:
     """Open or create a database in which a commit is on the disk when it returns (WAL, synchronous=FULL).
 
     Any thread may use the connection, one at a time. is_exclusive keeps every other process out until it is closed.
-    Raises ConfigError when the file cannot be opened or another process has it exclusively, CorruptFileError when it is
-    not a database of this format.
+    `migrations` holds, for each older format that is understood, what brings it to format_version: in one transaction,
+    so that a crash leaves the old file or the new one. Raises ConfigError when the file cannot be opened or another
+    process has it exclusively, CorruptFileError when it is not a database of a format that is understood.
     """
     try:
         if not read_only:
@@ -36,10 +47,18 @@ def open_database(
         connection.execute("PRAGMA synchronous = FULL")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == 0 and not read_only:
-            connection.executescript(f"BEGIN; {schema}; PRAGMA user_version = {_FORMAT_VERSION}; COMMIT;")
-        elif version != _FORMAT_VERSION:
-            raise CorruptFileError(f"{path} has format {version}, this program uses {_FORMAT_VERSION}. Move it away.")
+            connection.executescript(f"BEGIN; {schema}; PRAGMA user_version = {format_version}; COMMIT;")
+        elif migrations is not None and version in migrations and not read_only:
+            connection.execute("BEGIN IMMEDIATE")
+            migrations[version](connection)
+            connection.execute(f"PRAGMA user_version = {format_version}")
+            connection.commit()
+        elif version != format_version:
+            raise CorruptFileError(f"{path} has format {version}, this program uses {format_version}. Move it away.")
         connection.execute(f"PRAGMA query_only = {read_only}")
+    except CgpoError:
+        connection.close()
+        raise
     except sqlite3.OperationalError as error:
         connection.close()
         raise ConfigError(f"cannot use {path}: {error}. Does another process use it?") from error

@@ -27,7 +27,7 @@ from policy.episode_log import EpisodeLog
 from policy.errors import EXIT_CONFIG, EXIT_OK, ConfigError
 from policy.spec import Specs
 from policy.transition import EpisodeMark, MarkKind, Recordable, RecordId, Transition
-from policy.wire import record_from_message
+from policy.wire import decode_body
 from tests.teleop_fakes import TypedTerminal
 
 HANG_LIMIT_S = 60.0
@@ -82,16 +82,10 @@ def spooled(run_dir: Path) -> Records:
     """Return what waits in the spool, in order."""
     connection = sqlite3.connect(f"file:{run_dir / 'spool.sqlite'}?mode=ro", uri=True)
     try:
-        rows = connection.execute("SELECT payload FROM records ORDER BY position").fetchall()
+        rows = connection.execute("SELECT incarnation, sequence, body FROM records ORDER BY position").fetchall()
     finally:
         connection.close()
-    return [decoded(payload) for (payload,) in rows]
-
-
-def decoded(payload: bytes) -> tuple[RecordId, Recordable]:
-    from cgpo_proto import link_pb2
-
-    return record_from_message(link_pb2.Record.FromString(payload), SPECS)
+    return [(RecordId("actor-0", *name), decode_body(body, SPECS)) for *name, body in rows]
 
 
 def learned_steps(records: Records) -> int:
@@ -142,9 +136,11 @@ def test_killed_in_a_demonstration_it_loses_nothing_and_resumes_with_the_right_c
     run_dir = tmp_path / "actor"
     state = killed_amid_an_episode(run_dir, ingest.address if learner_is_up else NOBODY)
     kept_before = kept_steps(run_dir)
-    committed = {record_id for record_id, _ in (ingest.records() if learner_is_up else []) + spooled(run_dir)}
-    present = [record_id for record_id in committed if record_id.incarnation == state.incarnation]
-    cut_short = len(present) - state.first_sequence
+    committed = dict((ingest.records() if learner_is_up else []) + spooled(run_dir))
+    cut_short = sum(
+        isinstance(body, Transition) and (record_id.incarnation, body.episode) == (state.incarnation, state.episode)
+        for record_id, body in committed.items()
+    )
     assert cut_short > 0
 
     again = subprocess.run(
@@ -152,7 +148,7 @@ def test_killed_in_a_demonstration_it_loses_nothing_and_resumes_with_the_right_c
         capture_output=True, text=True, timeout=HANG_LIMIT_S, check=False,
     )  # fmt: skip
     assert again.returncode == EXIT_OK, again.stderr
-    assert f"a recorder ended in an episode: its {cut_short} steps are stored, marked as" in again.stdout
+    assert f"the process before ended in an episode: its {cut_short} steps are stored, marked as discarded" in again.stdout
     assert f"demonstrations: {len(kept_before)} of {len(kept_before) + 2} kept earlier" in again.stdout
     assert again.stdout.splitlines()[-1].endswith("the learner has all of it")
     kept = kept_steps(run_dir)
@@ -160,7 +156,7 @@ def test_killed_in_a_demonstration_it_loses_nothing_and_resumes_with_the_right_c
 
     records = ingest.records()
     arrived = [record_id for record_id, _ in records]
-    assert committed <= set(arrived)
+    assert committed.keys() <= set(arrived)
     assert len(arrived) == len(set(arrived)) == sum(kept) + cut_short + 1
     for incarnation in {record_id.incarnation for record_id in arrived}:
         sequences = [record_id.sequence for record_id in arrived if record_id.incarnation == incarnation]
