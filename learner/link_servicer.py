@@ -75,7 +75,13 @@ class LinkServicer(link_pb2_grpc.LinkServicer):
             self._check_certificate(request.actor_id, context)
             self._handshake.check(request.protocol_version, request.specs_json, request.policy_json)
             holder = f"process {request.pid} on {request.host or 'an unnamed host'} ({context.peer()})"
-            session = self._sessions.open(request.actor_id, request.incarnation, holder, take_over=request.take_over)
+            session = self._sessions.open(
+                request.actor_id,
+                request.incarnation,
+                holder,
+                take_over=request.take_over,
+                spooled_incarnations=request.spooled_incarnations,
+            )
         except CgpoError as error:
             _refuse(context, error)
         logger.info("%s connected: %s, incarnation %s", request.actor_id, holder, request.incarnation)

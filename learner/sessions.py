@@ -3,7 +3,7 @@
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from policy.errors import CgpoError
@@ -43,18 +43,29 @@ class Sessions:
         self._lock = threading.Lock()
         self._by_key: dict[bytes, Session] = {}
 
-    def open(self, actor_id: str, incarnation: str, holder: str, *, take_over: bool = False) -> bytes:
+    def open(
+        self,
+        actor_id: str,
+        incarnation: str,
+        holder: str,
+        *,
+        take_over: bool = False,
+        spooled_incarnations: Collection[str] = (),
+    ) -> bytes:
         """Lease the id to an incarnation and return the key of its session.
 
-        A session that the incarnation had before ends, and with take_over another's does too. Raises
-        ActorInUseError while another incarnation holds the id, TooManyActorsError when no more ids are leased.
+        A session that the incarnation had before ends, and with take_over another's does too. So does that of an
+        incarnation without streams whose records are in the caller's spool: one process at a time can have it open, so
+        that one is dead, and nobody waits for its lease to end. Raises ActorInUseError while another incarnation holds
+        the id, TooManyActorsError when no more ids are leased.
         """
         with self._lock:
             now_s = self._clock()
             self._forget_expired(now_s)
             held = {session.actor_id: session for session in self._by_key.values()}
             other = held.get(actor_id)
-            if other is not None and other.incarnation != incarnation and not take_over:
+            is_dead = other is not None and not other.streams and other.incarnation in spooled_incarnations
+            if other is not None and other.incarnation != incarnation and not (take_over or is_dead):
                 since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(other.since_wall_s))
                 raise ActorInUseError(
                     f"actor id {actor_id!r} is in use by {other.holder}, since {since}. Each robot needs an id of its "

@@ -93,6 +93,18 @@ def test_taking_over_ends_the_other_and_locks_it_out(sessions: Sessions) -> None
         sessions.open("robot", "a", "")
 
 
+def test_who_has_the_spool_of_a_dead_process_need_not_wait_for_its_lease_to_end(sessions: Sessions) -> None:
+    session = sessions.open_stream(sessions.open("robot", "a", ""), "Append")
+    assert session is not None
+    with pytest.raises(ActorInUseError):  # a copy of its spool, while it lives
+        sessions.open("robot", "b", "", spooled_incarnations=["a"])
+    sessions.close_stream(session, "Append", is_goodbye=False)
+    with pytest.raises(ActorInUseError):
+        sessions.open("robot", "b", "", spooled_incarnations=["0"])
+    sessions.open("robot", "b", "", spooled_incarnations=["0", "a"])
+    assert session.is_over
+
+
 def test_a_session_has_one_stream_of_each_kind_and_an_unknown_key_none(sessions: Sessions) -> None:
     key = sessions.open("robot", "a", "")
     assert sessions.open_stream(key, "Append") is not None
