@@ -17,13 +17,13 @@ from actor.link import Link
 from actor.spool import Spool
 from policy.config import PolicyConfig
 from policy.episode_log import EpisodeLog
-from policy.grpc_options import PROTOCOL_VERSION
-from policy.log_records import LogEntry
+from policy.grpc_options import PROTOCOL_VERSION, SESSION_KEY
+from policy.log_records import LogEntry, QuarantinedRecord
 from policy.spec import Specs
 from policy.transition import RecordId
 from policy.weights import PolicyWeights
 from policy.weights_store import WeightsStore
-from policy.wire import record_to_message
+from policy.wire import encode_body, make_record, record_crc32
 from tests.transitions import SPECS, make_transition
 
 HANG_LIMIT_S = 30.0
@@ -40,8 +40,9 @@ def wait_until(condition: Callable[[], Any]) -> None:
 class Ingest:
     """The ingest process of one run folder; every start after the first uses the same port."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *flags: str) -> None:
         self.run_dir = run_dir
+        self.flags = flags
         self.policy_path = run_dir.with_suffix(".policy.json")
         self.policy_path.write_text(POLICY.to_json())
         self.address = "127.0.0.1:0"
@@ -51,7 +52,7 @@ class Ingest:
     def command(self, *flags: str, host: str = "127.0.0.1", port: str | None = None) -> list[str]:
         command = [sys.executable, "-m", "learner.ingest", "--run-dir", str(self.run_dir), "--host", host]
         port = port or self.address.rpartition(":")[2]
-        return [*command, "--port", port, "--policy-json", str(self.policy_path), *flags]
+        return [*command, "--port", port, "--policy-json", str(self.policy_path), *self.flags, *flags]
 
     def start(self) -> "Ingest":
         with self.log_path.open("ab") as log:
@@ -81,6 +82,13 @@ class Ingest:
 
     def sequences(self) -> list[tuple[str, str, int]]:
         return [(e.record_id.actor_id, e.record_id.incarnation, e.record_id.sequence) for e in self.entries()]
+
+    def quarantine(self) -> list[QuarantinedRecord]:
+        log = EpisodeLog(self.run_dir / "log.sqlite", read_only=True)
+        try:
+            return log.quarantine()
+        finally:
+            log.close()
 
     @property
     def weights(self) -> WeightsStore:
@@ -139,13 +147,26 @@ def hello(*incarnations: str, specs: Specs = SPECS) -> link_pb2.HelloRequest:
     )
 
 
-def messages(steps: range, incarnation: str = "a") -> list[link_pb2.Record]:
-    return [record_to_message(RecordId("robot", incarnation, step), make_transition(step)) for step in steps]
+def messages(steps: range, incarnation: str = "a", **changes: Any) -> list[link_pb2.Record]:
+    """Return the messages of steps; `changes` may give them values that a receiver refuses."""
+    records = []
+    for step in steps:
+        record_id, body = RecordId("robot", incarnation, step), encode_body(make_transition(step, **changes))
+        records.append(make_record(record_id, body, record_crc32(record_id, body)))
+    return records
 
 
-def append(stub: link_pb2_grpc.LinkStub, records: list[link_pb2.Record]) -> int:
-    """Send records, wait until all are acknowledged and return the last acknowledgement."""
-    acks = stub.Append(iter(records), timeout=HANG_LIMIT_S)
+def join(stub: link_pb2_grpc.LinkStub, request: link_pb2.HelloRequest | None = None) -> tuple[tuple[str, bytes], ...]:
+    """Say Hello and return the metadata of the session's streams."""
+    return ((SESSION_KEY, stub.Hello(request or hello(), timeout=HANG_LIMIT_S).session),)
+
+
+def append(stub: link_pb2_grpc.LinkStub, records: list[link_pb2.Record]) -> list[link_pb2.Ack]:
+    """Say Hello, send records, say goodbye, and return the acknowledgements."""
+    return list(stub.Append(iter(records), timeout=HANG_LIMIT_S, metadata=join(stub)))
+
+
+def next_sequence(acks: list[link_pb2.Ack]) -> int:
     return max(int(ack.next_sequence) for ack in acks)
 
 

@@ -1,18 +1,31 @@
 """What is wrong is refused with its reason, and disturbs nobody else."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-import torch
 from cgpo_proto import link_pb2, link_pb2_grpc
 
-from policy.errors import SpecMismatchError, WireError
+from policy.errors import SpecMismatchError
+from policy.grpc_options import CHANNEL_OPTIONS, SESSION_KEY
 from policy.spec import ActionSpec, ObservationSpec, Specs
-from policy.weights import serialise
-from tests.link_ends import HANG_LIMIT_S, POLICY, Actor, Ingest, append, hello, messages, refused, wait_until
+from tests.link_ends import (
+    HANG_LIMIT_S,
+    POLICY,
+    Actor,
+    Ingest,
+    append,
+    hello,
+    join,
+    messages,
+    next_sequence,
+    refused,
+    wait_until,
+)
 from tests.transitions import SPECS, make_transition
 
 
@@ -48,43 +61,95 @@ def test_an_actor_that_differs_is_told_both_values_and_keeps_its_steps(
     assert robot.spool.pending == 10
 
 
-def test_an_invalid_record_is_refused_by_name_after_the_valid_ones_before_it(
-    ingest: Ingest, stub: link_pb2_grpc.LinkStub, connect: Callable[..., Actor]
+def test_an_invalid_record_goes_to_quarantine_and_the_stream_goes_on(
+    ingest: Ingest, stub: link_pb2_grpc.LinkStub
 ) -> None:
-    other = connect(ingest.address, actor_id="other")
-    stub.Hello(hello(), timeout=HANG_LIMIT_S)
-    records = messages(range(5))
-    records[3].transition.reward = float("nan")
-    code, text = refused(lambda: append(stub, records))
-    assert code == grpc.StatusCode.INVALID_ARGUMENT
-    assert "record 3 of robot, incarnation a: reward = nan" in text
-    assert [sequence for _, _, sequence in ingest.sequences()] == [0, 1, 2]
-    other.offer(range(3))
-    other.drain()
-    assert other.link.statistics.reconnects == 0
+    records = [*messages(range(3)), *messages(range(3, 4), reward=float("nan")), *messages(range(4, 6))]
+    acks = append(stub, records)
+    assert next_sequence(acks) == 6
+    assert [ack.refusal for ack in acks if ack.refused] == ["reward = nan is not finite"]
+    assert [sequence for _, _, sequence in ingest.sequences()] == [0, 1, 2, 4, 5]
+    (held,) = ingest.quarantine()
+    assert (held.record_id.sequence, held.payload) == (3, records[3].body)
 
 
-def test_a_refused_record_stops_the_link_with_the_learners_words(ingest: Ingest, connect: Callable[..., Actor]) -> None:
+def test_an_actor_hears_of_a_refusal_and_goes_on(ingest: Ingest, connect: Callable[..., Actor]) -> None:
     robot = connect(ingest.address)
     robot.spool.offer(make_transition(0, reward=float("inf")))
-    wait_until(lambda: robot.link.refusal)
-    assert isinstance(robot.link.refusal, WireError)
-    assert "reward = inf is not finite" in str(robot.link.refusal)
-    assert robot.spool.pending == 1
+    robot.offer(range(1, 5))
+    robot.drain()
+    wait_until(lambda: robot.link.statistics.refused == 1)
+    assert "reward = inf is not finite" in robot.link.statistics.last_refusal
+    assert robot.link.refusal is None
+    assert len(ingest.sequences()) == 4
+
+
+def test_a_record_that_was_damaged_on_its_way_is_not_stored_and_asked_for_again(
+    ingest: Ingest, stub: link_pb2_grpc.LinkStub
+) -> None:
+    records = messages(range(5))
+    body = bytearray(records[3].body)
+    body[20] ^= 1
+    whole, records[3].body = records[3].body, bytes(body)
+    code, text = refused(lambda: append(stub, records))
+    assert code == grpc.StatusCode.DATA_LOSS
+    assert "number 3 of 'robot'" in text
+    assert [sequence for _, _, sequence in ingest.sequences()] == [0, 1, 2]
+    records[3].body = whole
+    assert next_sequence(append(stub, records)) == 5
+    assert len(ingest.sequences()) == 5
 
 
 def test_a_gap_in_a_sequence_is_refused(stub: link_pb2_grpc.LinkStub, ingest: Ingest) -> None:
-    stub.Hello(hello(), timeout=HANG_LIMIT_S)
     append(stub, messages(range(3)))
     code, text = refused(lambda: append(stub, messages(range(5, 6))))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
     assert "needs 3 next" in text
 
 
-def test_records_before_any_hello_are_refused(stub: link_pb2_grpc.LinkStub) -> None:
-    code, text = refused(lambda: append(stub, messages(range(1))))
+def test_streams_without_a_session_are_refused(ingest: Ingest, stub: link_pb2_grpc.LinkStub) -> None:
+    for metadata in (None, ((SESSION_KEY, b"0123456789abcdef"),)):
+        code, text = refused(
+            lambda metadata=metadata: list(stub.Append(iter([]), timeout=HANG_LIMIT_S, metadata=metadata))  # type: ignore[misc]
+        )
+        assert code == grpc.StatusCode.ABORTED
+        assert "Hello" in text
+
+
+def test_an_actor_sends_its_own_records_only(ingest: Ingest, stub: link_pb2_grpc.LinkStub) -> None:
+    request = hello()
+    request.actor_id = "other"
+    code, text = refused(
+        lambda: list(stub.Append(iter(messages(range(1))), timeout=HANG_LIMIT_S, metadata=join(stub, request)))
+    )
     assert code == grpc.StatusCode.INVALID_ARGUMENT
-    assert "Hello" in text
+    assert "'other' sends a record of 'robot'" in text
+    assert ingest.sequences() == []
+
+
+def test_a_second_process_with_the_same_actor_id_is_refused_until_it_takes_over(
+    ingest: Ingest, stub: link_pb2_grpc.LinkStub
+) -> None:
+    first = hello()
+    first.host, first.pid = "lab-pc", 4711
+    stream = stub.WatchWeights(link_pb2.WatchWeightsRequest(), timeout=HANG_LIMIT_S, metadata=join(stub, first))
+    second = hello()
+    second.incarnation = "b"
+    code, text = refused(lambda: join(stub, second))
+    assert code == grpc.StatusCode.ALREADY_EXISTS
+    assert "process 4711 on lab-pc" in text
+    assert "--take-over" in text
+    second.take_over = True
+    join(stub, second)
+    assert refused(lambda: list(stream))[0] == grpc.StatusCode.ABORTED
+    assert refused(lambda: join(stub, first))[0] == grpc.StatusCode.ALREADY_EXISTS
+
+
+def test_a_hello_that_is_too_long_is_refused_before_it_is_read(ingest: Ingest, stub: link_pb2_grpc.LinkStub) -> None:
+    for change in ({"specs_json": "x" * (1 << 20)}, {"spooled_incarnations": ["i"] * 2000}, {"actor_id": "x" * 1000}):
+        request = hello()
+        request.MergeFrom(link_pb2.HelloRequest(**change))
+        assert refused(lambda request=request: join(stub, request))[0] == grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -98,27 +163,64 @@ def test_bytes_that_are_no_message_end_their_own_call_only(
     options = [("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(ingest.address, options=options) as channel:
         hostile: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream("/cgpo.v1.Link/Append")
-        assert refused(lambda: list(hostile(iter([payload]), timeout=HANG_LIMIT_S)))[0] == code
-    stub.Hello(hello(), timeout=HANG_LIMIT_S)
-    assert append(stub, messages(range(3))) == 3
+        session = join(stub)
+        assert refused(lambda: list(hostile(iter([payload]), timeout=HANG_LIMIT_S, metadata=session)))[0] == code
+    assert next_sequence(append(stub, messages(range(3)))) == 3
 
 
 def test_the_pings_of_an_idle_actor_are_welcome(ingest: Ingest) -> None:
     options = [("grpc.keepalive_time_ms", 1000), ("grpc.http2.max_pings_without_data", 0)]
     with grpc.insecure_channel(ingest.address, options=options) as channel:
         stub = link_pb2_grpc.LinkStub(channel)  # type: ignore[no-untyped-call]
-        code, _ = refused(lambda: list(stub.WatchWeights(link_pb2.WatchWeightsRequest(), timeout=5.0)))
+        metadata = join(stub)
+        code, _ = refused(
+            lambda: list(stub.WatchWeights(link_pb2.WatchWeightsRequest(), timeout=5.0, metadata=metadata))
+        )
     assert code == grpc.StatusCode.DEADLINE_EXCEEDED  # gRPC's default server hangs up after 3 s: too many pings
 
 
-def test_one_stream_too_many_is_refused_at_once_and_not_left_waiting(
-    ingest: Ingest, stub: link_pb2_grpc.LinkStub
-) -> None:
-    ingest.weights.publish(serialise({"weight": torch.ones(1)}), version=1, learner_step=0)
-    streams = [stub.WatchWeights(link_pb2.WatchWeightsRequest(), timeout=HANG_LIMIT_S) for _ in range(32)]
-    for stream in streams:
-        assert next(stream).version == 1  # so all of them are open
-    code, _ = refused(lambda: stub.Hello(hello(), timeout=HANG_LIMIT_S))
+def test_one_actor_too_many_is_told_who_is_there(tmp_path: Path) -> None:
+    ingest = Ingest(tmp_path / "few", "--max-actors", "1").start()
+    try:
+        with grpc.insecure_channel(ingest.address, options=CHANNEL_OPTIONS) as channel:
+            stub = link_pb2_grpc.LinkStub(channel)  # type: ignore[no-untyped-call]
+            join(stub)
+            request = hello()
+            request.actor_id = "other"
+            code, text = refused(lambda: join(stub, request))
+    finally:
+        ingest.kill()
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
-    for stream in streams:
-        stream.cancel()
+    assert "1 actors are connected, which is the limit (robot)" in text
+
+
+def test_one_call_too_many_is_refused_at_once_and_not_left_waiting(tmp_path: Path) -> None:
+    ingest = Ingest(tmp_path / "few", "--max-actors", "1").start()
+    try:
+        with grpc.insecure_channel(ingest.address, options=CHANNEL_OPTIONS) as channel:
+            unfinished: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary("/cgpo.v1.Link/Ping")
+            is_over = threading.Event()
+            pending = [unfinished.future(wait_for(is_over), timeout=HANG_LIMIT_S) for _ in range(2 + 16)]
+            stub = link_pb2_grpc.LinkStub(channel)  # type: ignore[no-untyped-call]
+            wait_until(lambda: not can_join(stub))
+            code, _ = refused(lambda: join(stub))
+            for call in pending:
+                call.cancel()
+            is_over.set()
+            wait_until(lambda: can_join(stub))
+    finally:
+        ingest.kill()
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def wait_for(is_over: threading.Event) -> Iterator[bytes]:
+    is_over.wait(HANG_LIMIT_S)
+    yield from ()
+
+
+def can_join(stub: link_pb2_grpc.LinkStub) -> bool:
+    try:
+        join(stub)
+    except grpc.RpcError:
+        return False
+    return True

@@ -10,7 +10,7 @@ from cgpo_proto import link_pb2, link_pb2_grpc
 from actor.weights_cache import WeightsCache
 from policy.weights import serialise
 from policy.weights_store import WeightsStore
-from tests.link_ends import HANG_LIMIT_S, Actor, Ingest, wait_until
+from tests.link_ends import HANG_LIMIT_S, Actor, Ingest, join, wait_until
 
 
 def weights(value: float) -> bytes:
@@ -77,9 +77,10 @@ def test_a_learner_that_counts_from_one_again_is_followed(ingest: Ingest, connec
 
 def test_weights_that_the_actor_has_are_not_sent_again(ingest: Ingest, stub: link_pb2_grpc.LinkStub) -> None:
     known = ingest.weights.publish(weights(1.0), version=1, learner_step=50)
-    stream = stub.WatchWeights(link_pb2.WatchWeightsRequest(have_sha256=known.sha256), timeout=HANG_LIMIT_S)
+    request = link_pb2.WatchWeightsRequest(have_sha256=known.sha256)
+    stream = stub.WatchWeights(request, timeout=HANG_LIMIT_S, metadata=join(stub))
     ingest.weights.publish(weights(2.0), version=2, learner_step=100)
-    first = next(stream)
+    first = next(chunk for chunk in stream if not chunk.HasField("status"))
     assert (first.version, first.manifest.learner_step) == (2, 100)
     (tensor,) = first.manifest.tensors
     assert (tensor.name, tensor.dtype, list(tensor.shape)) == ("layer.weight", "F32", [600, 1000])
