@@ -148,7 +148,8 @@ def test_killed_in_a_demonstration_it_loses_nothing_and_resumes_with_the_right_c
         capture_output=True, text=True, timeout=HANG_LIMIT_S, check=False,
     )  # fmt: skip
     assert again.returncode == EXIT_OK, again.stderr
-    assert f"the process before ended in an episode: its {cut_short} steps are stored, marked as discarded" in again.stdout
+    said = f"the process before ended in an episode: its {cut_short} steps are stored, marked as discarded"
+    assert said in again.stdout
     assert f"demonstrations: {len(kept_before)} of {len(kept_before) + 2} kept earlier" in again.stdout
     assert again.stdout.splitlines()[-1].endswith("the learner has all of it")
     kept = kept_steps(run_dir)
