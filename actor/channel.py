@@ -13,13 +13,13 @@ from policy.grpc_options import CHANNEL_OPTIONS
 logger = logging.getLogger(__name__)
 
 _EXPLAIN_TIMEOUT_S = 2.0
-_COPY = "copy the folder that `python -m learner.certs` made for this actor to this machine again"
-_OTHER_NAMES = "it is for other names. `python -m learner.certs renew --host NAME ...` gives it the one used here"
+_COPY = "Copy the folder that `python -m learner.certs` made for this actor to this machine again."
+_OTHER_NAMES = "it is for other names. `python -m learner.certs renew --host NAME ...` gives it the one used here."
 _NOT_VERIFIED = {  # by OpenSSL's words about the learner's certificate
     "mismatch": _OTHER_NAMES,
     "not valid for": _OTHER_NAMES,
-    "purpose": "it is an actor's. Either the learner was given a wrong folder, or something else pretends to be it",
-    "expired": "it has expired, by this machine's clock. `python -m learner.certs renew`, there",
+    "purpose": "it is an actor's. Give the learner its own folder; if it has that, something else pretends to be it.",
+    "expired": "it has expired, by this machine's clock. `python -m learner.certs renew`, there.",
 }
 
 
@@ -64,24 +64,24 @@ def explain_unavailable(address: str, credentials: Credentials | None) -> str:
             _context(credentials).wrap_socket(connection, server_hostname=host) as session,
         ):
             if credentials is None:
-                return f"the learner at {address} asks for credentials: give this actor its own, --credentials FOLDER"
+                return f"the learner at {address} asks for credentials. Give this actor its own: --credentials FOLDER."
             is_accepted = bool(session.recv(1))  # TLS 1.3 judges a client's certificate after the client is done
     except ssl.SSLCertVerificationError as error:
         known = [text for words, text in _NOT_VERIFIED.items() if words in error.verify_message]
-        reason = known[0] if known else f"it was not made by the authority in ca.pem here: {_COPY}"
+        reason = known[0] if known else f"it was not made by the authority in ca.pem here. {_COPY}"
         return f"the certificate of the learner at {address} is not accepted ({error.verify_message}): {reason}"
     except ssl.SSLError as error:
-        if credentials is None:
+        if credentials is None or isinstance(error, ssl.SSLEOFError):  # hung up on without a word: full, or stopping
             return ""
-        return f"the learner at {address} speaks no TLS ({error.reason}): start it with --credentials FOLDER"
+        return f"the learner at {address} speaks no TLS ({error.reason}). Start it with --credentials FOLDER."
     except (OSError, ValueError):
         return ""
     if is_accepted:
         return ""
     return (
         f"the learner at {address} does not accept the certificate in {credentials.folder}, which is valid for "
-        f"{credentials.remaining.days} more days by this machine's clock: that clock or the learner's is wrong, or the "
-        f"learner has a new authority; then {_COPY}"
+        f"{credentials.remaining.days} more days by this machine's clock. Either that clock or the learner's is wrong, "
+        f"or the learner has a new authority. {_COPY}"
     )
 
 

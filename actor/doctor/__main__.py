@@ -143,7 +143,7 @@ def _unbuilt(group: str, error: ImportError) -> Check:
 def _learner_group(config: DoctorConfig) -> list[Check]:
     from actor.doctor.learner import learner_checks
 
-    return learner_checks(config.learner, config.learner_dir)
+    return learner_checks(config.learner, config.learner_dir, config.credentials)
 
 
 def _control_group(config: DoctorConfig, task: Task) -> list[Check]:
@@ -159,7 +159,9 @@ def _link_group(config: DoctorConfig, task: Task, revision: str, closing: contex
     def needed_mb_s() -> float:
         return task.control_rate_hz * coded_bytes(task, config) / 1e6
 
-    return link_checks(config.learner, revision, needed_mb_s, closing)
+    return link_checks(
+        config.learner, revision, needed_mb_s, closing, credentials=config.credentials, actor_id=config.actor_id
+    )
 
 
 def _robot_group(config: DoctorConfig, task: Task, consent: Consent, should_stop: Callable[[], bool]) -> list[Check]:

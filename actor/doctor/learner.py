@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from actor.doctor.check import Check, Result, failed, judged, ok, refused, short, skipped, warning
+from actor.doctor.credentials import check_credentials
 from actor.doctor.link import LinkProbe
 from actor.doctor.ports import is_port_free, parse_address, port_holder
 from policy.database import open_database
@@ -17,15 +18,16 @@ _WARN_FREE_BYTES, _FAIL_FREE_BYTES = 4e9, 1e9  # of GPU memory; the robot preset
 _MATMUL_SIZE, _MATMULS = 1024, 10
 
 
-def learner_checks(address: str, run_dir: Path) -> list[Check]:
-    """address: HOST:PORT that the learner is to listen on."""
+def learner_checks(address: str, run_dir: Path, credentials: Path | None) -> list[Check]:
+    """address: HOST:PORT that the learner is to listen on; credentials: its folder, or none."""
 
     def check(name: str, run: Callable[[], Result], timeout_s: float = 10.0) -> Check:
         return Check(group="learner", name=name, run=run, timeout_s=timeout_s)
 
     return [
         check("torch", check_torch, 60.0),
-        check("port", lambda: check_port(address)),
+        check("credentials", lambda: check_credentials(credentials, "learner", address)),
+        check("port", lambda: check_port(address, credentials)),
         check("episode log", lambda: check_log(run_dir / "log.sqlite"), 60.0),
     ]
 
@@ -63,7 +65,7 @@ def check_torch() -> Result:
     )
 
 
-def check_port(address: str) -> Result:
+def check_port(address: str, credentials: Path | None = None) -> Result:
     host, port = parse_address(address)
     try:
         if is_port_free(port, host):
@@ -72,7 +74,7 @@ def check_port(address: str) -> Result:
         fix = "ip -brief address lists this machine's: give one of them as --learner HOST:PORT"
         return failed(f"cannot listen on {address}: {error.strerror or error}", fix=fix)
     holder = port_holder(port) or "a process of another user"
-    if (revision := _learner_at(address)) is not None:
+    if (revision := _learner_at(address, credentials)) is not None:
         return ok(f"{address}: a learner of {short(revision)} runs there, {holder}")
     return failed(
         f"{address} is held by {holder}",
@@ -81,9 +83,9 @@ def check_port(address: str) -> Result:
     )
 
 
-def _learner_at(address: str) -> str | None:
+def _learner_at(address: str, credentials: Path | None) -> str | None:
     """Return the revision of the learner that answers at `address`; None when it is none."""
-    probe = LinkProbe(address)
+    probe = LinkProbe(address, credentials)
     with contextlib.closing(probe):
         try:
             probe.connect()

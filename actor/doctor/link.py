@@ -5,13 +5,18 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 from cgpo_proto import link_pb2, link_pb2_grpc
 
+from actor.channel import explain_unavailable, open_channel
 from actor.doctor.check import Check, Percentiles, Result, failed, judged, ok, refused, short, skipped, warning
+from actor.doctor.credentials import check_credentials
 from actor.doctor.ports import parse_address
-from policy.grpc_options import CHANNEL_OPTIONS, MAX_PING_BYTES, PROTOCOL_VERSION
+from policy.credentials import Credentials
+from policy.errors import ConfigError
+from policy.grpc_options import MAX_PING_BYTES, PROTOCOL_VERSION
 
 _CONNECT_TIMEOUT_S = 3.0
 _PING_TIMEOUT_S = 5.0
@@ -40,24 +45,31 @@ class _Pong:
 class LinkProbe:
     """A connection to the learner for the checks, opened by the first of them."""
 
-    def __init__(self, address: str) -> None:
-        """address: HOST:PORT. Raises ConfigError for another form."""
+    def __init__(self, address: str, credentials: Path | None) -> None:
+        """address: HOST:PORT; credentials: a folder, or none. Raises ConfigError for an address of another form."""
         self.address = address
+        self._credentials = credentials
         self._host, self._port = parse_address(address)
         self._channel: grpc.Channel | None = None
 
     def connect(self) -> str:
-        """Open the connection; return the path's MTU. Raises OSError, before gRPC's less telling errors."""
+        """Open the connection; return the path's MTU.
+
+        Raises OSError, before gRPC's less telling errors, and ConfigError for credentials that fail on either side.
+        """
+        credentials = Credentials.load(self._credentials) if self._credentials else None
         with socket.create_connection((self._host, self._port), _CONNECT_TIMEOUT_S) as connection:
             try:
                 mtu = f"MTU {connection.getsockopt(socket.IPPROTO_IP, _IP_MTU)} bytes"
             except OSError:  # IPv6
                 mtu = ""
-        channel = grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        channel = open_channel(self.address, credentials)
         try:
             grpc.channel_ready_future(channel).result(_CONNECT_TIMEOUT_S)
         except grpc.FutureTimeoutError:
             channel.close()
+            if reason := explain_unavailable(self.address, credentials):
+                raise ConfigError(reason) from None
             raise
         self._channel = channel
         return mtu
@@ -82,10 +94,16 @@ class LinkProbe:
 
 
 def link_checks(
-    address: str, own_revision: str, needed_mb_s: Callable[[], float], closing: contextlib.ExitStack
+    address: str,
+    own_revision: str,
+    needed_mb_s: Callable[[], float],
+    closing: contextlib.ExitStack,
+    *,
+    credentials: Path | None,
+    actor_id: str,
 ) -> list[Check]:
     """needed_mb_s: what the actor will send, MB/s. Raises ConfigError for an address that is none."""
-    probe = LinkProbe(address)
+    probe = LinkProbe(address, credentials)
     closing.callback(probe.close)
 
     def when_connected(run: Callable[[LinkProbe], Result]) -> Callable[[], Result]:
@@ -100,6 +118,7 @@ def link_checks(
         return guarded
 
     return [
+        Check(group="link", name="credentials", run=lambda: check_credentials(credentials, actor_id, address)),
         Check(group="link", name="reachable", run=lambda: check_reachable(probe)),
         Check(group="link", name="round trip", run=when_connected(check_round_trip), timeout_s=_LOAD_TIMEOUT_S),
         Check(
@@ -132,6 +151,8 @@ def check_reachable(probe: LinkProbe) -> Result:
         return failed(f"{probe.address}: no answer", limit=limit, fix=fix, detail=detail)
     except socket.gaierror as error:
         return failed(f"{probe.address}: {error.strerror}", fix=f"getent hosts {probe._host}, or give an IP address")
+    except ConfigError as error:
+        return refused(error)
     except grpc.FutureTimeoutError:
         fix = f"on the learner's machine: ss -ltnp 'sport = :{probe._port}' names what listens; start the learner again"
         return failed(f"{probe.address}: listens, but does not answer as a learner does", fix=fix)
@@ -223,6 +244,12 @@ def _rpc_failure(error: grpc.RpcError) -> Result:
             "the learner does not know Ping",
             fix="git pull on the learner's machine, then start it again",
             detail="It is older than this actor, or something else listens there.",
+        )
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return failed(
+            f"refused: {error.details()}" if isinstance(error, grpc.Call) else "refused",
+            detail="Its token is another one than this machine's: they are not of one set, or it was renewed since.",
+            fix="copy this actor's folder from the learner's machine again; restart the learner if that was renewed",
         )
     text = error.details() if isinstance(error, grpc.Call) else str(error)
     return refused(ConnectionError(f"{code.name if code else 'gRPC'}: {text}"), fix="launch/learner.sh, again")

@@ -125,7 +125,11 @@ runpy.run_module("actor.doctor", run_name="__main__")
 
 def link(address: str, revision: str, needed_mb_s: float = 0.1) -> dict[str, Result]:
     with contextlib.ExitStack() as closing:
-        findings = list(Runner().run(link_checks(address, revision, lambda: needed_mb_s, closing)))
+        findings = list(
+            Runner().run(
+                link_checks(address, revision, lambda: needed_mb_s, closing, credentials=None, actor_id="robot")
+            )
+        )
     return {finding.name: finding.result for finding in findings}
 
 
