@@ -119,7 +119,7 @@ def list_episodes(path: Path) -> list[EpisodeRecord]:
             positions.setdefault((actor_id, incarnation, episode), []).append(position)
             newest[actor_id] = max(newest.get(actor_id, ("", -1)), (incarnation, episode))
     except sqlite3.DatabaseError as error:
-        raise _cannot_be_read(path, error) from error
+        raise cannot_be_read(path, error) from error
     finally:
         connection.close()
     return [
@@ -140,7 +140,7 @@ def read_episodes(path: Path, log: EpisodeLog, numbers: Collection[int] | None =
             for entry in _entries(log, first, stop):
                 owners[entry.position].add(entry)
     except (sqlite3.DatabaseError, WireError) as error:
-        raise _cannot_be_read(path, error) from error
+        raise cannot_be_read(path, error) from error
     return episodes
 
 
@@ -158,7 +158,8 @@ def _runs(positions: list[int]) -> Iterable[tuple[int, int]]:
         yield found[0], found[-1] + 1
 
 
-def _cannot_be_read(path: Path, error: Exception) -> CorruptFileError:
+def cannot_be_read(path: Path, error: Exception) -> CorruptFileError:
+    """Return the error for a log that cannot be used at all."""
     return CorruptFileError(
         f"{path} is not an episode log that can be read: {error}. `python -m learner.log verify` says what is wrong "
         "with it."

@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from learner.log.episodes import EpisodeRecord, read_episodes
+from learner.log.episodes import EpisodeRecord, cannot_be_read, read_episodes
 from learner.log.folder import ARCHIVE_NAME, find_log, read_specs
 from policy.database import open_database
 from policy.episode_log import EpisodeLog
-from policy.errors import ConfigError
+from policy.errors import ConfigError, WireError
 from policy.spec import Specs
 
 
@@ -42,11 +42,14 @@ class Source:
 
 @contextlib.contextmanager
 def open_source(path: Path) -> Iterator[Source]:
-    """Open the log that a path names. Raises ConfigError or CorruptFileError."""
+    """Open the log that a path names. Raises ConfigError, or CorruptFileError also for what is read from it later."""
     log_path = find_log(path)
     specs = read_specs(log_path.parent)
-    with contextlib.closing(EpisodeLog(log_path, specs, read_only=True)) as log:
-        yield Source(log_path, specs, log)
+    try:
+        with contextlib.closing(EpisodeLog(log_path, specs, read_only=True)) as log:
+            yield Source(log_path, specs, log)
+    except (sqlite3.DatabaseError, WireError) as error:
+        raise cannot_be_read(log_path, error) from error
 
 
 def is_archive(log_path: Path) -> bool:
