@@ -16,6 +16,7 @@ from cgpo_proto import link_pb2, link_pb2_grpc
 from actor.link import Link
 from actor.spool import Spool
 from policy.config import PolicyConfig
+from policy.credentials import Credentials
 from policy.episode_log import EpisodeLog
 from policy.grpc_options import PROTOCOL_VERSION, SESSION_KEY
 from policy.log_records import LogEntry, QuarantinedRecord
@@ -113,9 +114,19 @@ class Actor:
         actor_id: str = "robot",
         specs: Specs = SPECS,
         policy: PolicyConfig = POLICY,
+        credentials: Credentials | None = None,
     ) -> None:
         self.spool = Spool(directory / "spool.sqlite", actor_id, incarnation)
-        self.link = Link(address, self.spool, specs, policy, actor_id, incarnation, directory / "weights")
+        self.link = Link(
+            address,
+            self.spool,
+            specs,
+            policy,
+            actor_id,
+            incarnation,
+            directory / "weights",
+            credentials=credentials,
+        )
         self.link.start()
 
     def offer(self, steps: range) -> None:
