@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 from cgpo_proto import link_pb2, link_pb2_grpc
 
-from actor.channel import open_channel
+from actor.channel import explain_unavailable, open_channel
 from actor.link_session import POLL_S, LinkSession
 from actor.link_statistics import LinkStatistics
 from actor.spool import Spool
@@ -85,6 +85,7 @@ class Link:
         self._refusal: CgpoError | None = None
         self._has_connected = False
         self._in_use_since_s: float | None = None  # since when the learner says that another has the actor id
+        self._tls_problem: str | None = None  # None: not looked for
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
 
@@ -215,7 +216,16 @@ class Link:
             self._refusal = ConfigError(error.details())  # the learner's words name the other one, and what to do
         if not isinstance(error, grpc.RpcError | OSError | CgpoError | sqlite3.Error):
             logger.error("the link meets what it does not expect", exc_info=error)
-        self._report(_describe(error))
+        self._report(self._explained(error))
+
+    def _explained(self, error: Exception) -> str:
+        """Return what went wrong; for a learner that cannot be reached, also what TLS has to do with it: once."""
+        is_away = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAVAILABLE
+        if not is_away:
+            self._tls_problem = None
+        elif self._tls_problem is None and not self._stop.is_set():
+            self._tls_problem = explain_unavailable(self._address, self._credentials)
+        return self._tls_problem or _describe(error)
 
     def _report(self, problem: str) -> None:
         """Log a failure, but not each attempt that fails like the one before."""
