@@ -126,8 +126,10 @@ def renew(out: Path, valid: timedelta, *, is_token_new: bool = False, hosts: Seq
     With a new token every folder that is not copied again is worthless, whatever its certificate says. `hosts` replace
     the names that the learner is reached by. Interrupted, it is to be repeated.
     """
+    token = _read_token(out)
     hosts = _checked_hosts(hosts) if hosts else _hosts(out)
-    token = secrets.token_urlsafe(_TOKEN_BYTES) if is_token_new else _read_token(out)
+    if is_token_new:
+        token = secrets.token_urlsafe(_TOKEN_BYTES)
     make_leaf(out / "ca", out / LEARNER, LEARNER, token, hosts, valid)
     for actor in _actors(out):
         make_leaf(out / "ca", out / "actors" / actor, actor, token, (), valid)
