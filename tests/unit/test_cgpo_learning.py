@@ -49,7 +49,7 @@ def test_fitted_network_samples_the_entropy_mixture() -> None:
         # A falling step size, or the noise of the last rows would blur the point further.
         cosine = math.cos(math.pi * update / updates)
         algorithm._denoiser_optimiser.param_groups[0]["lr"] = 0.01 * (1 + cosine) / 2
-        algorithm._step(algorithm._denoiser_optimiser, algorithm._actor_loss(feature, target, weight))
+        algorithm._denoiser_optimiser.descend(algorithm._actor_loss(feature, target, weight))
     actions = policy_samples(algorithm, 20_000)
     assert 0.75 < share_near(actions, 0.5, 0.05) < 0.93  # measured .80 to .83
     assert 0.84 < share_near(actions, 0.5, 0.1) < 0.92  # measured .86 to .88
