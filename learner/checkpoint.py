@@ -4,11 +4,13 @@ A checkpoint holds weights, optimisers, generators, counters and a position in t
 that is rebuilt from the log up to the position, so a resumed run continues bit for bit.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from policy.errors import WeightsError
+from policy.failpoints import failpoint
 from policy.files import sync_directory, write_durably
 
 FORMAT_VERSION = 1
@@ -36,17 +39,38 @@ class Checkpoint:
     replay_rng: dict[str, Any]  # state of the numpy bit generator
 
 
-def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint below `directory` and return its folder; keeps the newest three.
+def save_checkpoint(directory: Path, checkpoint: Checkpoint, min_free_bytes: float = 0) -> Path:
+    """Write a checkpoint below `directory` and return its folder; keeps the newest three that are whole.
 
     Nothing is replaced or deleted before the new one is complete on disk, so a crash at any moment leaves the last one.
+    One of the same learner step is left as it is: it holds the same networks. Raises OSError, with nothing left behind,
+    when the disk is full or less than min_free_bytes would be left for what matters more.
     """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"step_{checkpoint.learner_step:010d}"
-    temporary = directory / f".tmp_{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    if _is_whole(final):
+        return final
+    for unfinished in directory.glob(".tmp_*"):  # of a process that was killed
+        shutil.rmtree(unfinished)
     data = save(checkpoint.tensors)
+    _check_space(directory, len(data) + min_free_bytes)
+    temporary = directory / f".tmp_{final.name}"
+    try:
+        _write(temporary, data, checkpoint)
+        shutil.rmtree(final, ignore_errors=True)  # a corrupt one
+        failpoint("checkpoint.before_rename")
+        os.replace(temporary, final)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    failpoint("checkpoint.after_rename")
+    sync_directory(directory)
+    _delete_old(directory)
+    return final
+
+
+def _write(folder: Path, data: bytes, checkpoint: Checkpoint) -> None:
+    folder.mkdir()
     manifest = {
         "format_version": FORMAT_VERSION,
         "learner_step": checkpoint.learner_step,
@@ -56,15 +80,62 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         "num_bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    write_durably(temporary / "state.safetensors", data)
-    write_durably(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
-    if final.exists():  # resumed, and at the same step again: the newer one holds more of the log
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    sync_directory(directory)
-    for old in _folders(directory)[:-_KEPT]:
-        shutil.rmtree(old)
-    return final
+    write_durably(folder / "state.safetensors", data)
+    failpoint("checkpoint.after_state")
+    write_durably(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+    failpoint("checkpoint.after_manifest")
+    sync_directory(folder)
+
+
+def _check_space(directory: Path, needed_bytes: float) -> None:
+    free_bytes = shutil.disk_usage(directory).free
+    if free_bytes < needed_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"{free_bytes / 1e9:.2f} GB are free, {needed_bytes / 1e9:.2f} GB are needed (see learner.min_free_gb)",
+            str(directory),
+        )
+
+
+def _delete_old(directory: Path) -> None:
+    """Delete whatever is older than the third newest checkpoint that is whole: a corrupt one protects nothing."""
+    num_whole = 0
+    for folder in reversed(_folders(directory)):
+        if num_whole == _KEPT:
+            shutil.rmtree(folder)
+        elif _is_whole(folder):
+            num_whole += 1
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread of its own, one at a time: training waits for the copy, not for the disk."""
+
+    def __init__(self, directory: Path, min_free_bytes: float) -> None:
+        self._directory = directory
+        self._min_free_bytes = min_free_bytes
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
+        self._written: Future[Path] | None = None
+
+    def begin(self, checkpoint: Checkpoint) -> None:
+        """Start writing, once the one before has been asked for by `end`. The tensors are the writer's from here on."""
+        assert self._written is None
+        self._written = self._thread.submit(save_checkpoint, self._directory, checkpoint, self._min_free_bytes)
+
+    @property
+    def is_busy(self) -> bool:
+        return self._written is not None
+
+    def end(self, *, wait: bool) -> bool:
+        """Return whether a checkpoint has been completed since the last call. Raises OSError when it could not be."""
+        written = self._written
+        if written is None or not (wait or written.done()):
+            return False
+        self._written = None
+        written.result()
+        return True
+
+    def close(self) -> None:
+        self._thread.shutdown()
 
 
 def load_newest(directory: Path) -> Checkpoint | None:
@@ -89,18 +160,7 @@ def load_newest(directory: Path) -> Checkpoint | None:
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify one checkpoint folder. Raises WeightsError naming what is wrong."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        data = (folder / "state.safetensors").read_bytes()
-        if manifest["format_version"] != FORMAT_VERSION:
-            raise WeightsError(
-                f"checkpoint {folder} has format {manifest['format_version']}, this program reads {FORMAT_VERSION}."
-            )
-        digest = hashlib.sha256(data).hexdigest()
-        if digest != manifest["sha256"]:
-            raise WeightsError(
-                f"checkpoint {folder} is corrupt: {len(data)} bytes with SHA-256 {digest[:12]}…, its manifest says "
-                f"{manifest['num_bytes']} bytes with {manifest['sha256'][:12]}…."
-            )
+        manifest, data = _read_verified(folder)
         return Checkpoint(
             tensors=load(data),
             learner_step=manifest["learner_step"],
@@ -110,6 +170,30 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"checkpoint {folder} cannot be read: {error}.") from error
+
+
+def _read_verified(folder: Path) -> tuple[dict[str, Any], bytes]:
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    data = (folder / "state.safetensors").read_bytes()
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise WeightsError(
+            f"checkpoint {folder} has format {manifest['format_version']}, this program reads {FORMAT_VERSION}."
+        )
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != manifest["sha256"]:
+        raise WeightsError(
+            f"checkpoint {folder} is corrupt: {len(data)} bytes with SHA-256 {digest[:12]}…, its manifest says "
+            f"{manifest['num_bytes']} bytes with {manifest['sha256'][:12]}…."
+        )
+    return manifest, data
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        _read_verified(folder)
+    except (WeightsError, OSError, ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def _folders(directory: Path) -> list[Path]:

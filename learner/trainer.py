@@ -1,13 +1,17 @@
 """Trainer process: read the log, update, publish weights, checkpoint. Owns the algorithm and the replay buffers.
 
 It waits on nothing but its own disk: the ingest process next to it takes data and serves weights whatever happens here.
+A value that is not finite, a full disk and a first lack of memory are dealt with here; anything else ends the process
+without a further word on disk, and the supervisor starts it again from the newest verified checkpoint.
 """
 
+import contextlib
 import json
 import logging
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +20,18 @@ import torch
 from torch import Tensor
 
 from learner.algorithms import make_algorithm
-from learner.checkpoint import Checkpoint, load_newest, save_checkpoint
+from learner.algorithms.base import Metrics
+from learner.checkpoint import Checkpoint, CheckpointWriter, load_newest
 from learner.config import LearnerConfig
 from learner.metrics import MetricsWriter
 from learner.replay import Replay
 from learner.reward_classifier.feed import ClassifierFeed
+from learner.trainer_status import StatusReporter
 from policy.config import from_dict
 from policy.encoder import ObservationEncoder
 from policy.episode_log import EpisodeLog
-from policy.errors import ConfigError, WeightsError
+from policy.errors import ConfigError, DivergedError, MemoryExhaustedError, NonFiniteError
+from policy.failpoints import failpoint
 from policy.files import replace_durably
 from policy.spec import Specs
 from policy.weights import serialise
@@ -34,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 _POLL_PERIOD_S = 0.05  # of the log; a transition waits at most this long before it can be sampled
 _READ_LIMIT = 512
+_MAX_SKIPPED_IN_A_ROW = 3  # optimiser steps; one bad batch passes, broken networks do not
+_MAX_ROLL_BACKS = 3
+_ROLL_BACK_WINDOW = 1000  # learner steps done, within which so many roll-backs are too many
 
 
 class Trainer:
@@ -46,6 +56,8 @@ class Trainer:
         self._log = EpisodeLog(run_dir / "log.sqlite", specs, read_only=True)
         self._store = WeightsStore(run_dir / "weights")
         self._checkpoints = run_dir / "checkpoints"
+        self._writer = CheckpointWriter(self._checkpoints, config.min_free_gb * 1e9)
+        self._status = StatusReporter(run_dir)
         self._metrics = MetricsWriter(run_dir / "metrics.jsonl", config.metrics_every)
         self._summary_path = run_dir / "learner_summary.json"
         self.algorithm = make_algorithm(config, specs)
@@ -54,9 +66,14 @@ class Trainer:
         self._log_position = 0
         self._weights_version = 0
         self.learner_step = 0
+        self._saved_step = self._begun_step = -1
+        self._next_checkpoint_s = time.monotonic() + config.checkpoint_period_s
         self._steps_here = 0
         self._busy_s = 0.0
         self._next_poll_s = 0.0
+        self._roll_backs: list[int] = []  # steps done here before each of them
+        self._skipped_before = 0  # optimiser steps, until the last roll-back
+        self._was_out_of_memory = False
         self._resume()
 
     @property
@@ -65,27 +82,53 @@ class Trainer:
         return self._replay.num_transitions
 
     def run(self, stop: threading.Event) -> None:
-        """Train until `stop`; then publish, checkpoint and summarise."""
-        self.publish()
-        next_checkpoint_s = time.monotonic() + self._config.checkpoint_period_s
-        saved_step = self.learner_step
+        """Train until `stop`; then publish, checkpoint and summarise.
+
+        Raises DivergedError when roll-backs do not help, MemoryExhaustedError when a second attempt does not.
+        """
         try:
+            self.publish()
             while not stop.is_set():
-                self.read_log()
-                if self.may_update():
-                    self.update()
-                    if self.learner_step % self._config.steps_per_update == 0:
-                        self.publish()
-                else:
-                    stop.wait(_POLL_PERIOD_S / 2)
-                if time.monotonic() >= next_checkpoint_s and self.learner_step != saved_step:
-                    self.save()
-                    saved_step = self.learner_step
-                    next_checkpoint_s = time.monotonic() + self._config.checkpoint_period_s
+                try:
+                    self._turn(stop)
+                except NonFiniteError as error:
+                    self._roll_back(error)
+            self._leave()
+        except torch.OutOfMemoryError as error:
+            text = f"{self._config.device} is out of memory for the second time at learner step {self.learner_step}: "
+            self._status.set_alarm("memory", text + str(error).splitlines()[0])
+            self._leave()
+            raise MemoryExhaustedError(
+                f"{text}{error} Started again, it goes on from its checkpoint. If this comes back: end other programs "
+                "on the device, or lower replay.batch_size or replay.capacity."
+            ) from error
         finally:
+            self._writer.close()
+            self._status.close(self.learner_step)
+
+    def _turn(self, stop: threading.Event) -> None:
+        self.read_log()
+        waiting_for = self.missing()
+        self._status.report(self.learner_step, waiting_for)
+        if waiting_for:
+            stop.wait(_POLL_PERIOD_S / 2)
+        else:
+            self.update()
+            if self.learner_step % self._config.steps_per_update == 0:
+                self.publish()
+        self._end_checkpoint(wait=False)
+        is_due = time.monotonic() >= self._next_checkpoint_s and self.learner_step != self._saved_step
+        if is_due and not self._writer.is_busy:
+            self._begin_checkpoint()
+
+    def _leave(self) -> None:
+        """Put on disk what others and the next start need; what is not finite is left as it was there."""
+        try:
             self.publish()
             self.save()
-            self._write_summary()
+        except NonFiniteError as error:
+            logger.error("%s", error)
+        self._write_summary()
 
     def read_log(self) -> None:
         """Add new log entries to the replay, at most once per poll period."""
@@ -95,60 +138,156 @@ class Trainer:
         self._next_poll_s = now_s + _POLL_PERIOD_S
         self._read_until(None)
 
-    def may_update(self) -> bool:
-        """Whether there is data to learn from and the ratio of updates to data allows another step."""
-        ratio = self._config.learner_steps_per_transition
-        limit = self._config.max_learner_steps
-        if not self._replay.is_ready() or (limit and self.learner_step >= limit):
-            return False
-        return not ratio or self.learner_step < ratio * self.num_transitions
+    def missing(self) -> str:
+        """Return what the next learner step waits for; empty when there is data for it and the ratio allows it."""
+        ratio, limit = self._config.learner_steps_per_transition, self._config.max_learner_steps
+        if limit and self.learner_step >= limit:
+            return f"for nothing more, max_learner_steps = {limit} are done"
+        if not self._replay.is_ready():
+            return (
+                f"for data. {self.num_transitions} transitions have come, training starts with "
+                f"{self._config.replay.training_starts} (replay.training_starts), and some that may be used"
+            )
+        if ratio and self.learner_step >= ratio * self.num_transitions:
+            return (
+                f"for data. {self.num_transitions} transitions have come, learner_steps_per_transition = {ratio} "
+                "allows no more steps for them"
+            )
+        return ""
 
     def update(self) -> None:
-        """Do one learner step."""
+        """Do one learner step. Raises NonFiniteError when the networks cannot be updated any more."""
         start_s = time.monotonic()
-        metrics = self.algorithm.update_step(self._replay.sample)
+        metrics = self._update_algorithm()
         self.learner_step += 1
         self._steps_here += 1
+        skipped_updates = self._count_skipped()
         self._busy_s += time.monotonic() - start_s
         position = {"learner_step": self.learner_step, "updates": self.learner_step}
-        line = self._metrics.add(metrics, **position, env_steps=self.num_transitions)
+        line = self._metrics.add(metrics, **position, env_steps=self.num_transitions, skipped_updates=skipped_updates)
         if line is not None:
+            with self._alarm_on_full_disk("metrics", "a line of metrics is missing"):
+                self._metrics.write(line)
             self._write_summary()
+        failpoint("trainer.after_update")
+
+    def _update_algorithm(self) -> Metrics:
+        """Let the algorithm do a step; when memory runs out for the first time, once more with all that can be freed.
+
+        What was done before it ran out, a critic's update perhaps, stays done.
+        """
+        try:
+            return self.algorithm.update_step(self._replay.sample)
+        except torch.OutOfMemoryError as error:
+            if self._was_out_of_memory:
+                raise
+            self._was_out_of_memory = True
+            text = f"out of memory at learner step {self.learner_step}, trying once more: {str(error).splitlines()[0]}"
+            self._status.set_alarm("memory", text)
+        torch.cuda.empty_cache()  # not in the handler: the error's traceback holds the tensors
+        return self.algorithm.update_step(self._replay.sample)
+
+    def _count_skipped(self) -> int:
+        """Return how many optimiser steps were left out in this process. Raises NonFiniteError after three in a row."""
+        skipped = self.algorithm.skipped_steps()
+        broken = [
+            f"{name} with loss {counters.loss:.3g} and gradient norm {counters.gradient_norm:.3g}"
+            for name, counters in skipped.items()
+            if counters.in_a_row >= _MAX_SKIPPED_IN_A_ROW
+        ]
+        if broken:
+            raise NonFiniteError(
+                f"learner step {self.learner_step}: {_MAX_SKIPPED_IN_A_ROW} updates in a row were not finite and left "
+                f"out: {', '.join(broken)}."
+            )
+        return self._skipped_before + sum(counters.total for counters in skipped.values())
 
     def publish(self) -> None:
         """Make the current policy the newest weights; refuses non-finite ones and keeps the last good version."""
-        tensors = {**self._finite_policy(), **self._classifier.tensors()}
-        self._weights_version += 1
-        self._store.publish(serialise(tensors), self._weights_version, self.learner_step)
+        policy_tensors = self.algorithm.policy_tensors()
+        self._check_finite(policy_tensors)
+        tensors = {**policy_tensors, **self._classifier.tensors()}
+        failpoint("trainer.before_publish")
+        with self._alarm_on_full_disk("weights", "no new weights are published"):
+            self._store.publish(serialise(tensors), self._weights_version + 1, self.learner_step)
+            self._weights_version += 1
 
     def save(self) -> None:
-        """Write a checkpoint. A full disk is reported and keeps the one before; training goes on.
+        """Write a checkpoint and wait for it. A full disk is reported and keeps the one before; training goes on.
 
-        Refuses non-finite weights: resumed from them, training could only end in the same way again.
+        Refuses non-finite state: resumed from it, training could only end in the same way again.
         """
-        self._finite_policy()
-        checkpoint = Checkpoint(
-            tensors=self.algorithm.state(),
-            learner_step=self.learner_step,
-            log_position=self._log_position,
-            weights_version=self._weights_version,
-            replay_rng=dict(self._replay.rng.bit_generator.state),
-        )
-        try:
-            save_checkpoint(self._checkpoints, checkpoint)
-        except OSError as error:
-            logger.error("no checkpoint at learner step %d: %s. The one before stays.", self.learner_step, error)
+        self._end_checkpoint(wait=True)
+        self._begin_checkpoint()
+        self._end_checkpoint(wait=True)
 
-    def _finite_policy(self) -> dict[str, Tensor]:
-        tensors = self.algorithm.policy_tensors()
+    def _begin_checkpoint(self) -> None:
+        state = self.algorithm.state()
+        self._check_finite(state)
+        self._next_checkpoint_s = time.monotonic() + self._config.checkpoint_period_s
+        self._begun_step = self.learner_step
+        self._writer.begin(
+            Checkpoint(
+                tensors=state,
+                learner_step=self.learner_step,
+                log_position=self._log_position,
+                weights_version=self._weights_version,
+                replay_rng=dict(self._replay.rng.bit_generator.state),
+            )
+        )
+
+    def _end_checkpoint(self, *, wait: bool) -> None:
+        try:
+            if self._writer.end(wait=wait):
+                self._saved_step = self._begun_step
+                self._status.clear_alarms("checkpoint", "updates", "memory")
+        except OSError as error:
+            self._alarm_about_disk("checkpoint", "no new checkpoint, the one before stays", error)
+
+    @contextlib.contextmanager
+    def _alarm_on_full_disk(self, subject: str, consequence: str) -> Iterator[None]:
+        """Let training go on when something cannot be written, and people know until it can again."""
+        try:
+            yield
+        except OSError as error:
+            self._alarm_about_disk(subject, consequence, error)
+        else:
+            self._status.clear_alarms(subject)
+
+    def _alarm_about_disk(self, subject: str, consequence: str, error: OSError) -> None:
+        self._status.set_alarm(subject, f"{consequence}: {error}. Training goes on; free space on the learner's disk.")
+
+    def _check_finite(self, tensors: dict[str, Tensor]) -> None:
         broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
         if broken:
-            raise WeightsError(
+            raise NonFiniteError(
                 f"learner step {self.learner_step}: {', '.join(broken[:5])} hold non-finite values. Neither published "
                 f"nor saved; version {self._weights_version} stays in use, earlier checkpoints are in "
                 f"{self._checkpoints}."
             )
-        return tensors
+
+    def _roll_back(self, reason: NonFiniteError) -> None:
+        """Go back to the newest verified checkpoint, or to the start where there is none.
+
+        Networks, optimisers and their generators are as they were. The replay and its generator stay as they are: the
+        log is not at fault, and the batches that are drawn now are others than those that led here.
+        """
+        self._roll_backs = [at for at in self._roll_backs if self._steps_here - at < _ROLL_BACK_WINDOW]
+        self._roll_backs.append(self._steps_here)
+        if len(self._roll_backs) >= _MAX_ROLL_BACKS:
+            self._status.set_alarm("updates", f"training has diverged and stopped. {reason}")
+            raise DivergedError(
+                f"{reason} That is the {_MAX_ROLL_BACKS}rd time within {_ROLL_BACK_WINDOW} learner steps, so training "
+                "stops here. Likely causes: a learning rate that is too large, rewards that are too large "
+                f"(replay.reward_scale = {self._config.replay.reward_scale}) or a damaged transition (python -m "
+                f"learner.log verify {self._config.run_dir}). Change it and start again with the same --run-dir; "
+                f"to go back further, move the newest folders out of {self._checkpoints}."
+            )
+        self._skipped_before += sum(counters.total for counters in self.algorithm.skipped_steps().values())
+        self._end_checkpoint(wait=True)
+        self.algorithm = make_algorithm(self._config, self._specs)
+        self._take_up(load_newest(self._checkpoints))
+        self._status.set_alarm("updates", f"training rolled back to learner step {self.learner_step}. {reason}")
 
     def _resume(self) -> None:
         """Take up the newest verified checkpoint, if any, with the replay as it was then."""
@@ -156,15 +295,23 @@ class Trainer:
         if published is not None:
             self._weights_version = published.version
         checkpoint = load_newest(self._checkpoints)
+        self._take_up(checkpoint)
         if checkpoint is None:
             return
-        self.algorithm.load_state(checkpoint.tensors)
-        self.learner_step = checkpoint.learner_step
         # A version that the actor may hold is never used again for other weights.
         self._weights_version = max(self._weights_version, checkpoint.weights_version)
         self._read_until(checkpoint.log_position)
         self._replay.rng.bit_generator.state = checkpoint.replay_rng
         logger.info("resumed at learner step %d with %d transitions", self.learner_step, self.num_transitions)
+
+    def _take_up(self, checkpoint: Checkpoint | None) -> None:
+        """Continue a new algorithm from `checkpoint`, from its start without one; metrics continue from there."""
+        self.learner_step = 0
+        if checkpoint is not None:
+            self.algorithm.load_state(checkpoint.tensors)
+            self.learner_step = self._saved_step = checkpoint.learner_step
+        with self._alarm_on_full_disk("metrics", "metrics show steps that were taken back"):
+            self._metrics.rewind(self.learner_step)
 
     def _read_until(self, end: int | None) -> None:
         while True:
@@ -172,6 +319,8 @@ class Trainer:
             entries = self._log.read_after(self._log_position, limit) if limit else []
             if not entries:
                 return
+            if len(entries) == _READ_LIMIT:
+                self._status.report(self.learner_step, "for the log to be read")
             for entry in entries:
                 self._replay.add(entry.record_id, entry.body)
             self._log_position = entries[-1].position
@@ -185,7 +334,8 @@ class Trainer:
             "weights_version": self._weights_version,
             "device": self._config.device,
         }
-        replace_durably(self._summary_path, json.dumps(summary, indent=1).encode())
+        with self._alarm_on_full_disk("summary", "the summary is not up to date"):
+            replace_durably(self._summary_path, json.dumps(summary, indent=1).encode())
 
 
 def make_replay(config: LearnerConfig, specs: Specs) -> Replay:
@@ -206,7 +356,9 @@ def run_trainer(config: LearnerConfig) -> int:
         signal.signal(signal_number, lambda *_: stop.set())
     torch.set_num_threads(config.torch_threads)
     specs_path = config.run_dir / "specs.json"
+    status = StatusReporter(config.run_dir)
     while not specs_path.exists():
+        status.report(0, "for the first actor, which brings the names and units of this run's data")
         if stop.wait(_POLL_PERIOD_S):
             return 0
     trainer = Trainer(config, Specs.from_json(specs_path.read_text()))

@@ -4,6 +4,8 @@ Needs no torch. The trainer writes it every second; a file that has become old s
 """
 
 import json
+import logging
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +13,10 @@ from typing import Literal
 
 from policy.files import replace_file
 
-PERIOD_S = 1.0  # at which the trainer writes
+logger = logging.getLogger(__name__)
+
+_PERIOD_S = 1.0  # at which the trainer writes; also how long it must have waited to be "waiting"
+_LOG_PERIOD_S = 30.0
 _LIFETIME_S = 10.0  # longer than a step or a checkpoint should take, shorter than a person waits
 _NAME = "trainer.json"
 _STATES = ("training", "waiting", "down")
@@ -51,3 +56,54 @@ def read_status(run_dir: Path) -> TrainerStatus:
         return TrainerStatus(0, "down")
     is_alive = 0 <= age_s <= _LIFETIME_S and status.state in _STATES  # a negative age: the machine has restarted
     return status if is_alive else TrainerStatus(status.learner_step, "down", status.alarm)
+
+
+class StatusReporter:
+    """The trainer's side: writes every second and at every change, and logs once in 30 s why it waits."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._alarms: dict[str, str] = {}
+        self._learner_step = 0
+        self._written: TrainerStatus | None = None
+        self._next_write_s = self._next_log_s = self._last_step_s = -math.inf
+
+    def set_alarm(self, subject: str, text: str) -> None:
+        """Raise or change the alarm about `subject`, and log it."""
+        if self._alarms.get(subject) != text:
+            logger.error("%s", text)
+        self._alarms[subject] = text
+
+    def clear_alarms(self, *subjects: str) -> None:
+        for subject in subjects:
+            self._alarms.pop(subject, None)
+
+    def report(self, learner_step: int, waiting_for: str = "") -> None:
+        """Say where training is; `waiting_for` is what the next learner step needs, empty when it is done now."""
+        now_s = time.monotonic()
+        self._learner_step = learner_step
+        if not waiting_for:
+            self._last_step_s = now_s
+        is_waiting = now_s - self._last_step_s >= _PERIOD_S  # not the short pauses that a limited ratio makes
+        if is_waiting and now_s >= self._next_log_s:
+            self._next_log_s = now_s + _LOG_PERIOD_S
+            logger.info("learner step %d waits: %s", learner_step, waiting_for)
+        self._write("waiting" if is_waiting else "training", now_s)
+
+    def close(self, learner_step: int) -> None:
+        """Leave the step and the alarms for those who ask why the trainer is down."""
+        self._learner_step = learner_step
+        self._write("down", math.inf)
+
+    def _write(self, state: TrainerState, now_s: float) -> None:
+        status = TrainerStatus(self._learner_step, state, " ".join(self._alarms.values()))
+        was = self._written
+        is_new = was is None or (was.state, was.alarm) != (status.state, status.alarm)
+        if not is_new and now_s < self._next_write_s:
+            return
+        self._next_write_s = now_s + _PERIOD_S
+        self._written = status
+        try:
+            write_status(self._run_dir, status)
+        except OSError as error:
+            logger.error("cannot write the trainer's status: %s", error)

@@ -1,6 +1,8 @@
 """Files that survive a power loss, whole."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from policy.errors import ConfigError
@@ -25,16 +27,28 @@ def write_durably(path: Path, data: bytes) -> None:
 def replace_durably(path: Path, data: bytes) -> None:
     """Make `data` the content of `path`. A crash leaves the content before or this one, never a part."""
     temporary = path.with_suffix(".tmp")
-    write_durably(temporary, data)
-    os.replace(temporary, path)
+    with _no_remains(temporary):
+        write_durably(temporary, data)
+        os.replace(temporary, path)
     sync_directory(path.parent)
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Make `data` the content of `path` for whoever reads it, whole, without waiting for the disk."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with _no_remains(temporary):
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _no_remains(temporary: Path) -> Iterator[None]:
+    """Give a full disk its space back."""
+    try:
+        yield
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sync_directory(directory: Path) -> None:
