@@ -197,6 +197,8 @@ class ActorConfig:
     is neither encrypted nor authenticated."""
     actor_id: str = "actor-0"
     """Name of this robot in the learner's log; each actor of one learner needs its own."""
+    take_over: bool = False
+    """Take the actor id over from another process that holds it, which then ends: for one that hangs."""
     run_dir: Path = Path("runs/actor")
     """Spool, cached weights, episode lines, evaluations, videos and summary. Started again here, the actor resumes."""
     seed: int = 0
@@ -216,6 +218,11 @@ class ActorConfig:
     waits. Keeps a fast simulation from outrunning its learner."""
     max_version_wait_s: float = 30.0
     """Longest such wait before the next episode starts all the same."""
+    max_weights_age_s: float = 0.0
+    """With older weights no episode of the policy begins: the arm holds until newer ones come, or the learner waits for
+    data; 0 never holds for this. Demonstrations need no weights."""
+    min_free_gb: float = 1.0
+    """With less room on the disk of run_dir no episode begins: the arm holds until there is; 0 does not look."""
     eval_episodes: int = 50
     """Unassisted episodes at the end; 0 skips them."""
     eval_every_steps: int = 0
@@ -240,6 +247,8 @@ class ActorConfig:
             "max_minutes",
             "max_steps_per_version",
             "max_version_wait_s",
+            "max_weights_age_s",
+            "min_free_gb",
             "eval_episodes",
             "eval_every_steps",
             "interim_eval_episodes",

@@ -85,7 +85,7 @@ class Link:
         self._refusal: CgpoError | None = None
         self._has_connected = False
         self._in_use_since_s: float | None = None  # since when the learner says that another has the actor id
-        self._tls_problem: str | None = None  # None: not looked for
+        self._tls_problem = ("", "")  # gRPC's words, and what was found to be behind them
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
 
@@ -219,13 +219,13 @@ class Link:
         self._report(self._explained(error))
 
     def _explained(self, error: Exception) -> str:
-        """Return what went wrong; for a learner that cannot be reached, also what TLS has to do with it: once."""
-        is_away = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAVAILABLE
-        if not is_away:
-            self._tls_problem = None
-        elif self._tls_problem is None and not self._stop.is_set():
-            self._tls_problem = explain_unavailable(self._address, self._credentials)
-        return self._tls_problem or _describe(error)
+        """Return what went wrong; where gRPC says no more than UNAVAILABLE, what TLS has to do with it, if anything."""
+        words = _describe(error)
+        if not (isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAVAILABLE):
+            return words
+        if words != self._tls_problem[0] and not self._stop.is_set():  # once: it makes a connection of its own
+            self._tls_problem = (words, explain_unavailable(self._address, self._credentials))
+        return self._tls_problem[1] or words
 
     def _report(self, problem: str) -> None:
         """Log a failure, but not each attempt that fails like the one before."""

@@ -52,6 +52,7 @@ class EpisodeTally:
     stale_image_steps: int = 0  # that observed an image older than it should be
     weights_version: int = 0
     weights_ages_s: list[float] = field(default_factory=list)
+    weights_lags_steps: list[int] = field(default_factory=list)
     _previous_source: ActionSource = ActionSource.POLICY
 
     def add(self, transition: Transition, is_success: bool, info: dict[str, Any]) -> None:
@@ -69,6 +70,7 @@ class EpisodeTally:
         self.weights_version = transition.weights_version
         if transition.weights_version > 0:
             self.weights_ages_s.append(transition.weights_age_s)
+            self.weights_lags_steps.append(transition.weights_lag_steps)
 
 
 class _Listener:
@@ -323,6 +325,7 @@ def _transition(
         truncated=final_observation is not None and not verdict.terminated,
         weights_version=proposal.weights_version,
         weights_age_s=proposal.weights_age_s,
+        weights_lag_steps=proposal.weights_lag_steps,
         wall_time_s=time.time(),
         monotonic_time_s=time.monotonic(),
         reward_source=verdict.source,

@@ -27,6 +27,9 @@ class PublishedWeights(Protocol):
     def version(self) -> int: ...
 
     @property
+    def learner_step(self) -> int: ...
+
+    @property
     def published_wall_s(self) -> float: ...
 
     @property
@@ -47,6 +50,7 @@ class Proposal:
     action: NDArray[np.float32]  # (A,) in [-1, 1]
     weights_version: int  # 0: untrained
     weights_age_s: float  # since the learner published them; 0 for version 0
+    weights_lag_steps: int = 0  # learner steps that the learner was ahead of them, as far as known
 
 
 class PolicyRunner:
@@ -60,13 +64,18 @@ class PolicyRunner:
         source: WeightsSource,
         clock: Callable[[], float] = time.time,
         *,
+        learner_step: Callable[[], int] = lambda: 0,
         candidates: int | None = None,
     ) -> None:
-        """candidates: as in ActingPolicy.select_action; None takes the configuration's."""
+        """clock: the learner's, because publication times are by it. learner_step: the newest that was heard of.
+
+        candidates: as in ActingPolicy.select_action; None takes the configuration's.
+        """
         self._specs = specs
         self._config = config
         self._source = source
-        self._clock = clock  # wall clock: the publication time comes from another machine
+        self._clock = clock
+        self._learner_step = learner_step
         self._policy = ActingPolicy(specs, config, seed)
         self._candidates = candidates
         self._warm_up(seed)
@@ -77,6 +86,16 @@ class PolicyRunner:
     def weights_version(self) -> int:
         """Version in use; 0 before any weights came."""
         return self._weights.version if self._weights else 0
+
+    @property
+    def weights_age_s(self) -> float:
+        """Age of the weights in use since their publication; 0 before any came."""
+        return max(0.0, self._clock() - self._weights.published_wall_s) if self._weights else 0.0
+
+    @property
+    def weights_lag_steps(self) -> int:
+        """Learner steps that the learner is ahead of the weights in use, as far as known; 0 before any came."""
+        return max(0, self._learner_step() - self._weights.learner_step) if self._weights else 0
 
     def swap_if_newer(self) -> bool:
         """Take over the newest weights, whole or not at all; return whether they changed. Call between episodes."""
@@ -119,8 +138,7 @@ class PolicyRunner:
         if not np.isfinite(action).all():
             _log.error("policy version %d gives %s: the arm holds instead", self.weights_version, action.tolist())
             action = np.zeros_like(action)
-        age_s = max(0.0, self._clock() - self._weights.published_wall_s) if self._weights else 0.0
-        return Proposal(action, self.weights_version, age_s)
+        return Proposal(action, self.weights_version, self.weights_age_s, self.weights_lag_steps)
 
     def frozen_copy(self, seed: int, candidates: int | None = None) -> "PolicyRunner":
         """Return a runner with the present weights that never swaps and draws its own noise, for an evaluation."""

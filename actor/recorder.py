@@ -14,14 +14,16 @@ import numpy as np
 
 from actor.config import ActorConfig, RecorderConfig
 from actor.env import RobotFailureError
-from actor.link import Link
+from actor.learner_news import LearnerNews
 from actor.loop import EpisodeTally, run_episode
 from actor.policy_runner import PolicyRunner
+from actor.readiness import Readiness
 from actor.recording_judge import AskByKey, Decision, Judge, KeepSuccesses
 from actor.recording_state import RecordingState, discard_mark, flush
 from actor.report import append_json_line, episode_line, episode_report, read_episodes
 from actor.session import check_same_task
-from actor.spool import Spool, new_incarnation
+from actor.spool import new_incarnation
+from actor.uplink import open_uplink
 from actor.workcell import Workcell, configured_task
 from policy.config import to_toml
 from policy.errors import ConfigError
@@ -33,7 +35,6 @@ from robot.teleop.terminal import standard_terminal
 
 _PLACEMENTS, _OPERATOR, _POLICY = range(3, 6)  # streams of random numbers; the actor's are 0 to 2
 _IDLE_S = 0.02
-_STOPPED_DRAIN_S = 2.0  # whoever asked for a stop does not want to wait; the spool keeps the rest
 
 
 class Recorder:
@@ -72,20 +73,21 @@ class Recorder:
     def _open_link(self, closing: contextlib.ExitStack) -> None:
         config, incarnation = self._config, new_incarnation()
         state = RecordingState.load(config.run_dir)
-        self._spool_path = config.run_dir / "spool.sqlite"
-        undecided = state.undecided(len(self._episodes))
-        self._spool = Spool(self._spool_path, config.actor_id, incarnation, undecided=undecided)
-        closing.callback(self._spool.close)
-        if self._spool.closed_episode is not None:
-            self._say(self._spool.closed_episode.sentence)
-        self._state = dataclasses.replace(state, incarnation=incarnation)
         specs = Specs(self._task.observation_spec, self._task.action_spec)
-        weights_dir = config.run_dir / "weights"
-        self._link = Link(config.learner, self._spool, specs, config.policy, config.actor_id, incarnation, weights_dir)
-        self._policy = PolicyRunner(specs, config.policy, self._seed(_POLICY), self._link)
-        self._link.start()
-        drain_s = config.drain_timeout_s
-        closing.callback(lambda: self._link.close(min(drain_s, _STOPPED_DRAIN_S) if self._must_stop() else drain_s))
+        self._spool, self._link = open_uplink(
+            config, specs, incarnation, len(self._episodes), closing, must_stop=self._must_stop, say=self._say
+        )
+        self._state = dataclasses.replace(state, incarnation=incarnation)
+        self._policy = PolicyRunner(
+            specs,
+            config.policy,
+            self._seed(_POLICY),
+            self._link,
+            self._link.learner_time_s,
+            learner_step=lambda: self._link.learner_step,
+        )
+        self._readiness = Readiness(self._spool, self._link, self._policy, 0.0, self._say)
+        self._news = LearnerNews(self._link, self._spool, config.learner, self._say)
 
     def _open_cell(self, closing: contextlib.ExitStack) -> None:
         seed = self._seed(_OPERATOR, self._state.starts)
@@ -112,11 +114,15 @@ class Recorder:
             raise RobotFailureError(str(error)) from error
         finally:
             self._say(self._account())
+            if self._news.refusals():
+                self._say(f"ALARM: {self._news.refusals()}")
         if self._link.refusal is not None:
             raise self._link.refusal
 
     def _record_one(self, is_redo: bool) -> bool:
         """Record an episode and make what is decided about it last; return whether to begin again from its start."""
+        self._news.tell()
+        self._readiness.wait(self._cell.rest, self._must_stop, needs_weights=False)
         self._judge.wait_for_start(f"demonstration {self._kept + 1} of {self._wanted}", self._wait)
         if self._must_stop():
             return False
@@ -176,7 +182,7 @@ class Recorder:
         if not is_kept and tally.length and not tally.is_discarded:
             self._spool.offer(discard_mark(episode, tally.last_step, "not kept by the recorder"))
         tally.is_discarded = not is_kept
-        flush(self._spool)
+        self._make_durable()
         report = episode_report(
             len(self._episodes),
             "demonstration",
@@ -191,6 +197,12 @@ class Recorder:
         self._discarded += not is_kept
         line = episode_line(report, self._cell.env.rate.statistics().p99_ms)
         self._say(f"{line}  kept {self._kept} of {self._wanted}")
+
+    def _make_durable(self) -> None:
+        """Wait until the episode is on the disk, however long a person needs to mend that disk, or a stop."""
+        while not self._spool.flush(_IDLE_S) and not self._must_stop():
+            self._readiness.wait(self._cell.rest, self._must_stop, needs_weights=False)
+        flush(self._spool)
 
     def _wait(self) -> bool:
         """Hold the arm for a period, while a person thinks; return whether to go on waiting."""
@@ -217,7 +229,8 @@ class Recorder:
         pending = self._spool.pending
         where = "the learner has all of it"
         if pending:
-            where = f"{pending} records wait in {self._spool_path} until actor or recorder run here with the learner up"
+            folder = self._config.run_dir
+            where = f"{pending} records wait in {folder} until actor or recorder run there with the learner up"
         return (
             f"recorded: {len(kept)} of {self._wanted} demonstrations ({sum(row.length for row in kept)} steps) kept, "
             f"{self._discarded} discarded now; {where}"

@@ -43,6 +43,7 @@ class EpisodeReport:
     stopped: bool  # closed early by a stop request
     is_discarded: bool  # the operator's word: nothing is learned from it
     is_aborted: bool  # cameras, robot or a fault ended it
+    weights_lag_steps: int = 0  # in its last step, learner steps that the learner was ahead of the weights
 
     @property
     def is_counted(self) -> bool:
@@ -78,6 +79,7 @@ def episode_report(
         stale_image_steps=tally.stale_image_steps,
         weights_version=tally.weights_version,
         weights_age_s=tally.weights_ages_s[-1] if tally.weights_ages_s else 0.0,
+        weights_lag_steps=tally.weights_lags_steps[-1] if tally.weights_lags_steps else 0,
         backlog=backlog,
         stopped=tally.stopped,
         is_discarded=tally.is_discarded,
@@ -94,13 +96,19 @@ def episode_line(report: EpisodeReport, loop_p99_ms: float) -> str:
         *([str(report.stage)] if report.stage else []),
         f"interv {report.interventions} ({percent:.0f} %)",
         f"return {report.episode_return:.1f}",
-        f"policy v{report.weights_version}",
+        f"policy v{report.weights_version}{_staleness(report)}",
         f"loop p99 {loop_p99_ms:.0f} ms",
         f"backlog {report.backlog}",
     ]
     if report.stale_image_steps:
         parts.append(f"stale images {report.stale_image_steps}")
     return "  ".join(parts)
+
+
+def _staleness(report: EpisodeReport) -> str:
+    if not report.weights_version:
+        return ""
+    return f" ({report.weights_age_s:.1f} s, {report.weights_lag_steps} steps old)"
 
 
 def _verdict(report: EpisodeReport) -> str:
@@ -171,7 +179,7 @@ def typical_duration_s(episodes: Sequence[EpisodeReport]) -> float:
     return sum(episode.duration_s for episode in recent) / max(1, len(recent))
 
 
-def percentiles(values: Sequence[float]) -> dict[str, float]:
+def percentiles(values: Sequence[float] | Sequence[int]) -> dict[str, float]:
     """Return p50 and p95; zeros for no values."""
     p50, p95 = np.percentile(values, [50, 95]) if values else (0.0, 0.0)
     return {"p50": float(p50), "p95": float(p95)}

@@ -15,10 +15,11 @@ from actor.accounting import human_time
 from actor.config import ActorConfig
 from actor.env import RobotFailureError
 from actor.evaluation import Evaluation, evaluate
-from actor.link import Link
+from actor.learner_news import LearnerNews
 from actor.loop import EpisodeTally, await_verdict, run_episode
 from actor.policy_runner import PolicyRunner
 from actor.protocol_stages import EpisodePlan
+from actor.readiness import Readiness
 from actor.report import (
     append_json_line,
     drop_torn_line,
@@ -30,9 +31,10 @@ from actor.report import (
     typical_duration_s,
     write_json,
 )
-from actor.spool import Spool, new_incarnation
+from actor.spool import new_incarnation
 from actor.stage_log import LoggedSchedule
 from actor.throttle import VersionThrottle
+from actor.uplink import open_uplink
 from actor.workcell import Workcell, configured_task
 from policy.config import load_preset, to_toml
 from policy.errors import ConfigError
@@ -41,9 +43,7 @@ from policy.spec import Specs
 from robot.errors import InterruptionError, RobotError
 
 _PLACEMENTS, _OPERATOR, _POLICY = range(3)  # streams of random numbers, all from the one configured seed
-_MENTION_PERIOD_S = 10.0
 _SWITCH_INTERVAL_S = 0.0005
-_STOPPED_DRAIN_S = 2.0  # whoever asked for a stop does not want to wait; the spool keeps the rest
 _RESERVE_MARGIN = 1.5  # unassisted episodes may be longer than the measured ones, and filming takes time
 
 
@@ -71,8 +71,8 @@ class Session:
         self._schedule = LoggedSchedule(config, self._episodes, say)
         self._throttle = VersionThrottle(config.max_steps_per_version, config.max_version_wait_s)
         self._weights_ages_s: list[float] = []
+        self._weights_lags_steps: list[int] = []
         self._final: Evaluation | None = None
-        self._next_mention_s = self._started_s
         with contextlib.ExitStack() as on_failure:
             self._open_link(on_failure)
             self._cell = Workcell(
@@ -93,22 +93,25 @@ class Session:
     def _open_link(self, closing: contextlib.ExitStack) -> None:
         config = self._config
         specs = Specs(self._task.observation_spec, self._task.action_spec)
-        incarnation = new_incarnation()
-        self._spool = Spool(config.run_dir / "spool.sqlite", config.actor_id, incarnation)
-        closing.callback(self._spool.close)
-        self._link = Link(
-            config.learner,
-            self._spool,
+        self._spool, self._link = open_uplink(
+            config,
+            specs,
+            new_incarnation(),
+            len(self._episodes),
+            closing,
+            must_stop=self._must_stop,
+            say=self._say,
+        )
+        self._policy = PolicyRunner(
             specs,
             config.policy,
-            config.actor_id,
-            incarnation,
-            config.run_dir / "weights",
+            self._seed(_POLICY),
+            self._link,
+            self._link.learner_time_s,
+            learner_step=lambda: self._link.learner_step,
         )
-        self._policy = PolicyRunner(specs, config.policy, self._seed(_POLICY), self._link)
-        self._link.start()
-        drain_s = config.drain_timeout_s
-        closing.callback(lambda: self._link.close(min(drain_s, _STOPPED_DRAIN_S) if self._must_stop() else drain_s))
+        self._readiness = Readiness(self._spool, self._link, self._policy, config.max_weights_age_s, self._say)
+        self._news = LearnerNews(self._link, self._spool, config.learner, self._say)
 
     def run(self) -> None:
         """Demonstrate, train, evaluate; always close the robot, drain the spool and write the summary.
@@ -140,12 +143,14 @@ class Session:
         next_evaluation = self._next_interim_evaluation()
         while True:
             plan = self._schedule.plan()
-            if self._must_stop() if plan.is_initial else self._training_is_over():
+            is_over = self._must_stop if plan.is_initial else self._training_is_over
+            if is_over():
                 return
             if not plan.is_demonstration:
                 self._throttle.wait(self._newest_version, self._training_is_over, self._mention_wait)
-                if self._training_is_over():
-                    return
+            self._readiness.wait(self._rest, is_over, needs_weights=not plan.is_demonstration)
+            if is_over():
+                return
             steps_before = self._training_steps
             self._run_episode(plan)
             self._throttle.spend(self._training_steps - steps_before)
@@ -168,6 +173,7 @@ class Session:
         if tally is None:
             return
         self._weights_ages_s += tally.weights_ages_s
+        self._weights_lags_steps += tally.weights_lags_steps
         report = episode_report(
             number,
             "demonstration" if plan.is_demonstration else "training",
@@ -181,7 +187,7 @@ class Session:
         append_json_line(self._episodes_path, report)
         self._say(episode_line(report, self._cell.env.rate.statistics().p99_ms))
         self._schedule.observe(report)
-        self._mention_missing_learner()
+        self._news.tell()
         if tally.interruption is not None:
             self._cell.recover_from(tally.interruption, self._must_stop)
 
@@ -212,6 +218,10 @@ class Session:
             return tally
         return None
 
+    def _rest(self, reason: str) -> None:
+        self._news.tell()
+        self._cell.rest(reason)
+
     def _hear_verdict(self, tally: EpisodeTally, episode: int) -> None:
         if not tally.length or tally.stopped or tally.is_discarded or tally.interruption:
             return
@@ -233,17 +243,6 @@ class Session:
         self._say(
             f"waiting up to {self._config.max_version_wait_s:.0f} s for the learner's next weights, so as not to "
             f"outrun it (max_steps_per_version = {self._config.max_steps_per_version})"
-        )
-
-    def _mention_missing_learner(self) -> None:
-        """Say, now and then, that steps pile up."""
-        link, now_s = self._link.statistics, time.monotonic()
-        if link.is_connected or self._link.refusal is not None or now_s < self._next_mention_s:
-            return
-        self._next_mention_s = now_s + _MENTION_PERIOD_S
-        self._say(
-            f"learner {self._config.learner} is not connected ({link.last_error or 'no answer yet'}): "
-            f"{self._spool.pending} steps wait in the spool, the actor goes on"
         )
 
     def _evaluate(self, kind: Literal["interim", "final"], episodes: int) -> Evaluation:
@@ -277,7 +276,12 @@ class Session:
         """Stop the robot first; whatever fails on the way, the rest is still closed."""
         with contextlib.ExitStack() as last_to_first:
             last_to_first.callback(lambda: write_json(self._config.run_dir / "actor_summary.json", self._summary()))
+            last_to_first.callback(self._say_what_was_refused)
             last_to_first.callback(self._closing.close)
+
+    def _say_what_was_refused(self) -> None:
+        if self._news.refusals():
+            self._say(f"ALARM: {self._news.refusals()}")
 
     def _summary(self) -> dict[str, Any]:
         config, period = self._config, self._cell.env.rate.statistics()
@@ -306,7 +310,11 @@ class Session:
                 "overruns": period.overruns,
             },
             "link": self._link_figures(),
-            "weights": {"version": self._policy.weights_version, "staleness_s": percentiles(self._weights_ages_s)},
+            "weights": {
+                "version": self._policy.weights_version,
+                "staleness_s": percentiles(self._weights_ages_s),
+                "lag_steps": percentiles(self._weights_lags_steps),
+            },
             "intervention": intervention_figures(self._episodes),
             "human_time": human_time(asdict(episode) for episode in self._episodes),
             "eval": _final_figures(self._final),
@@ -321,7 +329,11 @@ class Session:
             "acked": statistics.acked,
             "pending": self._spool.pending,
             "bytes_per_transition": statistics.bytes_sent / statistics.sent if statistics.sent else None,
+            "refused": statistics.refused,
+            "last_refusal": statistics.last_refusal,
             "reconnects": statistics.reconnects,
+            "clock_offset_s": statistics.clock_offset_s,
+            "alarm": statistics.alarm,
         }
 
     @property

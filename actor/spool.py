@@ -8,7 +8,6 @@ into the archive before they are deleted.
 import logging
 import queue
 import secrets
-import shutil
 import sqlite3
 import threading
 import time
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actor.archive import DemonstrationArchive
+from actor.disk_room import DiskRoom
 from actor.spool_schema import (
     FORMAT,
     INSERT_RECORD,
@@ -36,8 +36,7 @@ logger = logging.getLogger(__name__)
 
 _GROUP = 64  # offers and acknowledgements in one transaction, and rows in memory on their way to the archive
 _RETRY_S = 1.0
-_ROOM_PERIOD_S = 1.0  # between two looks at the disk's free space
-_GB = 1e9
+_IDLE_S = 1.0  # without anything to write, the thread wakes to see how much room there is
 _RECORD_COLUMNS = "position, incarnation, sequence, is_mark, episode, step, crc32, body"
 
 
@@ -92,7 +91,7 @@ class Spool:
         self._actor_id = actor_id
         self._incarnation = incarnation
         self._archive = archive
-        self._min_free_gb = min_free_gb
+        self._room = DiskRoom(path, min_free_gb)
         self._demonstrations: set[int] = set()  # episodes of this incarnation in which a person began to demonstrate
         self._connection = open_database(
             path,
@@ -114,12 +113,10 @@ class Spool:
         self._committed = 0
         self._acknowledged = 0
         self._error: str | None = None
-        self._shortage: str | None = None
-        self._looked_monotonic_s = -_ROOM_PERIOD_S
         self._is_closing = threading.Event()
         self._inbox: queue.SimpleQueue[Offered | _Acknowledgement | None] = queue.SimpleQueue()  # put never blocks
         self._changed = threading.Condition()  # one user of the connection at a time; notified after each commit
-        self._look_for_room()
+        self._room.look(self._unused_bytes)
         self._writer = threading.Thread(target=self._write, name="spool", daemon=True)
         self._writer.start()
 
@@ -168,7 +165,7 @@ class Spool:
     @property
     def obstacle(self) -> str | None:
         """Why no episode should begin: the disk takes nothing, so that steps wait in memory, or is nearly full."""
-        return self._error or self._shortage
+        return self._error or self._room.shortage
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything offered so far is on the disk; return whether it is."""
@@ -260,7 +257,7 @@ class Spool:
         is_open = True
         while is_open:
             try:
-                group = [self._inbox.get(timeout=_ROOM_PERIOD_S)]
+                group = [self._inbox.get(timeout=_IDLE_S)]
             except queue.Empty:
                 group = []
             while group and len(group) < _GROUP and not self._inbox.empty():
@@ -269,7 +266,7 @@ class Spool:
             self._commit_until_done([item for item in group if item is not None])
             if group:
                 failpoint("spool.after_commit")
-            self._look_for_room()
+            self._room.look(self._unused_bytes)
 
     def _commit_until_done(self, group: list[Offered | _Acknowledgement]) -> None:
         offers = [item for item in group if isinstance(item, Offered)]
@@ -285,7 +282,7 @@ class Spool:
                     logger.warning("%s takes steps again", self._path)
                     self._error = None
                 return
-            self._look_for_room()
+            self._room.look(self._unused_bytes)
             if self._is_closing.wait(_RETRY_S):
                 if offers:
                     logger.critical(
@@ -402,26 +399,8 @@ class Spool:
             EncodedRecord(record_id, bool(is_mark), episode, step, body),
         )
 
-    def _look_for_room(self) -> None:
-        """See whether there is room for an episode, not more often than need be. For the writer's thread."""
-        now_s = time.monotonic()
-        if not self._min_free_gb or now_s - self._looked_monotonic_s < _ROOM_PERIOD_S:
-            return
-        self._looked_monotonic_s = now_s
-        try:
-            free_gb = (shutil.disk_usage(self._path.parent).free + self._unused_bytes()) / _GB
-        except (OSError, sqlite3.Error) as error:
-            self._shortage = f"cannot see how much room the disk of {self._path} has: {error}"
-            return
-        self._shortage = None
-        if free_gb < self._min_free_gb:
-            self._shortage = (
-                f"the disk of {self._path} has room for {free_gb:.2f} GB more, below actor.min_free_gb = "
-                f"{self._min_free_gb:g}: free some space there, or let the learner take what waits in the spool"
-            )
-
     def _unused_bytes(self) -> int:
-        """Return the room within the file: what was sent and deleted leaves it there, and not to the disk."""
+        """Return the room within the file."""
         with self._changed:
             (pages,) = self._connection.execute("PRAGMA freelist_count").fetchone()
             (page_bytes,) = self._connection.execute("PRAGMA page_size").fetchone()

@@ -110,6 +110,11 @@ class Workcell:
         if config.reward.reviewer == "task":
             self.rewards = self.operator = TruthReviewer(self.rewards, keys)
 
+    def rest(self, reason: str) -> None:
+        """Let the arm hold for a moment between two episodes."""
+        self.guard.hold(reason)
+        time.sleep(_POLL_S)
+
     def recover_from(self, error: InterruptionError, should_stop: Callable[[], bool]) -> None:
         """Wait until the robot can go on, or a stop is asked for. The arm holds, or is stopped by a fault, meanwhile.
 

@@ -27,6 +27,7 @@ class Weights:
     version: int
     tensors: Mapping[str, Tensor]
     published_wall_s: float = 0.0
+    learner_step: int = 0
 
 
 class Source:
@@ -106,6 +107,18 @@ def test_age_is_never_negative_when_the_machines_clocks_differ(source: Source) -
         runner = PolicyRunner(SPECS, CONFIG, 0, source, clock=lambda now_s=now_s: now_s)  # type: ignore[misc]
         runner.swap_if_newer()
         assert runner.propose(OBSERVATION).weights_age_s == age_s
+
+
+def test_the_lag_counts_the_learners_steps_since_the_weights_in_use(source: Source) -> None:
+    heard = 0
+    runner = PolicyRunner(SPECS, CONFIG, 0, source, learner_step=lambda: heard)
+    heard = 500
+    assert runner.propose(OBSERVATION).weights_lag_steps == 0  # no weights, no lag
+    source.newest = Weights(1, tensors(1), learner_step=450)
+    runner.swap_if_newer()
+    assert runner.propose(OBSERVATION).weights_lag_steps == 50
+    heard = 20  # a learner that starts over
+    assert runner.propose(OBSERVATION).weights_lag_steps == 0
 
 
 def test_an_evaluation_neither_sees_later_weights_nor_disturbs_the_training_noise(source: Source) -> None:

@@ -37,6 +37,7 @@ REPORT = EpisodeReport(
     stale_image_steps=0,
     weights_version=317,
     weights_age_s=1.5,
+    weights_lag_steps=40,
     backlog=7,
     stopped=False,
     is_discarded=False,
@@ -46,8 +47,11 @@ REPORT = EpisodeReport(
 
 def test_episode_line() -> None:
     assert episode_line(REPORT, loop_p99_ms=52.4) == (
-        "ep 042 SUCCESS 11.3 s  interv 2 (18 %)  return 1.0  policy v317  loop p99 52 ms  backlog 7"
+        "ep 042 SUCCESS 11.3 s  interv 2 (18 %)  return 1.0  policy v317 (1.5 s, 40 steps old)  loop p99 52 ms  "
+        "backlog 7"
     )
+    untrained = dataclasses.replace(REPORT, weights_version=0, weights_age_s=0.0, weights_lag_steps=0)
+    assert "  policy v0  loop" in episode_line(untrained, 52.4)
     demonstration = dataclasses.replace(REPORT, kind="demonstration", is_success=False, intervention_steps=0)
     assert episode_line(demonstration, 52.4).startswith("demo 042 FAILURE 11.3 s")
     for changed, verdict in (

@@ -27,6 +27,7 @@ class Weights:
     version: int
     tensors: Mapping[str, Tensor]
     published_wall_s: float = PUBLISHED_WALL_S
+    learner_step: int = 0
 
 
 def weights(env: RobotEnv, version: int) -> Weights:

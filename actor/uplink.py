@@ -1,0 +1,57 @@
+"""Opens what brings every step to the learner, for the actor and for the recorder alike: spool, archive and link."""
+
+import contextlib
+from collections.abc import Callable
+
+from actor.archive import DemonstrationArchive
+from actor.channel import credentials_for
+from actor.config import ActorConfig
+from actor.link import Link
+from actor.recording_state import RecordingState
+from actor.spool import Spool
+from policy.spec import Specs
+
+_STOPPED_DRAIN_S = 2.0  # whoever asked for a stop does not want to wait; the spool keeps the rest
+
+
+def open_uplink(
+    config: ActorConfig,
+    specs: Specs,
+    incarnation: str,
+    num_reports: int,
+    closing: contextlib.ExitStack,
+    *,
+    must_stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> tuple[Spool, Link]:
+    """Open the run folder's spool and connect; `closing` gets what closes both, the link first.
+
+    num_reports: lines of episodes.jsonl. An episode in which another process ended is closed on the way, and said.
+    Raises ConfigError when another process uses the folder, and for credentials that cannot be used.
+    """
+    spool = Spool(
+        config.run_dir / "spool.sqlite",
+        config.actor_id,
+        incarnation,
+        archive=DemonstrationArchive(config.run_dir / "demonstrations", specs),
+        min_free_gb=config.min_free_gb,
+        undecided=RecordingState.load(config.run_dir).undecided(num_reports),
+    )
+    closing.callback(spool.close)
+    if spool.closed_episode is not None:
+        say(spool.closed_episode.sentence)
+    link = Link(
+        config.learner,
+        spool,
+        specs,
+        config.policy,
+        config.actor_id,
+        incarnation,
+        config.run_dir / "weights",
+        take_over=config.take_over,
+        credentials=credentials_for(config.learner, config.credentials),
+    )
+    link.start()
+    drain_s = config.drain_timeout_s
+    closing.callback(lambda: link.close(min(drain_s, _STOPPED_DRAIN_S) if must_stop() else drain_s))
+    return spool, link
