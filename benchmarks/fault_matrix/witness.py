@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import actor.session
 import actor.workcell
 from actor.__main__ import main
 from actor.env import EnvObservation, RobotEnv
+from actor.spool import Spool
 from benchmarks.fault_matrix.oracle import digest
 from policy.cli import run_main
 
@@ -64,14 +64,14 @@ class WitnessedEnv(RobotEnv):
 def witness(oracle: Path, clock_offset_s: float) -> None:
     """Put the witness into this process. Call it before a session is made."""
     WitnessedEnv.oracle = os.open(oracle, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    new_incarnation = actor.session.new_incarnation
+    open_spool = Spool.__init__
 
-    def named() -> str:
-        WitnessedEnv.incarnation = new_incarnation()
-        return WitnessedEnv.incarnation
+    def note_incarnation(spool: Spool, path: Path, actor_id: str, incarnation: str, **options: Any) -> None:
+        WitnessedEnv.incarnation = incarnation
+        open_spool(spool, path, actor_id, incarnation, **options)
 
-    actor.session.new_incarnation = named
-    actor.workcell.RobotEnv = WitnessedEnv  # type: ignore[misc]
+    Spool.__init__ = note_incarnation  # type: ignore[method-assign, assignment]
+    actor.workcell.RobotEnv = WitnessedEnv  # type: ignore[attr-defined]
     if clock_offset_s:
         time_of_day, time_of_day_ns = time.time, time.time_ns
         time.time = lambda: time_of_day() + clock_offset_s
