@@ -21,17 +21,27 @@ from learner.import_log import import_logs
 from learner.run_lock import sole_use_of
 from policy.cli import parse_config, run_main
 from policy.config import to_json
-from policy.errors import EXIT_CONFIG, EXIT_CORRUPT_FILE, EXIT_MISMATCH, EXIT_PORT_IN_USE, unknown_name
+from policy.errors import (
+    EXIT_CONFIG,
+    EXIT_CORRUPT_FILE,
+    EXIT_DIVERGED,
+    EXIT_INTERRUPTED,
+    EXIT_MISMATCH,
+    EXIT_OK,
+    EXIT_PORT_IN_USE,
+    unknown_name,
+)
 from policy.files import replace_durably
 from policy.process import die_with_parent
 
 logger = logging.getLogger("learner")
 
-_FATAL = {EXIT_CONFIG, EXIT_PORT_IN_USE, EXIT_CORRUPT_FILE, EXIT_MISMATCH}  # a restart would end the same way
-_MAX_RESTARTS = 5
+# A restart would end the same way.
+_FATAL = {EXIT_CONFIG, EXIT_PORT_IN_USE, EXIT_CORRUPT_FILE, EXIT_MISMATCH, EXIT_DIVERGED}
+_RESTART_PAUSES_S = (0.0, 1.0, 2.0, 4.0, 8.0)  # before each restart within the window; after them it has failed
 _RESTART_WINDOW_S = 600.0
-_RESTART_PAUSE_S = 2.0
 _STOP_GRACE_S = 30.0
+_POLL_PERIOD_S = 0.05
 
 
 @dataclass
@@ -41,11 +51,13 @@ class Child:
     name: str
     command: Callable[[], list[str]]
     process: subprocess.Popen[bytes] | None = None
+    died_s: float | None = None
     restarts_s: list[float] = field(default_factory=list)
     is_optional: bool = False  # it stays down where another one would end the learner
     has_given_up: bool = False
 
     def start(self) -> None:
+        self.died_s = None
         self.process = subprocess.Popen(self.command(), preexec_fn=die_with_parent)
 
     def check(self) -> int | None:
@@ -57,15 +69,18 @@ class Child:
         if code in _FATAL:
             return self._give_up(code)
         now_s = time.monotonic()
-        if self.restarts_s and now_s - self.restarts_s[-1] < _RESTART_PAUSE_S:
-            return None  # it died right after the last start; trying without a pause would only fill the log
         self.restarts_s = [moment for moment in self.restarts_s if now_s - moment < _RESTART_WINDOW_S]
-        if len(self.restarts_s) >= _MAX_RESTARTS:
-            logger.error("%s died %d times within %.0f s, giving up", self.name, _MAX_RESTARTS + 1, _RESTART_WINDOW_S)
+        num_restarts = len(self.restarts_s)
+        if num_restarts == len(_RESTART_PAUSES_S):
+            logger.error("%s died %d times within %.0f s, giving up", self.name, num_restarts + 1, _RESTART_WINDOW_S)
             return self._give_up(code if code > 0 else 1)
-        logger.warning("%s ended with code %d, starting it again", self.name, code)
-        self.restarts_s.append(now_s)
-        self.start()
+        pause_s = _RESTART_PAUSES_S[num_restarts]
+        if self.died_s is None:
+            self.died_s = now_s
+            logger.warning("%s ended with code %d, starting it again in %.0f s", self.name, code, pause_s)
+        if now_s - self.died_s >= pause_s:
+            self.restarts_s.append(now_s)
+            self.start()
         return None
 
     def _give_up(self, code: int) -> int | None:
@@ -75,16 +90,17 @@ class Child:
         logger.error("%s stays down (exit code %d, see above); everything else goes on", self.name, code)
         return None
 
-    def stop(self) -> None:
+    def stop(self, at_once: threading.Event) -> None:
+        """End the process: ask, and kill it when that takes too long or `at_once` is set."""
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(_STOP_GRACE_S)
-        except subprocess.TimeoutExpired:
-            logger.error("%s did not stop within %.0f s, killing it", self.name, _STOP_GRACE_S)
-            self.process.kill()
-            self.process.wait()
+        deadline_s = time.monotonic() + _STOP_GRACE_S
+        while self.process.poll() is None:
+            if at_once.wait(_POLL_PERIOD_S) or time.monotonic() > deadline_s:
+                logger.error("killing %s, which has not finished", self.name)
+                self.process.kill()
+                self.process.wait()
 
 
 def main() -> int:
@@ -102,16 +118,20 @@ def main() -> int:
 
 
 def supervise(config: LearnerConfig) -> int:
-    """Run both processes until SIGTERM or SIGINT, or until one of them must not be restarted."""
-    stop = threading.Event()
+    """Run both processes until SIGTERM or SIGINT, or until one of them must not be restarted.
+
+    A second signal kills them: all that ingest has acknowledged is in the log, training has its last checkpoint.
+    """
+    stop, at_once = threading.Event(), threading.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, lambda *_: stop.set())
+        signal.signal(signal_number, lambda *_: (at_once if stop.is_set() else stop).set())
     # Before anything is written: a trainer that starts again reads the configuration from the run folder.
     with sole_use_of(config.run_dir, "learner.lock"):
-        return _supervise(config, stop)
+        code = _supervise(config, stop, at_once)
+    return EXIT_INTERRUPTED if at_once.is_set() else code
 
 
-def _supervise(config: LearnerConfig, stop: threading.Event) -> int:
+def _supervise(config: LearnerConfig, stop: threading.Event, at_once: threading.Event) -> int:
     import_logs(config)
     config_path = write_config(config)
     ready_path = config.run_dir / "ingest.json"
@@ -125,7 +145,7 @@ def _supervise(config: LearnerConfig, stop: threading.Event) -> int:
     try:
         for child in children:
             child.start()
-        while not stop.wait(0.1):
+        while not stop.wait(_POLL_PERIOD_S):
             for child in children:
                 code = child.check()
                 if code is not None:
@@ -133,8 +153,8 @@ def _supervise(config: LearnerConfig, stop: threading.Event) -> int:
     finally:
         for child in reversed(children):  # ingest last: it takes data until the end
             if child.process is not None:
-                child.stop()
-    return 0
+                child.stop(at_once)
+    return EXIT_OK
 
 
 def write_config(config: LearnerConfig) -> Path:
