@@ -4,6 +4,7 @@ What is written appears under its name when it is whole and on the disk, or not 
 """
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -78,14 +79,13 @@ def export_hdf5(source: Source, choice: Choice, out: Path) -> str:
     episodes = choice.of(source)
     demos = [(episode, steps) for episode in episodes for steps in consecutive_steps(episode)]
     with _appearing_whole(out) as temporary:
-        try:
-            with h5py.File(temporary, "w") as file:
-                total = _write_demos(file, source, demos)
-        except OSError as error:
-            raise ConfigError(f"cannot write {out}: {error}. Nothing was left there: free some space.") from error
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        num_bytes = temporary.stat().st_size
+        with _PatientFile(temporary, "x+") as written:
+            with h5py.File(written, "w") as file:
+                total = _write_demos(file, source, demos, written)
+            written.flush_durably()
+            num_bytes = os.fstat(written.fileno()).st_size
+            if written.failure is not None:
+                raise _no_space(out, written.failure)
     left_out = sum(len(episode.steps) for episode in episodes) - total
     return (
         f"{out}: {len(demos)} demos of {len(episodes)} episodes, {total:,} samples, {num_bytes / 1e6:,.1f} MB; "
@@ -101,6 +101,41 @@ def consecutive_steps(episode: EpisodeRecord) -> list[list[int]]:
     return [[number for _, number in group] for _, group in groups]
 
 
+class _PatientFile(io.FileIO):
+    """A file that keeps its first failure to itself: HDF5 crashes the process when it cannot write while it closes."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        written = 0
+        while self.failure is None and written < len(view):
+            try:
+                written += super().write(view[written:]) or 0
+            except OSError as error:
+                self.failure = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        if self.failure is None:
+            try:
+                return super().truncate(size)
+            except OSError as error:
+                self.failure = error
+        return size or 0
+
+    def flush_durably(self) -> None:
+        if self.failure is None:
+            try:
+                os.fsync(self.fileno())
+            except OSError as error:
+                self.failure = error
+
+
+def _no_space(out: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"cannot write {out}: {error}. Nothing was left there: free some space.")
+
+
 def _import_h5py() -> Any:
     try:
         import h5py
@@ -112,11 +147,15 @@ def _import_h5py() -> Any:
     return h5py
 
 
-def _write_demos(file: Any, source: Source, demos: Sequence[tuple[EpisodeRecord, list[int]]]) -> int:
-    """Fill the file; return the number of samples."""
+def _write_demos(
+    file: Any, source: Source, demos: Sequence[tuple[EpisodeRecord, list[int]]], written: _PatientFile
+) -> int:
+    """Fill the file, as long as it takes what is written; return the number of samples."""
     data = file.create_group("data")
     listed: dict[str, list[str]] = {}
     for number, (episode, steps) in enumerate(demos):
+        if written.failure is not None:
+            break
         name = f"demo_{number}"
         _write_demo(data.create_group(name), source, episode, steps)
         for key, is_listed in (
@@ -198,7 +237,7 @@ def export_log(source: Source, choice: Choice, out: Path) -> str:
             try:
                 (count,) = copy.copy_from([(source.log, {episode.key for episode in episodes})])
             except sqlite3.Error as error:
-                raise ConfigError(f"cannot write {out}: {error}. Nothing was left there: free some space.") from error
+                raise _no_space(out, error) from error
         replace_durably(temporary / "specs.json", source.specs.to_json().encode())
         sync_directory(temporary)
     return f"{out}: {count:,} records of {len(episodes)} episodes, marks included, for --from-log {out}\n"
