@@ -12,7 +12,7 @@ from learner.import_log import count_demonstrations, import_logs
 from learner.replay import Replay
 from policy.episode_log import EpisodeLog
 from policy.errors import ConfigError, CorruptFileError, SpecMismatchError
-from policy.log_records import LogEntry
+from policy.log_records import EncodedRecord, LogEntry
 from policy.spec import ImageField, Specs
 from policy.transition import ActionSource, EpisodeMark, MarkKind, Recordable, RecordId
 from tests.transitions import SPECS, assert_equal, make_transition
@@ -152,6 +152,54 @@ def test_an_actor_with_imported_records_in_its_spool_loses_none_and_repeats_none
     assert log.next_sequence("robot", "old") == new[-1].sequence + 1
     (stream,) = log.statistics()
     assert (stream.records, stream.duplicated) == (len(new), 0)
+    log.close()
+
+
+def archive(folder: Path, records: list[Record], refused: Record | None = None) -> None:
+    """Make an actor's archive of demonstrations, with gaps where other episodes were; one record may be refused."""
+    log = EpisodeLog(folder / "demonstrations" / "log.sqlite", SPECS, allows_gaps=True)
+    encoded = [EncodedRecord.of(*record) for record in of_demonstrations(records)]
+    if refused is not None:
+        encoded.append(replace(EncodedRecord.of(*refused), refusal="not of these specs"))
+    log.append_encoded(encoded)
+    log.close()
+    (folder / "demonstrations" / "specs.json").write_text(SPECS.to_json())
+
+
+def test_an_archive_gives_what_the_log_lacks_and_the_actor_goes_on_where_it_was(tmp_path: Path) -> None:
+    """The learner got the first episodes over the link before the archive was brought by hand; the rest comes later."""
+    records = earlier_records("old")
+    arrived = 6  # one demonstration and half of the episode after it
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "specs.json").write_text(SPECS.to_json())
+    log = EpisodeLog(run_dir / "log.sqlite", SPECS)
+    log.append(records[:arrived])
+    log.close()
+    archive(tmp_path / "actor", records)
+    for _ in range(2):  # a restart imports again
+        import_logs(config(run_dir, tmp_path / "actor" / "demonstrations"))
+    brought = [record for record in of_demonstrations(records) if record not in records[:arrived]]
+    assert len(brought) == LENGTH + 1  # the discarded demonstration and its mark
+    assert_holds(run_dir, records[:arrived] + brought)
+    assert count_demonstrations([tmp_path / "actor", run_dir]) == 1
+
+    log = EpisodeLog(run_dir / "log.sqlite", SPECS)
+    assert log.next_sequence("robot", "old") == arrived  # nothing of the spool may be deleted unsent
+    log.append(records[arrived - 2 :])
+    log.close()
+    rest = [record for record in records[arrived:] if record not in brought]
+    assert_holds(run_dir, records[:arrived] + brought + rest)
+
+
+def test_refused_records_are_not_imported(tmp_path: Path) -> None:
+    records = earlier_records("old")
+    refused = (RecordId("robot", "old", 99), make_transition(9, episode=0, source=ActionSource.HUMAN_DEMONSTRATION))
+    archive(tmp_path / "actor", records, refused)
+    import_logs(config(tmp_path / "new", tmp_path / "actor"))
+    assert_holds(tmp_path / "new", of_demonstrations(records))
+    log = EpisodeLog(tmp_path / "new" / "log.sqlite", SPECS)
+    assert log.quarantine() == []
     log.close()
 
 
