@@ -346,14 +346,18 @@ def _offer_marks(outbox: Outbox, step: Transition, listener: _Listener, tally: E
 def _conclude_unrecorded(
     outbox: Outbox, episode: int, listener: _Listener, tally: EpisodeTally, is_stopped: bool
 ) -> None:
-    """End an episode after its last recorded step: offer what the operator said of it."""
+    """End an episode after its last recorded step, which no observation follows: offer what became of it."""
     tally.stopped = is_stopped
     tally.is_discarded = tally.length == 0  # nothing of it is anywhere
+    if tally.length == 0:
+        return
     kind = None if listener.ending is None else _MARKS.get(listener.ending)
-    if kind is not None and tally.length:
+    if kind is None:
+        outbox.offer(_mark(episode, tally.last_step, MarkKind.ABORTED, note=str(tally.interruption or "stopped")))
+    else:
         outbox.offer(_mark(episode, tally.last_step, kind))
         _correct(tally, kind)
 
 
-def _mark(episode: int, step: int, kind: MarkKind) -> EpisodeMark:
-    return EpisodeMark(episode=episode, step=step, kind=kind, wall_time_s=time.time())
+def _mark(episode: int, step: int, kind: MarkKind, note: str = "") -> EpisodeMark:
+    return EpisodeMark(episode=episode, step=step, kind=kind, wall_time_s=time.time(), note=note)

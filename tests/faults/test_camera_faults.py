@@ -22,7 +22,7 @@ from actor.rate import RateKeeper
 from actor.tasks import make_task
 from actor.tasks.base import TaskOptions
 from policy.spec import Observation
-from policy.transition import Recordable, Transition
+from policy.transition import EpisodeMark, MarkKind, Recordable, Transition
 from robot.backends.fake import FakeBackend
 from robot.cameras.capture import CapturingCamera
 from robot.errors import CameraStaleError
@@ -91,10 +91,13 @@ class Nobody:
 class Outbox:
     def __init__(self) -> None:
         self.steps: list[Transition] = []
+        self.marks: list[EpisodeMark] = []
 
     def offer(self, body: Recordable) -> None:
-        assert isinstance(body, Transition)
-        self.steps.append(body)
+        if isinstance(body, Transition):
+            self.steps.append(body)
+        else:
+            self.marks.append(body)
 
 
 class Cell:
@@ -198,6 +201,8 @@ def test_a_camera_unplugged_for_good_ends_the_episode_with_the_arm_held(
     assert cell.arm.told[-1][0] == "stop"
     assert [what for what, _ in cell.arm.told].count("stop") == 1
     assert not cell.outbox.steps[-1].is_last, "its next observation was never seen"
+    ((kind, step),) = [(mark.kind, mark.step) for mark in cell.outbox.marks]
+    assert (kind, step) == (MarkKind.ABORTED, cell.outbox.steps[-1].step)
     assert cell.wrist.read().image.shape == (48, 64, 3), "the last frame stays"
     cell.source.is_unplugged = False
     deadline_s = time.monotonic() + HANG_LIMIT_S
