@@ -99,7 +99,8 @@ class _FailingPeers:
                 self._logged_s.pop(forgotten, None)
         if is_due:
             logger.warning("refused %s: no or a wrong token (%d times so far)", peer, count)
-        return min(_MAX_DELAY_S, 0.1 * 2.0 ** (count - _FREE_FAILURES)) if count > _FREE_FAILURES else 0.0
+        doublings = min(count - _FREE_FAILURES, 10)
+        return min(_MAX_DELAY_S, 0.1 * 2.0**doublings) if doublings > 0 else 0.0
 
 
 def _as_bytes(value: str | bytes) -> bytes:
