@@ -92,7 +92,7 @@ class Trainer:
                 try:
                     self._turn(stop)
                 except NonFiniteError as error:
-                    self._roll_back(error)
+                    self.roll_back(error)
             self._leave()
         except torch.OutOfMemoryError as error:
             text = f"{self._config.device} is out of memory for the second time at learner step {self.learner_step}: "
@@ -266,7 +266,7 @@ class Trainer:
                 f"{self._checkpoints}."
             )
 
-    def _roll_back(self, reason: NonFiniteError) -> None:
+    def roll_back(self, reason: NonFiniteError) -> None:
         """Go back to the newest verified checkpoint, or to the start where there is none.
 
         Networks, optimisers and their generators are as they were. The replay and its generator stay as they are: the
@@ -331,6 +331,7 @@ class Trainer:
             "updates": self.learner_step,
             "updates_per_s": round(self._steps_here / self._busy_s, 2) if self._busy_s else 0.0,
             "transitions": self.num_transitions,
+            "transitions_by_actor": dict(self._replay.transitions_by_actor),
             "weights_version": self._weights_version,
             "device": self._config.device,
         }

@@ -4,87 +4,18 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from learner.config import CgpoConfig, CriticConfig, GuidanceConfig, LearnerConfig, ReplayConfig
 from learner.trainer import Trainer, load_config
-from policy.config import PolicyConfig, to_json
-from policy.episode_log import EpisodeLog
+from policy.config import to_json
 from policy.errors import ConfigError, WeightsError
-from policy.spec import ActionSpec, Field, ObservationSpec, Specs
-from policy.transition import ActionSource, RecordId, Transition
 from policy.weights import deserialise
 from policy.weights_store import WeightsStore
-
-SPECS = Specs(
-    ObservationSpec((Field(name="position", unit="m", low=(-1.0, -1.0), high=(1.0, 1.0)),)),
-    ActionSpec((Field(name="delta", unit="m", low=(-1.0, -1.0), high=(1.0, 1.0)),)),
-)
+from tests.trainer_runs import SPECS, assert_same_state, make_config, train, write_log
 
 
-def make_config(run_dir: Path, algorithm: str = "cgpo") -> LearnerConfig:
-    return LearnerConfig(
-        policy=PolicyConfig(
-            denoising_steps=4, denoiser_hidden=(16,), critic_hidden=(16,), num_critics=2, num_quantiles=5
-        ),
-        cgpo=CgpoConfig(
-            guidance=GuidanceConfig(steps=2),
-            critic=CriticConfig(target_candidates=2),
-            cta_ratio=2,
-            value_hidden=(16,),
-            human_targets=True,
-            bc_warmup_steps=3,
-        ),
-        replay=ReplayConfig(capacity=50, batch_size=16, demonstration_fraction=0.5, training_starts=20),
-        algorithm=algorithm,
-        run_dir=run_dir,
-        device="cpu",
-        metrics_every=5,
-    )
-
-
-def write_log(run_dir: Path, first: int, count: int) -> None:
-    """Append `count` steps of episodes of 7 steps, every third one a demonstration."""
-    log = EpisodeLog(run_dir / "log.sqlite", SPECS)
-    rng = np.random.default_rng(first)
-    records = []
-    for sequence in range(first, first + count):
-        episode, step = divmod(sequence, 7)
-        records.append(
-            (
-                RecordId("robot", "incarnation", sequence),
-                Transition(
-                    episode=episode,
-                    step=step,
-                    observation={"position": rng.uniform(-1, 1, 2).astype(np.float32)},
-                    policy_action=np.zeros(2, np.float32),
-                    executed_action=rng.uniform(-1, 1, 2).astype(np.float32),
-                    source=ActionSource.POLICY if episode % 3 else ActionSource.HUMAN_DEMONSTRATION,
-                    reward=float(step == 6),
-                    terminated=step == 6,
-                    truncated=False,
-                    weights_version=0,
-                    weights_age_s=0.0,
-                    wall_time_s=0.0,
-                    monotonic_time_s=0.0,
-                    final_observation={"position": np.ones(2, np.float32)} if step == 6 else None,
-                ),
-            )
-        )
-    log.append(records)
-    log.close()
-
-
-def train(trainer: Trainer, steps: int) -> None:
-    trainer.read_log()
-    for _ in range(steps):
-        assert not trainer.missing()
-        trainer.update()
-
-
-@pytest.mark.parametrize("algorithm", ["cgpo", "bc"])
+@pytest.mark.parametrize("algorithm", ["cgpo", "bc", "hil_serl_sac"])
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, algorithm: str) -> None:
     for name in ("whole", "resumed"):
         write_log(tmp_path / name, 0, 100)  # more than the replay holds: the ring has wrapped at the checkpoint
@@ -98,10 +29,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, algorithm: s
     assert resumed.learner_step == 7
     train(resumed, 5)
 
-    expected, state = whole.algorithm.state(), resumed.algorithm.state()
-    assert expected.keys() == state.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(state[name], tensor), name
+    assert_same_state(resumed.algorithm.state(), whole.algorithm.state())
 
 
 def test_data_that_came_after_the_checkpoint_is_read_on_resume(tmp_path: Path) -> None:
