@@ -1,10 +1,11 @@
 """What a run has done so far, read from the files that learner and actor write, and its live panel."""
 
+import contextlib
 import json
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,15 @@ class Progress:
         self._stages = JsonLines(directory / "actor" / "stages.jsonl")
         self._evaluations = JsonLines(directory / "actor" / "evaluations.jsonl")
         self._metrics = JsonLines(directory / "learner" / "metrics.jsonl")
+        self._learner_summary = directory / "learner" / "learner_summary.json"
+        self.transitions_by_actor: dict[str, int] = {}  # that the trainer has read
 
     def update(self) -> None:
         for file in (self._episodes, self._stages, self._evaluations, self._metrics):
             file.update()
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            summary = json.loads(self._learner_summary.read_text())
+            self.transitions_by_actor = summary.get("transitions_by_actor", {})
         env_steps = 0
         for row in self.episodes:
             env_steps += row["length"]
@@ -212,7 +218,14 @@ def figures_table(progress: Progress) -> Table:
     ]
     for row in rows:
         table.add_row(*row)
+    by_actor = progress.transitions_by_actor
+    if len(by_actor) > 1:
+        table.add_row("actors", str(len(by_actor)), "steps of each", _each(by_actor))
     return table
+
+
+def _each(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "-"
 
 
 def _human_time(episodes: Sequence[Row]) -> str:
@@ -222,7 +235,7 @@ def _human_time(episodes: Sequence[Row]) -> str:
 
 def _judges(episodes: Sequence[Row]) -> str:
     counts = Counter(row["reward_source"] for row in episodes)
-    return ", ".join(f"{source} {count}" for source, count in counts.items()) or "-"
+    return _each(counts)
 
 
 def _evaluation(evaluations: Sequence[Row]) -> str:

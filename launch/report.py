@@ -194,6 +194,9 @@ def _figures(summary: Mapping[str, Any], demonstrations: int) -> list[tuple[str,
         ("last weights version", _form(weights["version"], ",d")),
         ("age of weights in use p50 / p95", f"{_form(staleness['p50'], '.1f')} / {_form(staleness['p95'], '.1f')} s"),
     ]
+    by_actor = link.get("records_by_actor", {})
+    if len(by_actor) > 1:
+        figures.append(("records of each actor", ", ".join(f"{name} {count:,}" for name, count in by_actor.items())))
     for name, what in (
         ("discarded_episodes", "episodes discarded by the operator"),
         ("aborted_episodes", "episodes that a camera ended"),
@@ -267,7 +270,11 @@ def _log_statistics(log_path: Path, actor: Mapping[str, Any]) -> dict[str, Any]:
     link = actor.get("link", {})
     stored = sum(stream.distinct for stream in streams)
     # The log may be ahead of what the actor heard: the last acknowledgements of a learner that died never arrived.
+    by_actor: Counter[str] = Counter()
+    for stream in streams:
+        by_actor[stream.actor_id] += stream.records
     return {
+        **({"records_by_actor": dict(by_actor)} if by_actor else {}),
         "lost": max(0, link["offered"] - link["pending"] - stored) if "offered" in link else None,
         "duplicated": sum(stream.duplicated for stream in streams),
     }

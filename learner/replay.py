@@ -5,6 +5,7 @@ drawn follows from the records and the state of `rng` alone, not from when they 
 """
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,7 @@ class Replay:
         self.demonstrations = ReplayBuffer(config.capacity, feature_dim, action_dim, frames)
         self.rng = np.random.default_rng(seed)
         self.num_transitions = 0
+        self.transitions_by_actor: Counter[str] = Counter()
         self._last_steps: dict[Stream, dict[int, int]] = {}  # of marked episodes; steps after it are left out
 
     def add(self, record_id: RecordId, body: Recordable) -> None:
@@ -73,6 +75,7 @@ class Replay:
         else:
             self._add_step(stream, record_id, body)
             self.num_transitions += 1
+            self.transitions_by_actor[record_id.actor_id] += 1
 
     def _add_step(self, stream: Stream, record_id: RecordId, step: Transition) -> None:
         homes = () if self._is_left_out(stream, step) else self._homes(step)

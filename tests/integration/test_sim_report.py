@@ -454,6 +454,28 @@ def test_what_the_log_holds_before_its_acknowledgement_makes_up_for_no_loss(
     assert (link["lost"], link["duplicated"]) == (lost, 0)
 
 
+@pytest.mark.parametrize("actors", [("left",), ("left", "right")])
+def test_what_came_of_each_actor_is_shown_where_there_are_several(tmp_path: Path, actors: tuple[str, ...]) -> None:
+    log = EpisodeLog(tmp_path / "learner" / "log.sqlite")
+    for actor in actors:
+        count = 2 if actor == "left" else 3
+        log.append((RecordId(actor, "incarnation", number), make_transition(number)) for number in range(count))
+    log.close()
+    counts = {actor: 1000 * len(actor) for actor in actors}
+    summary_path = tmp_path / "learner" / "learner_summary.json"
+    summary_path.write_text("")  # as in the middle of a write
+    progress = Progress(tmp_path)
+    progress.update()
+    summary_path.write_text(json.dumps({"transitions_by_actor": counts}))
+    progress.update()
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(figures_table(progress))
+    summary = report.write_report(tmp_path, FACTS)
+    assert summary["link"]["records_by_actor"] == {actor: 2 if actor == "left" else 3 for actor in actors}
+    assert ("left 4,000, right 5,000" in console.export_text()) is (len(actors) > 1)
+    assert ("| records of each actor | left 2, right 3 |" in (tmp_path / "report.md").read_text()) is (len(actors) > 1)
+
+
 def test_a_line_that_is_still_being_written_is_read_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     lines = JsonLines(path)
