@@ -58,7 +58,9 @@ def test_training_starts_from_imported_demonstrations_alone(tmp_path: Path) -> N
         learner.send_signal(signal.SIGTERM)
         _, output = learner.communicate(timeout=HANG_LIMIT_S)
     assert learner.returncode == EXIT_OK, output.decode()
-    assert json.loads(summary_path.read_text())["transitions"] == EPISODES * LENGTH
+    summary = json.loads(summary_path.read_text())
+    assert summary["transitions"] == EPISODES * LENGTH
+    assert summary["transitions_by_actor"] == {"robot": EPISODES * LENGTH}
     assert f"it holds {EPISODES} demonstrations" in output.decode()
 
 
