@@ -37,7 +37,7 @@ _PING_TIMEOUT_S = 1.0
 _PINGS = 5
 _NOTED_OFFSET_S = 0.05
 _MIN_BACKOFF_S = 0.2
-_MAX_BACKOFF_S = 2.0
+_MAX_BACKOFF_S = 1.0  # a learner that was started again listens within half a second
 _LEASE_WAIT_S = 15.0  # the lease of a predecessor that was killed ends after 10 s
 _REFUSALS: dict[grpc.StatusCode, type[CgpoError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: SpecMismatchError,
@@ -140,8 +140,10 @@ class Link:
             except _Stopping:
                 return
             except Exception as error:  # nothing may end this thread in silence
-                attempt = 0 if self._statistics.is_connected else attempt
-                self._judge(error)
+                was_connected = self._statistics.is_connected
+                self._statistics.is_connected = False  # before anything that takes time
+                attempt = 0 if was_connected else attempt
+                self._judge(error, was_connected=was_connected)
             if self._refusal is not None:
                 return
             attempt += 1
@@ -205,7 +207,7 @@ class Link:
                     future.cancel()
                     raise _Stopping from None
 
-    def _judge(self, error: Exception) -> None:
+    def _judge(self, error: Exception, *, was_connected: bool) -> None:
         """Find out whether another attempt may succeed, and report what went wrong."""
         if not (isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.ALREADY_EXISTS):
             self._in_use_since_s = None
@@ -216,7 +218,7 @@ class Link:
             self._refusal = ConfigError(error.details())  # the learner's words name the other one, and what to do
         if not isinstance(error, grpc.RpcError | OSError | CgpoError | sqlite3.Error):
             logger.error("the link meets what it does not expect", exc_info=error)
-        self._report(self._explained(error))
+        self._report(_describe(error) if was_connected else self._explained(error), was_connected=was_connected)
 
     def _explained(self, error: Exception) -> str:
         """Return what went wrong; where gRPC says no more than UNAVAILABLE, what TLS has to do with it, if anything."""
@@ -227,12 +229,11 @@ class Link:
             self._tls_problem = (words, explain_unavailable(self._address, self._credentials))
         return self._tls_problem[1] or words
 
-    def _report(self, problem: str) -> None:
+    def _report(self, problem: str, *, was_connected: bool) -> None:
         """Log a failure, but not each attempt that fails like the one before."""
-        if self._statistics.is_connected or problem != self._statistics.last_error:
+        if was_connected or problem != self._statistics.last_error:
             outcome = "the link stops" if self._refusal else "steps stay in the spool, trying again"
             logger.warning("learner at %s: %s; %s", self._address, problem, outcome)
-        self._statistics.is_connected = False
         self._statistics.trainer_state = "unknown"
         self._statistics.last_error = problem
 
