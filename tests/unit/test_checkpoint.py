@@ -1,13 +1,17 @@
 """Checkpoints: what is saved comes back, a corrupt one is refused, the last good one stays."""
 
+import errno
 import json
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from learner.checkpoint import Checkpoint, load_checkpoint, load_newest, save_checkpoint
+from learner.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint, load_newest, save_checkpoint
+from policy import failpoints
 from policy.errors import WeightsError
 
 
@@ -88,3 +92,111 @@ def test_a_write_that_stops_halfway_leaves_the_last_one(tmp_path: Path, monkeypa
     loaded = load_newest(tmp_path)
     assert loaded is not None
     assert loaded.learner_step == 1
+
+
+CRASH_POINTS = ["after_state", "after_manifest", "before_rename", "after_rename"]
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, name: str, directory: Path, checkpoint: Checkpoint) -> None:
+    """Save in a child process that ends at the failpoint, without any clean-up."""
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr("policy.failpoints._armed", failpoints._read(f"checkpoint.{name}:exit"))
+        try:
+            save_checkpoint(directory, checkpoint)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == failpoints.EXIT_CODE
+
+
+@pytest.mark.parametrize("name", CRASH_POINTS)
+def test_a_crash_between_any_two_steps_leaves_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    save_checkpoint(tmp_path, make_checkpoint(1))
+    crash_at(monkeypatch, name, tmp_path, make_checkpoint(2))
+    loaded = load_newest(tmp_path)
+    assert loaded is not None
+    assert loaded.learner_step == (2 if name == "after_rename" else 1)
+    save_checkpoint(tmp_path, make_checkpoint(3))  # and clears away what the crash left
+    left = {folder.name for folder in tmp_path.iterdir()}
+    assert left == {f"step_{step:010d}" for step in ((1, 2, 3) if name == "after_rename" else (1, 3))}
+
+
+@pytest.mark.parametrize("name", CRASH_POINTS)
+def test_a_crash_at_the_very_first_checkpoint_leaves_none_or_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    crash_at(monkeypatch, name, tmp_path, make_checkpoint(1))
+    loaded = load_newest(tmp_path)
+    assert (loaded is not None) == (name == "after_rename")
+
+
+@pytest.mark.parametrize("length", range(0, 400, 37))
+def test_a_file_that_a_power_loss_cut_off_anywhere_is_noticed(tmp_path: Path, length: int) -> None:
+    save_checkpoint(tmp_path, make_checkpoint(1))
+    newest = save_checkpoint(tmp_path, make_checkpoint(2))
+    file = newest / ("state.safetensors" if length % 2 else "manifest.json")
+    assert file.stat().st_size > length
+    os.truncate(file, length)
+    loaded = load_newest(tmp_path)
+    assert loaded is not None
+    assert loaded.learner_step == 1
+
+
+def test_a_corrupt_checkpoint_does_not_count_among_the_three(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        newest = save_checkpoint(tmp_path, make_checkpoint(step))
+    (newest / "state.safetensors").write_bytes(b"damaged")
+    kept = []
+    for step in (4, 5, 6):
+        save_checkpoint(tmp_path, make_checkpoint(step))
+        kept.append({int(folder.name.removeprefix("step_")) for folder in tmp_path.iterdir()})
+    assert kept == [{1, 2, 3, 4}, {2, 3, 4, 5}, {4, 5, 6}]
+
+
+def test_one_of_the_same_step_is_kept_unless_it_is_corrupt(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, make_checkpoint(1))
+    inode = folder.stat().st_ino
+    assert save_checkpoint(tmp_path, make_checkpoint(1)) == folder
+    assert folder.stat().st_ino == inode
+    (folder / "manifest.json").unlink()
+    save_checkpoint(tmp_path, make_checkpoint(1))
+    assert load_checkpoint(folder).learner_step == 1
+
+
+def test_below_the_free_space_limit_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"GB are free.*learner\.min_free_gb") as error:
+        save_checkpoint(tmp_path, make_checkpoint(1), min_free_bytes=1e18)
+    assert error.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_beyond_the_file_size_limit_leaves_the_last_one_and_nothing_else(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, make_checkpoint(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_checkpoint(tmp_path, make_checkpoint(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step_0000000001"]
+
+
+def test_the_writer_says_when_it_is_done_and_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("policy.failpoints._armed", failpoints._read("checkpoint.after_state:sleep(0.3)"))
+    writer = CheckpointWriter(tmp_path, min_free_bytes=0)
+    assert not writer.end(wait=True)
+    writer.begin(make_checkpoint(1))
+    assert not writer.end(wait=False)  # training goes on meanwhile
+    assert writer.is_busy
+    assert writer.end(wait=True)
+    assert not writer.is_busy
+    (tmp_path / ".tmp_step_0000000002").write_bytes(b"")  # a file in the way of a folder
+    writer.begin(make_checkpoint(2))
+    with pytest.raises(OSError, match="tmp_step_0000000002"):
+        writer.end(wait=True)
+    assert not writer.is_busy
+    writer.close()
+    writer.close()
