@@ -1,6 +1,7 @@
 """What an actor must agree on before its data is taken: protocol, specs of the run, policy architecture."""
 
 import json
+import textwrap
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from policy.spec import Specs
 from policy.spec_differences import spec_differences
 
 _NAMED = 5  # differences that a message names
+_MAX_CHARACTERS = 400  # of each, because gRPC carries 8 KiB of a refusal
 
 
 class Handshake:
@@ -45,7 +47,7 @@ class Handshake:
     def _check_policy(self, text: str) -> None:
         try:
             actor = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise WireError(f"the actor's policy architecture is not JSON: {error}") from error
         if not isinstance(actor, dict):
             raise WireError(f"the actor's policy architecture is not an object: {text[:100]}")
@@ -85,5 +87,6 @@ def read_policy(path: Path) -> dict[str, Any]:
 
 
 def _mismatch(what: str, differences: list[str], remedy: str) -> SpecMismatchError:
+    named = "; ".join(textwrap.shorten(difference, _MAX_CHARACTERS) for difference in differences[:_NAMED])
     more = f"; and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
-    return SpecMismatchError(f"actor and learner differ in {what}: {'; '.join(differences[:_NAMED])}{more}. {remedy}")
+    return SpecMismatchError(f"actor and learner differ in {what}: {named}{more}. {remedy}")

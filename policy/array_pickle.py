@@ -53,11 +53,11 @@ def read_arrays(data: bytes) -> dict[str, Any]:
     """Return the pickled dict of arrays and such dicts (protocols 3 and 4). Raises WeightsError for anything else."""
     try:
         tree = _Machine().run(data)
-    except (ValueError, IndexError, KeyError, TypeError) as error:
+        if not isinstance(tree, dict):
+            raise WeightsError(f"the pickle holds a {type(tree).__name__}, not a dict of arrays")
+        return _plain(tree)
+    except (ValueError, IndexError, KeyError, TypeError, StopIteration, RecursionError) as error:
         raise WeightsError(f"{len(data)} bytes are not a whole pickled dict of arrays: {error}") from error
-    if not isinstance(tree, dict):
-        raise WeightsError(f"the pickle holds a {type(tree).__name__}, not a dict of arrays")
-    return _plain(tree)
 
 
 class _Machine:
@@ -115,7 +115,7 @@ class _Machine:
             raise WeightsError(f"the pickle uses {name}, which a dict of arrays does not need; refused")
 
     def _pop_to_mark(self) -> list[Any]:
-        start = max(index for index, item in enumerate(self._stack) if item is _MARK)
+        start = len(self._stack) - 1 - next(n for n, item in enumerate(reversed(self._stack)) if item is _MARK)
         items = self._stack[start + 1 :]
         del self._stack[start:]
         return items

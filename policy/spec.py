@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,10 @@ Observation = Mapping[str, Any]
 """Field name -> float32 vector, image name -> CodedImage (policy.image_codec)."""
 
 GripperMode = Literal["none", "continuous", "discrete"]
+
+_MAX_FIELDS = 256
+_MAX_NAME_LENGTH = 128
+_MAX_REASON_CHARACTERS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,8 @@ class Field:
         for index, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
             if not (np.isfinite(low) and np.isfinite(high) and low < high):
                 raise ConfigError(f"field {self.name}[{index}]: bounds [{low}, {high}] {self.unit} are not an interval")
+        if not (np.isfinite(self.fine_scale) and self.fine_scale >= 0):
+            raise ConfigError(f"field {self.name}: fine_scale = {self.fine_scale} {self.unit} is no length of a scale")
 
     @property
     def size(self) -> int:
@@ -129,6 +136,8 @@ class ActionSpec:
 
     def __post_init__(self) -> None:
         _check_names(self.fields)
+        if not self.fields or self.gripper not in get_args(GripperMode):
+            raise ConfigError(f"an action of {len(self.fields)} fields with gripper {self.gripper!r} cannot be one")
         if self.gripper != "none" and (self.fields[-1].name, self.fields[-1].size) != ("gripper", 1):
             raise ConfigError(f"an action with gripper {self.gripper!r} must end with one element named 'gripper'")
 
@@ -178,14 +187,15 @@ class Specs:
             raw = json.loads(text)
             observation = ObservationSpec(
                 tuple(_field_from_dict(field) for field in raw["observation"]["fields"]),
-                tuple(ImageField(**image) for image in raw["observation"].get("images", ())),
+                tuple(_image_from_dict(image) for image in raw["observation"].get("images", ())),
             )
             action = ActionSpec(
                 tuple(_field_from_dict(field) for field in raw["action"]["fields"]),
                 raw["action"].get("gripper", "none"),
             )
-        except (ValueError, KeyError, TypeError, ConfigError) as error:
-            raise WireError(f"not a pair of observation and action specs: {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
+            reason = textwrap.shorten(str(error), _MAX_REASON_CHARACTERS)
+            raise WireError(f"not a pair of observation and action specs: {reason}") from error
         return Specs(observation, action)
 
     def digest(self) -> str:
@@ -194,6 +204,11 @@ class Specs:
 
 def _check_names(fields: tuple[Field | ImageField, ...]) -> None:
     names = [field.name for field in fields]
+    if len(names) > _MAX_FIELDS or not all(0 < len(name) <= _MAX_NAME_LENGTH for name in names):
+        raise ConfigError(
+            f"a spec has {len(names)} fields, at most {_MAX_FIELDS} are allowed, with names of 1 to {_MAX_NAME_LENGTH} "
+            "characters"
+        )
     if len(set(names)) != len(names):
         raise ConfigError(f"a spec names a field twice: {names}")
 
@@ -202,4 +217,17 @@ def _field_from_dict(raw: Mapping[str, object]) -> Field:
     values = dict(raw)
     for bound in ("low", "high"):
         values[bound] = tuple(values[bound])  # type: ignore[arg-type]
+    numbers = (*values["low"], *values["high"], values.get("fine_scale", 0.0))  # type: ignore[misc]
+    if not (_are(str, values["name"], values["unit"]) and _are((int, float), *numbers)):
+        raise TypeError(f"a field of {values} has a text where a number belongs, or the reverse")
     return Field(**values)  # type: ignore[arg-type]
+
+
+def _image_from_dict(raw: Mapping[str, object]) -> ImageField:
+    if not (_are(str, raw["name"]) and _are(int, raw["height"], raw["width"])):
+        raise TypeError(f"an image of {raw} has a text where a number belongs, or the reverse")
+    return ImageField(**raw)  # type: ignore[arg-type]
+
+
+def _are(kind: type | tuple[type, ...], *values: object) -> bool:
+    return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)

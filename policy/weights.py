@@ -38,9 +38,11 @@ def deserialise(data: bytes, expected_sha256: str) -> dict[str, Tensor]:
         )
     try:
         tensors = load(data)
+        broken = [name for name, tensor in sorted(tensors.items()) if not _is_finite(tensor)]
     except safetensors.SafetensorError as error:
         raise WeightsError(f"{len(data)} bytes are not a safetensors file: {error}") from error
-    broken = [name for name, tensor in sorted(tensors.items()) if not _is_finite(tensor)]
+    except (KeyError, RuntimeError) as error:  # kinds of numbers that safetensors has and torch has not, or in part
+        raise WeightsError(f"{len(data)} bytes hold a tensor that no policy has: {error!r}") from error
     if broken:
         raise _error([f"{name} holds non-finite values" for name in broken])
     return tensors

@@ -88,11 +88,21 @@ class WeightsStore:
         """Return the newest version's manifest, None before the first. Raises WeightsError when it is unreadable."""
         try:
             raw = json.loads(self._latest_path.read_bytes())
-            tensors = (TensorInfo(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in raw.pop("tensors"))
-            return WeightsManifest(tensors=tuple(tensors), **raw)
+            return WeightsManifest(
+                version=int(raw["version"]),
+                learner_step=int(raw["learner_step"]),
+                published_wall_s=float(raw["published_wall_s"]),
+                file=str(raw["file"]),
+                num_bytes=int(raw["num_bytes"]),
+                sha256=str(raw["sha256"]),
+                tensors=tuple(
+                    TensorInfo(str(tensor["name"]), str(tensor["dtype"]), tuple(int(size) for size in tensor["shape"]))
+                    for tensor in raw["tensors"]
+                ),
+            )
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise WeightsError(
                 f"{self._latest_path} cannot be read: {error}. Remove it; the next publication writes it anew."
             ) from error
@@ -110,7 +120,7 @@ class WeightsStore:
         """Return the file of a version as it is on disk, unverified. Raises WeightsError when it is gone."""
         try:
             return (self._directory / manifest.file).read_bytes()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: no name that a file can have
             raise WeightsError(f"weights version {manifest.version} cannot be read: {error}") from error
 
     def _delete_old(self) -> None:
