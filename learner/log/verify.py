@@ -99,6 +99,7 @@ class _StreamState:
     episode: int = -1  # newest with a step
     step: int = -1
     step_sequence: int = -1  # of that step
+    marked_episode: int = -1  # of its newest mark
 
 
 def verify_log(path: Path, *, allows_gaps: bool) -> Report:
@@ -231,7 +232,9 @@ class _Check:
             place = f"{_place(row)}: the one before it here is {state.sequence}"
             self._report.add("records are missing, though their actor was told that they are stored", place)
         state.sequence = sequence
-        if not row.is_mark:
+        if row.is_mark:
+            state.marked_episode = row.episode
+        else:
             self._check_step(row, state)
 
     def _check_step(self, row: Row, state: _StreamState) -> None:
@@ -248,11 +251,15 @@ class _Check:
         state.episode, state.step, state.step_sequence = row.episode, row.step, row.record_id.sequence
 
     def _may_begin_later(self, row: Row, state: _StreamState) -> bool:
-        """Whether its first steps may have gone to another log or into quarantine."""
+        """Whether its first steps may have gone to another log or into quarantine, or a mark says what became of them.
+
+        The actor sends a bookmark in place of a record that its disk has damaged.
+        """
         between = row.record_id.sequence - state.step_sequence - 1
         return (
             self._may_have_gaps(row.stream)
             or (state.began_later and state.episode < 0)
+            or state.marked_episode == row.episode
             or self._absent(row.stream, state.step_sequence, row.record_id.sequence) < between
         )
 

@@ -20,6 +20,8 @@ from cgpo_proto import link_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actor.archive import DemonstrationArchive
+from actor.spool import Spool
 from learner.config import LearnerConfig, ReplayConfig
 from learner.import_log import import_logs
 from learner.log.__main__ import main, parse_numbers
@@ -315,6 +317,32 @@ def test_verify_of_a_broken_file_ends_with_its_exit_code(damage: str, tmp_path: 
     code, _, err = call("ls", tmp_path)
     assert code == (EXIT_CONFIG if damage == "no specs" else EXIT_CORRUPT_FILE)
     assert err.startswith("error: ")
+
+
+def test_a_bookmark_in_the_place_of_a_damaged_first_step_explains_it(tmp_path: Path, call: Any) -> None:
+    lost = mark(1, 0, MarkKind.BOOKMARK, "lost: step 0 of episode 1, which the disk damaged in the actor's spool")
+    write_log(tmp_path, records([*steps(0, 2), lost, *steps(1, 3)[1:]]))
+    code, out, _ = call("verify", tmp_path)
+    assert code == 0, out
+
+
+def test_what_an_actor_archives_can_be_read_checked_and_imported(tmp_path: Path, call: Any) -> None:
+    archive = DemonstrationArchive(tmp_path / "actor" / "demonstrations", SPECS)
+    spool = Spool(tmp_path / "actor" / "spool.sqlite", "left", "inc-b", archive=archive)
+    for body in LEFT:
+        spool.offer(body)
+    assert spool.flush(60)
+    spool.acknowledge("inc-b", len(LEFT))
+    assert spool.wait_until_empty(60)
+    spool.close()
+    code, out, _ = call("verify", tmp_path / "actor")
+    assert code == 0, out
+    episodes = json.loads(call("ls", tmp_path / "actor", "--json")[1])["episodes"]
+    assert [(episode["episode"], episode["kind"], episode["steps"]) for episode in episodes] == [
+        (0, "demonstration", 4)
+    ]
+    import_logs(LearnerConfig(run_dir=tmp_path / "new", from_log=(tmp_path / "actor",)))
+    assert json.loads(call("ls", tmp_path / "new", "--json")[1])["episodes"] == episodes
 
 
 def test_gaps_are_normal_in_an_archive_and_nowhere_else(tmp_path: Path, call: Any) -> None:
