@@ -135,6 +135,11 @@ class LinkSession:
     def _read_acks(self) -> None:
         for ack in self._append:
             with self._changed:
+                if (ack.incarnation, ack.next_sequence - 1) not in self._in_flight:
+                    raise ConnectionError(
+                        f"all before record {ack.next_sequence} of incarnation {ack.incarnation!r} was acknowledged, "
+                        "and the one before it is not on its way: the acknowledgement was damaged, or made up"
+                    )
                 while self._in_flight and self._is_covered(self._in_flight[0], ack):
                     self._in_flight.popleft()
                 self._progress_monotonic_s = time.monotonic()
