@@ -36,12 +36,14 @@ class Direction:
     damage_every_bytes: int = 0  # on average one in so many bytes is damaged; 0: none
     num_damaged: int = 0
     num_forwarded: int = 0
+    num_ended: int = 0  # connections of which the sender has gone, or that were reset here
+    last_end_monotonic_s: float = 0.0
     _rng: random.Random = field(default_factory=lambda: random.Random(0))
 
     def heal(self) -> None:
         """End all faults of this direction; the counts stay."""
         for setting in fields(self):
-            if not setting.name.startswith(("num_", "_")):
+            if not setting.name.startswith(("num_", "last_", "_")):
                 setattr(self, setting.name, setting.default)
 
     def damaged(self, data: bytes) -> bytes:
@@ -72,7 +74,6 @@ class FaultProxy:
         self.up = Direction()  # from the one who connects to the target
         self.down = Direction()
         self.num_connections = 0
-        self.last_lost_monotonic_s = 0.0  # when a connection last ended, whoever ended it
         self._connections: set[_Connection] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
@@ -153,7 +154,6 @@ class FaultProxy:
             await connection.run(self.target, self.up, self.down)
         finally:
             self._connections.discard(connection)
-            self.last_lost_monotonic_s = time.monotonic()
 
 
 class _Connection:
@@ -217,7 +217,7 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way
     async def take() -> None:
         data = b"first"
         while data:
-            data = await reader.read(_CHUNK_BYTES)
+            data = await _read(reader, way)
             while way.is_unread:
                 await asyncio.sleep(_POLL_S)
             await underway.put((time.monotonic() + way.latency_s, data))
@@ -234,6 +234,17 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way
     async with asyncio.TaskGroup() as both:
         both.create_task(take())
         both.create_task(give())
+
+
+async def _read(reader: asyncio.StreamReader, way: Direction) -> bytes:
+    """Return some bytes, none at the end; raise OSError when the sender resets the connection."""
+    data = b""
+    try:
+        data = await reader.read(_CHUNK_BYTES)
+    finally:
+        if not data:
+            way.num_ended, way.last_end_monotonic_s = way.num_ended + 1, time.monotonic()
+    return data
 
 
 async def _give(data: bytes, writer: asyncio.StreamWriter, way: Direction) -> None:

@@ -145,6 +145,7 @@ def test_a_blackhole_takes_everything_and_gives_it_when_it_ends(proxy: FaultProx
     newcomer.sendall(b"hello")
     assert is_quiet(newcomer)
     newcomer.close()
+    wait_until(lambda: proxy.up.num_ended == 1)  # that somebody gave up is noted although nobody is told
     proxy.heal()
     assert (receive(server, 2), receive(client, 4)) == (b"up", b"down")
 
@@ -181,7 +182,8 @@ def test_reset_ends_both_sides_with_an_error_and_the_next_connection_works(
         with pytest.raises(ConnectionResetError):
             end.recv(1)
     wait_until(lambda: proxy.num_open == 0)
-    assert proxy.last_lost_monotonic_s > 0
+    assert (proxy.up.num_ended, proxy.down.num_ended) == (1, 1)
+    assert time.monotonic() - HANG_LIMIT_S < proxy.up.last_end_monotonic_s <= time.monotonic()
     client = connect(proxy)
     client.sendall(b"again")
     with contextlib.closing(server.accept()) as accepted:
