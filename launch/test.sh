@@ -17,4 +17,5 @@ step "lint" ruff check .
 step "format" ruff format --check .
 step "types" mypy
 step "import contracts" lint-imports --no-logo
+step "known vulnerabilities" python -m launch.audit
 step "tests" pytest "$@"

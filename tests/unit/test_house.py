@@ -1,11 +1,12 @@
 """Rules of the whole repository: no code run from data, pinned dependencies, light imports, sound scripts."""
 
 import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,71 @@ def test_every_dependency_has_an_exact_version() -> None:
 
 def test_denied_packages_are_no_dependency() -> None:
     assert DENIED_PACKAGES & (_requirements() | set(_constraints())) == set()
+
+
+def denied(distributions: Iterable[importlib.metadata.Distribution]) -> set[str]:
+    """Return the denied packages among what is installed from an index; a lab's own Deoxys is from its own folder."""
+    return {
+        name
+        for distribution in distributions
+        if (name := _normalised(distribution.name)) in DENIED_PACKAGES
+        and distribution.read_text("direct_url.json") is None  # PEP 610: what a folder or repository leaves behind
+    }
+
+
+@pytest.mark.parametrize(("origin", "expected"), [(None, {"diskcache"}), ('{"url": "file:///home/lab"}', set())])
+def test_a_denied_package_is_found_where_it_is_installed(
+    tmp_path: Path, origin: str | None, expected: set[str]
+) -> None:
+    folder = tmp_path / "DiskCache-5.6.3.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: DiskCache\nVersion: 5.6.3\n")
+    if origin is not None:
+        (folder / "direct_url.json").write_text(origin)
+    assert denied(importlib.metadata.distributions(path=[str(tmp_path)])) == expected
+
+
+def test_no_denied_package_is_installed() -> None:
+    installed = [*importlib.metadata.distributions()]
+    assert len(installed) > 20
+    assert denied(installed) == set()
+
+
+def denied_installs(text: str) -> list[str]:
+    """Return what tells a reader or a shell to install a denied package; a sentence that says not to is none."""
+    text = re.sub(r"\\\n", " ", text)
+    return [
+        name
+        for found in re.finditer(r"pip3? install ([^`\n#;&|\"']*)", text)
+        if not re.search(r"\b(do not|never)\b[^.\n]*$", text[: found.start()], re.IGNORECASE)
+        for word in found[1].split()
+        if (name := _normalised(re.split(r"[\[<>=!~@]", word)[0])) in DENIED_PACKAGES
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (".venv/bin/python -m pip install -U pyzed", ["pyzed"]),
+        ("`pip install 'a'`; pip3 install deoxys_control==1", ["deoxys-control"]),
+        ("pip install \\\n  numpy diskcache>=5", ["diskcache"]),
+        ("Do not `pip install deoxys` or `pip install pyzed`.", []),
+        ("**Never `pip install pyzed`**", []),
+        ("Never mind. pip install pyzed", ["pyzed"]),
+        ("pip install ./deoxys_control/deoxys", []),
+        ("pip uninstall -y deoxys", []),
+        ("pip install numpy  # not deoxys", []),
+    ],
+)
+def test_instructions_to_install_are_recognised(text: str, expected: list[str]) -> None:
+    assert denied_installs(text) == expected
+
+
+def test_nobody_is_told_to_install_a_denied_package() -> None:
+    files = [path for path in [*PYTHON_FILES, *SCRIPTS, *MARKDOWN_FILES] if path != Path(__file__)]
+    files += [*(ROOT / "launch").rglob("*.toml"), ROOT / "pyproject.toml"]
+    found = {str(path.relative_to(ROOT)): denied_installs(path.read_text()) for path in files}
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 @pytest.mark.parametrize("name", preset_names())
