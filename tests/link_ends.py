@@ -115,6 +115,7 @@ class Actor:
         specs: Specs = SPECS,
         policy: PolicyConfig = POLICY,
         credentials: Credentials | None = None,
+        take_over: bool = False,
     ) -> None:
         self.spool = Spool(directory / "spool.sqlite", actor_id, incarnation)
         self.link = Link(
@@ -126,6 +127,7 @@ class Actor:
             incarnation,
             directory / "weights",
             credentials=credentials,
+            take_over=take_over,
         )
         self.link.start()
 
