@@ -2,12 +2,8 @@
 
 import json
 import os
-import sqlite3
 import subprocess
 import sys
-import threading
-import zlib
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,98 +12,37 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from cgpo_proto import link_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actor.archive import DemonstrationArchive
-from actor.spool import Spool
 from learner.config import LearnerConfig, ReplayConfig
 from learner.import_log import import_logs
-from learner.log.__main__ import main, parse_numbers
+from learner.log.__main__ import parse_numbers
 from learner.log.episodes import EpisodeRecord
 from learner.log.export import consecutive_steps
 from learner.log.folder import find_log
 from learner.replay import Replay
-from policy.cli import run_main
 from policy.episode_log import EpisodeLog
-from policy.errors import EXIT_CONFIG, EXIT_CORRUPT_FILE, ConfigError
+from policy.errors import EXIT_CONFIG, ConfigError
 from policy.image_codec import encode_image
-from policy.log_records import EncodedRecord, LogEntry
+from policy.log_records import LogEntry
 from policy.spec import ImageField, Specs
-from policy.transition import ActionSource, EpisodeMark, MarkKind, Recordable, RecordId, Transition
-from policy.wire import encode_body
+from policy.transition import EpisodeMark, MarkKind, Recordable, RecordId, Transition
+from tests.log_files import LEFT, RIGHT, RIGHT_BEFORE, Call, caller, mark, records, steps, write_log, write_run
 from tests.transitions import SPECS, make_transition
-
-HUMAN, INTERVENTION, POLICY = (
-    *(ActionSource.HUMAN_DEMONSTRATION, ActionSource.HUMAN_INTERVENTION, ActionSource.POLICY),
-)
-
-
-def steps(episode: int, length: int, *, ends: bool = True, **changes: Any) -> list[Recordable]:
-    """Return an episode that ends in success, or is cut off after `length` steps."""
-    return [
-        make_transition(step, episode=episode, is_last=ends and step == length - 1, **changes) for step in range(length)
-    ]
-
-
-def mark(episode: int, step: int, kind: MarkKind, note: str = "") -> EpisodeMark:
-    return EpisodeMark(episode=episode, step=step, kind=kind, wall_time_s=1.7e9, note=note)
-
-
-def records(bodies: Sequence[Recordable], incarnation: str = "inc-b", actor: str = "left") -> list[EncodedRecord]:
-    return [EncodedRecord.of(RecordId(actor, incarnation, number), body) for number, body in enumerate(bodies)]
-
-
-def write_log(folder: Path, *groups: list[EncodedRecord], specs: Specs = SPECS, allows_gaps: bool = False) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "specs.json").write_text(specs.to_json())
-    with closing(EpisodeLog(folder / "log.sqlite", specs, allows_gaps=allows_gaps)) as log:
-        for group in groups:
-            assert not log.append_encoded(group).gaps
-    return folder / "log.sqlite"
-
-
-LEFT = [
-    *steps(0, 4, source=HUMAN),
-    *steps(1, 3),
-    mark(1, 2, MarkKind.FAILURE, "it had slipped"),
-    *steps(2, 2, source=INTERVENTION),
-    mark(2, 1, MarkKind.DISCARD),
-    *steps(3, 5, ends=False),
-    mark(3, 2, MarkKind.SUCCESS),
-    *steps(4, 2, ends=False),
-]
-RIGHT_BEFORE = [*steps(0, 3, ends=False, weights_version=7)]  # its actor died, and said so later
-RIGHT = [*steps(0, 1, weights_version=8)]
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """Two actors, of which one was started twice, as under launch/sim.sh."""
-    write_log(
-        tmp_path / "run" / "learner",
-        records(LEFT),
-        records([*RIGHT_BEFORE, mark(0, 2, MarkKind.ABORTED)], "inc-a", "right"),
-        records(RIGHT, "inc-b", "right"),
-    )
-    return tmp_path / "run"
+    return write_run(tmp_path / "run")
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command line; returns exit code, standard output and error."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["log", *map(str, words)])
-        code = run_main(main)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    return caller(monkeypatch, capsys)
 
 
-def test_ls_says_of_each_episode_what_the_marks_left(run_dir: Path, call: Any) -> None:
+def test_ls_says_of_each_episode_what_the_marks_left(run_dir: Path, call: Call) -> None:
     code, out, _ = call("ls", run_dir, "--json")
     assert code == 0
     said = json.loads(out)
@@ -143,13 +78,13 @@ def test_ls_says_of_each_episode_what_the_marks_left(run_dir: Path, call: Any) -
     assert lines[-1].split()[:3] == ["right", "5", "0"]
 
 
-def test_a_dead_actors_episode_is_over_also_without_a_mark(tmp_path: Path, call: Any) -> None:
+def test_a_dead_actors_episode_is_over_also_without_a_mark(tmp_path: Path, call: Call) -> None:
     write_log(tmp_path, records(RIGHT_BEFORE, "inc-a", "right"), records(RIGHT, "inc-b", "right"))
     episodes = json.loads(call("ls", tmp_path, "--json")[1])["episodes"]
     assert [episode["result"] for episode in episodes] == ["aborted", "failure"]
 
 
-def test_what_went_elsewhere_or_was_refused_is_counted(tmp_path: Path, call: Any) -> None:
+def test_what_went_elsewhere_or_was_refused_is_counted(tmp_path: Path, call: Call) -> None:
     late = [record for record in records(LEFT) if record.record_id.sequence >= 4]
     late[1] = replace(late[1], refusal="a step of another arm", payload=b"\1\2\3")
     write_log(tmp_path, late)
@@ -209,177 +144,6 @@ def test_marks_leave_the_steps_that_the_replay_trains_on(events: list[Any], endi
     assert sorted(kept) == drawn
 
 
-def test_verify_finds_nothing_in_a_sound_log_and_says_how_much_it_read(run_dir: Path, call: Any) -> None:
-    code, out, err = call("verify", run_dir)
-    assert (code, err) == (0, "")
-    assert "24 rows" in out
-    assert "of 7 episodes" in out
-    assert "log.sqlite: sound" in out
-    assert "their actor ended in them: 3" in out  # one under way, one aborted, one that a mark ended
-
-
-def forge(path: Path, position: int, **values: object) -> None:
-    """Change one row by hand."""
-    with closing(sqlite3.connect(path)) as connection, connection:
-        names = ", ".join(f"{name} = ?" for name in values)
-        connection.execute(f"UPDATE records SET {names} WHERE position = ?", (*values.values(), position))
-
-
-def with_body(body: Recordable) -> dict[str, object]:
-    payload = encode_body(body)
-    crc32, is_mark = zlib.crc32(payload), isinstance(body, EpisodeMark)
-    return {"payload": payload, "crc32": crc32, "is_mark": is_mark, "episode": body.episode, "step": body.step}
-
-
-def final_without_end(step: int, episode: int) -> dict[str, object]:
-    """A body that wire.py would not make: a last step without its final observation."""
-    whole = with_body(make_transition(step, episode=episode))
-    payload = whole["payload"]
-    assert isinstance(payload, bytes)
-    message = link_pb2.Body.FromString(payload)
-    message.transition.truncated = True
-    payload = message.SerializeToString()
-    return whole | {"payload": payload, "crc32": zlib.crc32(payload)}
-
-
-@pytest.mark.parametrize(
-    ("position", "values", "meaning", "place"),
-    [
-        (2, {"payload": b"\0"}, "does not match its checksum", "position 2: record 1 of left, incarnation inc-b"),
-        (2, {"payload": b"\0", "crc32": zlib.crc32(b"\0")}, "not one of the specs", "not a record's body"),
-        (3, {"step": 9}, "something else about its record", "position 3"),
-        (3, {"is_mark": 1}, "something else about its record", "position 3"),
-        (4, final_without_end(3, 0), "not one of the specs", "exactly the last step carries one"),
-        (19, {"position": 18}, "rows were removed", ""),
-        (2, {"sequence": 99}, "not in the order in which they were made", "record 2 of left"),
-        (5, {"sequence": 99, "incarnation": "x"}, "records are missing", "position 6: record 5"),
-        (6, with_body(make_transition(0, episode=1)), "under several sequences", "episode 1, step 0: 2 times"),
-        (7, with_body(make_transition(0, episode=1)), "not in their order", "position 7"),
-        (3, with_body(make_transition(2, is_last=True)), "after its episode's last one", "position 4"),
-        (
-            24,
-            with_body(make_transition(3, weights_version=7)),
-            "begins in its middle",
-            "position 24: record 0 of right",
-        ),
-        (7, with_body(make_transition(7)), "goes on after a later one began", "position 7"),
-    ],
-)
-def test_verify_names_what_is_wrong_and_where(
-    position: int, values: dict[str, object], meaning: str, place: str, run_dir: Path, call: Any
-) -> None:
-    path = run_dir / "learner" / "log.sqlite"
-    if "position" in values:
-        with closing(sqlite3.connect(path)) as connection, connection:
-            connection.execute("DELETE FROM records WHERE position = 18")
-    else:
-        forge(path, position, **values)
-    code, out, err = call("verify", run_dir)
-    assert code == EXIT_CORRUPT_FILE
-    (said,) = [part for part in out.split("WRONG: ")[1:] if meaning in part.splitlines()[0]] or [out]
-    assert meaning in said
-    assert place in said
-    assert "problems, see above" in err
-
-
-def test_verify_goes_on_behind_what_is_wrong_and_lists_no_flood(tmp_path: Path, call: Any) -> None:
-    path = write_log(tmp_path, records(steps(0, 40)))
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE records SET payload = x'00' WHERE position <= 30")
-    code, out, _ = call("verify", tmp_path)
-    assert code == EXIT_CORRUPT_FILE
-    assert "and 20 more" in out
-    assert "40 rows" in out
-
-
-@pytest.mark.parametrize("damage", ["no specs", "bad specs", "cut", "no database", "a page"])
-def test_verify_of_a_broken_file_ends_with_its_exit_code(damage: str, tmp_path: Path, call: Any) -> None:
-    path = write_log(tmp_path, records(steps(0, 400)))
-    content = path.read_bytes()
-    if damage == "no specs":
-        (tmp_path / "specs.json").unlink()
-    elif damage == "bad specs":
-        (tmp_path / "specs.json").write_text("{}")
-    elif damage == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    elif damage == "no database":
-        path.write_bytes(b"a table of something else\n" * 500)
-    else:
-        path.write_bytes(content[:8192] + bytes(4096) + content[12288:])
-    code, out, err = call("verify", tmp_path)
-    assert code == EXIT_CORRUPT_FILE
-    assert "log.sqlite" in err
-    assert "Traceback" not in err
-    if "specs" in damage:
-        assert "specs.json" in out
-        assert "400 rows" in out  # all that can be checked without them was
-    # The other commands say so too, and do not fall over it.
-    code, _, err = call("ls", tmp_path)
-    assert code == (EXIT_CONFIG if damage == "no specs" else EXIT_CORRUPT_FILE)
-    assert err.startswith("error: ")
-
-
-def test_a_bookmark_in_the_place_of_a_damaged_first_step_explains_it(tmp_path: Path, call: Any) -> None:
-    lost = mark(1, 0, MarkKind.BOOKMARK, "lost: step 0 of episode 1, which the disk damaged in the actor's spool")
-    write_log(tmp_path, records([*steps(0, 2), lost, *steps(1, 3)[1:]]))
-    code, out, _ = call("verify", tmp_path)
-    assert code == 0, out
-
-
-def test_what_an_actor_archives_can_be_read_checked_and_imported(tmp_path: Path, call: Any) -> None:
-    archive = DemonstrationArchive(tmp_path / "actor" / "demonstrations", SPECS)
-    spool = Spool(tmp_path / "actor" / "spool.sqlite", "left", "inc-b", archive=archive)
-    for body in LEFT:
-        spool.offer(body)
-    assert spool.flush(60)
-    spool.acknowledge("inc-b", len(LEFT))
-    assert spool.wait_until_empty(60)
-    spool.close()
-    code, out, _ = call("verify", tmp_path / "actor")
-    assert code == 0, out
-    episodes = json.loads(call("ls", tmp_path / "actor", "--json")[1])["episodes"]
-    assert [(episode["episode"], episode["kind"], episode["steps"]) for episode in episodes] == [
-        (0, "demonstration", 4)
-    ]
-    import_logs(LearnerConfig(run_dir=tmp_path / "new", from_log=(tmp_path / "actor",)))
-    assert json.loads(call("ls", tmp_path / "new", "--json")[1])["episodes"] == episodes
-
-
-def test_gaps_are_normal_in_an_archive_and_nowhere_else(tmp_path: Path, call: Any) -> None:
-    chosen = [record for record in records(LEFT) if record.episode in (0, 2)]
-    write_log(tmp_path / "demonstrations", chosen, allows_gaps=True)
-    write_log(tmp_path / "moved", chosen, allows_gaps=True)
-    assert call("verify", tmp_path / "demonstrations")[0] == 0
-    assert json.loads(call("ls", tmp_path, "--json")[1])["actors"]["left"]["missing"] is None
-    assert call("verify", tmp_path / "moved")[0] == EXIT_CORRUPT_FILE
-    assert call("verify", tmp_path / "moved", "--allow-gaps")[0] == 0
-
-
-def test_it_reads_while_ingest_writes_and_never_writes_itself(tmp_path: Path, call: Any) -> None:
-    group = records(steps(0, 300, ends=False))
-    write_log(tmp_path, group[:50])
-    stop = threading.Event()
-
-    def write() -> None:
-        with closing(EpisodeLog(tmp_path / "log.sqlite")) as log:
-            for record in group[50:]:
-                log.append_encoded([record])
-            stop.wait(60)
-
-    writer = threading.Thread(target=write, daemon=True)
-    writer.start()
-    try:
-        for _ in range(5):
-            assert call("verify", tmp_path)[0] == 0
-            assert call("ls", tmp_path)[0] == 0
-    finally:
-        stop.set()
-        writer.join(60)
-    assert not writer.is_alive()
-    with closing(EpisodeLog(tmp_path / "log.sqlite")) as log:
-        assert log.count() == 300
-
-
 IMAGE_SPECS = Specs(
     replace(
         SPECS.observation,
@@ -404,7 +168,7 @@ def with_images(body: Recordable) -> Recordable:
     return replace(body, observation=add(body.observation), final_observation=final)
 
 
-def test_show_writes_the_images_that_were_sent(tmp_path: Path, call: Any) -> None:
+def test_show_writes_the_images_that_were_sent(tmp_path: Path, call: Call) -> None:
     bodies = [with_images(body) for body in [*steps(0, 2), mark(0, 1, MarkKind.BOOKMARK, "look")]]
     write_log(tmp_path, records(bodies), specs=IMAGE_SPECS)
     code, out, _ = call("show", tmp_path, 1)
@@ -439,7 +203,7 @@ def test_show_writes_the_images_that_were_sent(tmp_path: Path, call: Any) -> Non
         (("export", "RUN", "RUN"), "is there already"),
     ],
 )
-def test_mistakes_are_answered_with_what_to_do(words: tuple[object, ...], says: str, run_dir: Path, call: Any) -> None:
+def test_mistakes_are_answered_with_what_to_do(words: tuple[object, ...], says: str, run_dir: Path, call: Call) -> None:
     places = {"RUN": run_dir, "NOWHERE": run_dir / "nowhere", "NEW": run_dir / "new.hdf5"}
     code, _, err = call(*(places.get(word, word) if isinstance(word, str) else word for word in words))
     assert code == EXIT_CONFIG
@@ -461,7 +225,7 @@ def test_a_folder_is_found_by_what_is_in_it(tmp_path: Path) -> None:
     assert find_log(tmp_path / "run") == find_log(learner) == learner
 
 
-def test_episodes_taken_out_as_a_log_can_be_trained_from(run_dir: Path, tmp_path: Path, call: Any) -> None:
+def test_episodes_taken_out_as_a_log_can_be_trained_from(run_dir: Path, tmp_path: Path, call: Call) -> None:
     code, out, _ = call("export", run_dir, tmp_path / "chosen", "--to-log", "--episodes", "1", "3-4", "--discarded")
     assert code == 0, out
     assert call("verify", tmp_path / "chosen")[0] == 0
