@@ -295,8 +295,9 @@ def _instructions(out: Path, actors: Sequence[str], *, with_learner: bool) -> st
     for actor in actors:
         lines += [
             f"Copy those of {actor} to its machine, and give them to the actor there:",
-            f"  scp -pr {out / 'actors' / actor} ROBOT_PC:",
-            f"  launch/actor.sh --credentials ~/{actor} --actor-id {actor} --learner HOST:50051",
+            "  ssh ROBOT_PC mkdir -p cgpo/credentials/actors",
+            f"  scp -pr {out / 'actors' / actor} ROBOT_PC:cgpo/credentials/actors/",
+            f"  launch/actor.sh --credentials credentials/actors/{actor} --actor-id {actor} --learner HOST:50051",
         ]
     lines.append(f"Whoever has {out / 'ca'} can make such folders: it stays here, or on a stick in a drawer.")
     return "\n".join(lines) + "\n"

@@ -42,6 +42,8 @@ class DoctorConfig(ActorConfig):
     """Which machine this is: the robot PC, or the workstation that trains. That one is to listen on --learner."""
     learner_dir: Path = Path("runs/learner")
     """With the role learner: its run folder."""
+    learner_credentials: Path | None = None
+    """With the role learner: its credentials folder."""
     json: bool = False
     """Write one JSON object to the standard output instead of lines; nobody is asked anything."""
     yes: bool = False
@@ -143,7 +145,7 @@ def _unbuilt(group: str, error: ImportError) -> Check:
 def _learner_group(config: DoctorConfig) -> list[Check]:
     from actor.doctor.learner import learner_checks
 
-    return learner_checks(config.learner, config.learner_dir, config.credentials)
+    return learner_checks(config.learner, config.learner_dir, config.learner_credentials)
 
 
 def _control_group(config: DoctorConfig, task: Task) -> list[Check]:

@@ -63,7 +63,7 @@ def test_the_labs_preset_trains_as_the_papers_does() -> None:
         tomllib.loads((ROOT / "launch" / "presets" / f"{name}.toml").read_text())
         for name in ("franka_lab", "paper_robot")
     )
-    where = {"host": "0.0.0.0", "insecure_lab_network": True}
+    where = {"host": "0.0.0.0", "credentials": "credentials/learner"}
     assert lab["policy"] == paper["policy"]
     assert lab["learner"] == paper["learner"] | where
     same = {"pixels", "demonstrations", "pace", "eval_pace", "stages"}
