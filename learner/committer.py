@@ -144,9 +144,10 @@ class _Share:
             )
             acknowledgement.next_sequence = max(acknowledgement.next_sequence, record_id.sequence + 1)
         for record_id, reason in appended.refused:
-            if record_id.actor_id == self.records[0].record_id.actor_id:  # a stream is of one actor, an actor has one
-                by_incarnation[record_id.incarnation].refused += 1
-                by_incarnation[record_id.incarnation].refusal = reason
+            acknowledged = by_incarnation.get(record_id.incarnation)  # None: another's, or before a gap
+            if acknowledged is not None and record_id.actor_id == self.records[0].record_id.actor_id:
+                acknowledged.refused += 1
+                acknowledged.refusal = reason
         self.acknowledgements = list(by_incarnation.values())
 
 
