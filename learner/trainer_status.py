@@ -19,6 +19,7 @@ _PERIOD_S = 1.0  # at which the trainer writes; also how long it must have waite
 _LOG_PERIOD_S = 30.0
 _LIFETIME_S = 10.0  # longer than a step or a checkpoint should take, shorter than a person waits
 _NAME = "trainer.json"
+_NUM_BYTES = 4096  # always the same: one block, which can be written again when the disk has no other left
 _STATES = ("training", "waiting", "down")
 
 TrainerState = Literal["training", "waiting", "down"]
@@ -36,11 +37,18 @@ class TrainerStatus:
 def write_status(run_dir: Path, status: TrainerStatus) -> None:
     """Replace RUN_DIR/trainer.json whole, without waiting for the disk: after a power loss nobody needs it.
 
-    Raises OSError, as on a full disk.
+    On a full disk, which people must hear of, it is written over; then a reader may, once in a long while, see it torn.
+    Raises OSError when neither can be done.
     """
+    path = run_dir / _NAME
     # The system's monotonic clock is the same in every process of a machine, and no one sets it.
-    text = json.dumps({**asdict(status), "monotonic_s": time.monotonic()})
-    replace_file(run_dir / _NAME, text.encode())
+    text = json.dumps({**asdict(status), "alarm": status.alarm[: _NUM_BYTES // 8], "monotonic_s": time.monotonic()})
+    data = text.encode().ljust(_NUM_BYTES)
+    try:
+        replace_file(path, data)
+    except OSError:
+        with path.open("r+b", buffering=0) as file:
+            file.write(data)
 
 
 def read_status(run_dir: Path) -> TrainerStatus:
@@ -64,9 +72,11 @@ class StatusReporter:
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
         self._alarms: dict[str, str] = {}
-        self._learner_step = 0
+        self._learner_step = read_status(run_dir).learner_step
         self._written: TrainerStatus | None = None
+        self._can_write = True
         self._next_write_s = self._next_log_s = self._last_step_s = -math.inf
+        self._write("waiting", time.monotonic())
 
     def set_alarm(self, subject: str, text: str) -> None:
         """Raise or change the alarm about `subject`, and log it."""
@@ -106,4 +116,8 @@ class StatusReporter:
         try:
             write_status(self._run_dir, status)
         except OSError as error:
-            logger.error("cannot write the trainer's status: %s", error)
+            if self._can_write:
+                logger.error("cannot write the trainer's status: %s. Others take it to be down.", error)
+            self._can_write = False
+        else:
+            self._can_write = True

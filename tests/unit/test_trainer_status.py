@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from learner.trainer_status import TrainerStatus, read_status, write_status
+from learner.trainer_status import StatusReporter, TrainerStatus, read_status, write_status
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -42,3 +42,58 @@ def test_a_state_of_another_version_is_down(tmp_path: Path) -> None:
     path = tmp_path / "trainer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"state": "dreaming"}))
     assert read_status(tmp_path).state == "down"
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1000.0
+        monkeypatch.setattr("learner.trainer_status.time.monotonic", lambda: self.now_s)
+
+
+def test_short_pauses_are_training_and_long_ones_are_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    reporter = StatusReporter(tmp_path)
+    states = [read_status(tmp_path).state]
+    for elapsed_s, waiting_for in ((0.0, ""), (0.5, "for data"), (0.6, "for data"), (0.0, "")):
+        clock.now_s += elapsed_s
+        reporter.report(5, waiting_for)
+        states.append(read_status(tmp_path).state)
+    assert states == ["waiting", "training", "training", "waiting", "training"]
+
+
+def test_the_log_says_why_it_waits_once_in_thirty_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock(monkeypatch)
+    reporter = StatusReporter(tmp_path)
+    with caplog.at_level("INFO"):
+        for _ in range(650):  # 65 s
+            reporter.report(7, "for data. 3 transitions have come")
+            clock.now_s += 0.1
+    assert [record.message for record in caplog.records] == [
+        "learner step 7 waits: for data. 3 transitions have come"
+    ] * 3
+
+
+def test_a_step_is_written_every_second_and_an_alarm_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    reporter = StatusReporter(tmp_path)
+    reporter.report(1)
+    reporter.report(2)
+    assert read_status(tmp_path).learner_step == 1
+    clock.now_s += 1.0
+    reporter.report(3)
+    assert read_status(tmp_path).learner_step == 3
+    reporter.set_alarm("checkpoint", "disk full")
+    reporter.report(4)
+    assert read_status(tmp_path) == TrainerStatus(4, "training", "disk full")
+    reporter.set_alarm("updates", "rolled back")
+    reporter.clear_alarms("checkpoint", "memory")
+    reporter.close(5)
+    assert read_status(tmp_path) == TrainerStatus(5, "down", "rolled back")
+
+
+def test_an_alarm_longer_than_the_file_is_cut(tmp_path: Path) -> None:
+    write_status(tmp_path, TrainerStatus(1, "training", "ü" * 10_000))
+    assert read_status(tmp_path).alarm.startswith("üü")
+    assert (tmp_path / "trainer.json").stat().st_size == 4096
