@@ -1,5 +1,6 @@
 """A learner with credentials lets nobody in but its own actors, says so on both sides, and stores nothing of others."""
 
+import contextlib
 import logging
 import random
 import re
@@ -20,8 +21,9 @@ from cgpo_proto import link_pb2, link_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from actor.channel import explain_unavailable, open_channel
-from actor.doctor.check import Status
-from actor.doctor.link import LinkProbe, check_reachable
+from actor.doctor.check import Result, Runner, Status
+from actor.doctor.learner import check_port
+from actor.doctor.link import LinkProbe, check_reachable, link_checks
 from learner import certs
 from learner.__main__ import ingest_command
 from learner.config import LearnerConfig
@@ -73,12 +75,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 @pytest.fixture
 def guarded(tmp_path: Path, lab: Lab) -> Iterator[Ingest]:
-    """An ingest process with this lab's credentials; whatever happens, it logs no token."""
+    """An ingest process with this lab's credentials; whatever happens, nobody writes the token down."""
     ingest = Ingest(tmp_path / "run", "--credentials", str(lab.learner)).start()
     yield ingest
     log = ingest.stop()
-    assert lab.good.token not in log
     assert "Traceback" not in log
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 3
+    for path in written:
+        assert lab.good.token.encode() not in path.read_bytes(), path
 
 
 def channel_without_token(address: str, credentials: Credentials) -> grpc.Channel:
@@ -342,6 +347,36 @@ def test_bytes_from_strangers_leave_the_learner_as_it_was(
     assert guarded.process.poll() is None
     assert robot.link.statistics.reconnects == 0
     assert [sequence for _, _, sequence in guarded.sequences()] == [*range(200)]
+
+
+def examine(ingest: Ingest, credentials: Path | None) -> dict[str, Result]:
+    with contextlib.ExitStack() as closing:
+        checks = link_checks(ingest.address, "", lambda: 0.1, closing, credentials=credentials, actor_id="robot")
+        return {finding.name: finding.result for finding in Runner().run(checks)}
+
+
+def test_the_doctor_examines_a_guarded_learner(
+    guarded: Ingest, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actor.doctor.link._LOAD_S", 0.1)
+    found = examine(guarded, lab.robot)
+    assert {name for name, result in found.items() if result.status is Status.FAILED} == set()
+    assert "50 pings" in found["round trip"].measured
+    assert found["credentials"].status is Status.OK
+
+    without = examine(guarded, None)["reachable"]
+    assert (without.status, "--credentials FOLDER" in without.fix) == (Status.FAILED, True)
+    strangers = examine(guarded, lab.others_robot)["reachable"]
+    assert (strangers.status, "Copy the folder" in strangers.fix) == (Status.FAILED, True)
+
+    renewed = tmp_path / "renewed"
+    certs.make_leaf(lab.learner.parent / "ca", renewed, "robot", "another-token-" * 4, (), 90 * DAY)
+    outdated = examine(guarded, renewed)
+    assert outdated["reachable"].status is Status.OK
+    assert (outdated["protocol"].status, "again" in outdated["protocol"].fix) == (Status.FAILED, True)
+
+    port = check_port(guarded.address, lab.learner)
+    assert (port.status, "a learner of" in port.measured) == (Status.OK, True)
 
 
 def test_connections_that_say_nothing_do_not_keep_actors_out(

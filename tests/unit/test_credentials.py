@@ -3,6 +3,8 @@
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +18,7 @@ from actor.doctor.check import Status
 from actor.doctor.credentials import check_credentials
 from learner import certs
 from policy.credentials import CERTIFICATE_FILE, KEY_FILE, TOKEN_FILE, Credentials, is_loopback
-from policy.errors import ConfigError
+from policy.errors import EXIT_CONFIG, ConfigError
 
 YEAR = timedelta(days=365)
 
@@ -143,10 +145,10 @@ def test_renewing_can_change_the_token_of_all_and_the_learners_names(lab: Lab) -
     assert "workstation.lab" not in subject_names(lab.learner)
 
 
-@pytest.mark.parametrize("command", [certs.renew, lambda out, valid: certs.add_actor(out, "robot", valid)])
-def test_a_folder_that_is_no_set_is_named(tmp_path: Path, command: Callable[[Path, timedelta], None]) -> None:
+@pytest.mark.parametrize("change", [certs.renew, lambda out, valid: certs.add_actor(out, "robot", valid)])
+def test_a_folder_that_is_no_set_is_named(tmp_path: Path, change: Callable[[Path, timedelta], None]) -> None:
     with pytest.raises(ConfigError, match=r"learner\.certs init"):
-        command(tmp_path, YEAR)
+        change(tmp_path, YEAR)
 
 
 def test_without_the_authoritys_key_nothing_is_signed(lab: Lab) -> None:
@@ -154,6 +156,43 @@ def test_without_the_authoritys_key_nothing_is_signed(lab: Lab) -> None:
     with pytest.raises(ConfigError, match="put it back"):
         certs.renew(lab.out, YEAR)
     assert Credentials.load(lab.robot).name == "robot"
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "learner.certs", *arguments]
+    return subprocess.run(line, capture_output=True, text=True, check=False)
+
+
+def test_the_command_says_what_goes_where_and_no_secret(tmp_path: Path) -> None:
+    out = tmp_path / "credentials"
+    made = command("init", "--out", str(out), "--host", "workstation.lab")
+    assert (made.returncode, made.stderr) == (0, "")
+    before = Credentials.load(out / "actors" / "actor-0")
+    assert f"scp -pr {out}/actors/actor-0 ROBOT_PC:" in made.stdout
+    assert f"launch/learner.sh --credentials {out}/learner" in made.stdout
+    renewed = command("renew", "--out", str(out), "--new-token", "--days", "20")
+    after = Credentials.load(out / "actors" / "actor-0")
+    assert renewed.returncode == 0
+    assert after.token != before.token
+    assert after.remaining < timedelta(days=20)
+    assert {before.token, after.token}.isdisjoint((made.stdout + renewed.stdout).split())
+    assert command("add-actor", "actor-1", "--out", str(out)).returncode == 0
+    assert Credentials.load(out / "actors" / "actor-1").token == after.token
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["init"], "--host"),
+        (["init", "--host", "a", "--days", "0"], "outside 1 to 3650"),
+        (["add-actor", "robot"], "learner.certs init"),
+    ],
+)
+def test_a_wrong_command_says_so_in_one_line(tmp_path: Path, arguments: list[str], words: str) -> None:
+    ended = command(*arguments, "--out", str(tmp_path / "none"))
+    assert ended.returncode == EXIT_CONFIG
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("name", ["ca.pem", CERTIFICATE_FILE, KEY_FILE, TOKEN_FILE])
