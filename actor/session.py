@@ -34,7 +34,7 @@ from actor.report import (
 from actor.spool import new_incarnation
 from actor.stage_log import LoggedSchedule
 from actor.throttle import VersionThrottle
-from actor.uplink import open_uplink
+from actor.uplink import open_uplink, uplink_figures
 from actor.workcell import Workcell, configured_task
 from policy.config import load_preset, to_toml
 from policy.errors import ConfigError
@@ -309,7 +309,7 @@ class Session:
                 "period_ms": {"p50": period.p50_ms, "p99": period.p99_ms, "max": period.max_ms},
                 "overruns": period.overruns,
             },
-            "link": self._link_figures(),
+            "link": uplink_figures(self._spool, self._link),
             "weights": {
                 "version": self._policy.weights_version,
                 "staleness_s": percentiles(self._weights_ages_s),
@@ -318,22 +318,6 @@ class Session:
             "intervention": intervention_figures(self._episodes),
             "human_time": human_time(asdict(episode) for episode in self._episodes),
             "eval": _final_figures(self._final),
-        }
-
-    def _link_figures(self) -> dict[str, Any]:
-        """Return what this process offered to its spool and what became of it."""
-        statistics = self._link.statistics
-        return {
-            "offered": self._spool.offered,
-            "sent": statistics.sent,
-            "acked": statistics.acked,
-            "pending": self._spool.pending,
-            "bytes_per_transition": statistics.bytes_sent / statistics.sent if statistics.sent else None,
-            "refused": statistics.refused,
-            "last_refusal": statistics.last_refusal,
-            "reconnects": statistics.reconnects,
-            "clock_offset_s": statistics.clock_offset_s,
-            "alarm": statistics.alarm,
         }
 
     @property

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from actor.archive import DemonstrationArchive
 from actor.disk_room import DiskRoom
+from actor.spool_reader import SpooledRecord, SpoolReader, damaged_file
 from actor.spool_schema import (
     FORMAT,
     INSERT_RECORD,
@@ -23,21 +24,20 @@ from actor.spool_schema import (
     ClosedEpisode,
     NewestEpisode,
     Offered,
+    make_mark,
     migrate_from_2,
 )
 from policy.database import open_database
-from policy.errors import CgpoError, CorruptFileError
+from policy.errors import CgpoError, ConfigError
 from policy.failpoints import failpoint
-from policy.log_records import EncodedRecord
 from policy.transition import ActionSource, EpisodeMark, MarkKind, Recordable, RecordId, Transition
-from policy.wire import encode_body, record_crc32
+from policy.wire import encode_body
 
 logger = logging.getLogger(__name__)
 
 _GROUP = 64  # offers and acknowledgements in one transaction, and rows in memory on their way to the archive
 _RETRY_S = 1.0
 _IDLE_S = 1.0  # without anything to write, the thread wakes to see how much room there is
-_RECORD_COLUMNS = "position, incarnation, sequence, is_mark, episode, step, crc32, body"
 
 
 def new_incarnation() -> str:
@@ -45,16 +45,6 @@ def new_incarnation() -> str:
     now_ns = time.time_ns()
     moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_ns // 1_000_000_000))
     return f"{moment}.{now_ns % 1_000_000_000:09d}Z-{secrets.token_hex(4)}"
-
-
-@dataclass(frozen=True)
-class SpooledRecord:
-    """A record that waits for its acknowledgement. Its checksum is right."""
-
-    position: int
-    record_id: RecordId
-    crc32: int  # of name and body
-    body: bytes  # a cgpo.v1.Body
 
 
 @dataclass(frozen=True)
@@ -100,13 +90,17 @@ class Spool:
             migrations={2: lambda connection: migrate_from_2(connection, actor_id)},
             is_exclusive=True,
         )
+        self._reader = SpoolReader(self._connection, path, actor_id)
         try:
             self._newest = NewestEpisode.read(self._connection)
             self._closed_episode = self._close_episode_before(undecided)
+            self._inherited: int = self._connection.execute("SELECT COUNT(*) FROM records").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            self._connection.close()
+            raise ConfigError(f"cannot use {path}: {error}. Free some space, or check the disk.") from error
         except sqlite3.DatabaseError as error:
             self._connection.close()
-            raise CorruptFileError(f"cannot use {path}: {error}. Free some space, or move it away.") from error
-        self._inherited: int = self._connection.execute("SELECT COUNT(*) FROM records").fetchone()[0]
+            raise damaged_file(path, error) from error
         if self._inherited:
             logger.info("%d steps of earlier runs are still in %s and will be sent first", self._inherited, path)
         self._offered = 0
@@ -190,7 +184,7 @@ class Spool:
         with self._changed:
             deadline_s = time.monotonic() + timeout_s
             while True:
-                records = self._select("position > ? ORDER BY position LIMIT ?", position, limit)
+                records = self._reader.select("position > ? ORDER BY position LIMIT ?", position, limit)
                 remaining_s = deadline_s - time.monotonic()
                 if records or remaining_s <= 0:
                     return [record for record, _ in records]
@@ -229,7 +223,7 @@ class Spool:
             self._connection.execute("DELETE FROM newest_episode")
             if newest.num_steps and (newest.is_open or is_undecided):
                 closed = ClosedEpisode(newest.num_steps, MarkKind.DISCARD if is_undecided else MarkKind.ABORTED)
-                mark = _mark(newest.episode, newest.last_step, closed.kind, "the process ended during this episode")
+                mark = make_mark(newest.episode, newest.last_step, closed.kind, "the process ended during this episode")
                 offered = Offered(
                     sequence=newest.next_sequence,
                     episode=newest.episode,
@@ -333,7 +327,7 @@ class Spool:
         position = 0
         while True:
             with self._changed:
-                records = self._select(
+                records = self._reader.select(
                     "is_demonstration AND incarnation = ? AND sequence < ? AND position > ? ORDER BY position LIMIT ?",
                     acknowledged.incarnation,
                     acknowledged.next_sequence,
@@ -344,60 +338,6 @@ class Spool:
                 return
             archive.append([encoded for _, encoded in records])
             position = records[-1][0].position
-
-    def _select(self, condition: str, *values: str | int) -> list[tuple[SpooledRecord, EncodedRecord]]:
-        """Return records, each checked: as what is sent, and as what is archived. The caller holds the lock."""
-        try:
-            rows = self._connection.execute(
-                f"SELECT {_RECORD_COLUMNS} FROM records WHERE {condition}", values
-            ).fetchall()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            raise CorruptFileError(
-                f"{self._path} is damaged: {error}. Move it away to start a new one; `sqlite3 FILE .recover` reads "
-                "what can still be read of it."
-            ) from error
-        return [self._checked(*row) for row in rows]
-
-    def _checked(
-        self,
-        position: int,
-        incarnation: str,
-        sequence: int,
-        is_mark: int,
-        episode: int,
-        step: int,
-        crc32: int,
-        body: bytes,
-    ) -> tuple[SpooledRecord, EncodedRecord]:
-        record_id = RecordId(self._actor_id, incarnation, sequence)
-        if record_crc32(record_id, body) != crc32:
-            what = "a mark" if is_mark else f"step {step}"
-            note = f"lost: {what} of episode {episode}, which the disk damaged in the actor's spool"
-            logger.critical(
-                "record %d of incarnation %s, %s of episode %d, was damaged by the disk of %s. It is kept in the table "
-                "`damaged`, and a bookmark goes to the learner in its place. Check the disk.",
-                sequence,
-                incarnation,
-                what,
-                episode,
-                self._path,
-            )
-            body = encode_body(_mark(episode, step, MarkKind.BOOKMARK, note))
-            crc32, is_mark = record_crc32(record_id, body), True
-            columns = "incarnation, sequence, is_mark, episode, step, crc32, body"
-            with self._connection:
-                self._connection.execute(
-                    f"INSERT INTO damaged ({columns}) SELECT {columns} FROM records WHERE position = ?", (position,)
-                )
-                self._connection.execute(
-                    "UPDATE records SET is_mark = 1, crc32 = ?, body = ? WHERE position = ?", (crc32, body, position)
-                )
-        return (
-            SpooledRecord(position, record_id, crc32, body),
-            EncodedRecord(record_id, bool(is_mark), episode, step, body),
-        )
 
     def _unused_bytes(self) -> int:
         """Return the room within the file."""
@@ -410,7 +350,3 @@ class Spool:
         if error != self._error:
             logger.error("%s. Steps wait in memory until it works again: free some space or check the disk.", error)
         self._error = error
-
-
-def _mark(episode: int, step: int, kind: MarkKind, note: str) -> EpisodeMark:
-    return EpisodeMark(episode=episode, step=step, kind=kind, wall_time_s=time.time(), note=note)

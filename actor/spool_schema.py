@@ -2,13 +2,14 @@
 
 import logging
 import sqlite3
+import time
 from dataclasses import astuple, dataclass, replace
 
 from cgpo_proto import link_pb2
 from google.protobuf.message import DecodeError
 
 from policy.errors import CorruptFileError
-from policy.transition import ActionSource, MarkKind, RecordId
+from policy.transition import ActionSource, EpisodeMark, MarkKind, RecordId
 from policy.wire import record_crc32
 
 logger = logging.getLogger(__name__)
@@ -203,3 +204,8 @@ def _offered(sequence: int, payload: bytes) -> Offered:
         is_demonstration=int(message.transition.source) == ActionSource.HUMAN_DEMONSTRATION,
         body=message.SerializeToString(),
     )
+
+
+def make_mark(episode: int, step: int, kind: MarkKind, note: str) -> EpisodeMark:
+    """Return a mark that is made now."""
+    return EpisodeMark(episode=episode, step=step, kind=kind, wall_time_s=time.time(), note=note)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 from actor.archive import DemonstrationArchive
 from actor.channel import credentials_for
@@ -55,3 +56,20 @@ def open_uplink(
     drain_s = config.drain_timeout_s
     closing.callback(lambda: link.close(min(drain_s, _STOPPED_DRAIN_S) if must_stop() else drain_s))
     return spool, link
+
+
+def uplink_figures(spool: Spool, link: Link) -> dict[str, Any]:
+    """Return what this process offered to its spool and what became of it, for the summary."""
+    statistics = link.statistics
+    return {
+        "offered": spool.offered,
+        "sent": statistics.sent,
+        "acked": statistics.acked,
+        "refused": statistics.refused,
+        "last_refusal": statistics.last_refusal,
+        "pending": spool.pending,
+        "bytes_per_transition": statistics.bytes_sent / statistics.sent if statistics.sent else None,
+        "reconnects": statistics.reconnects,
+        "clock_offset_s": statistics.clock_offset_s,
+        "alarm": statistics.alarm,
+    }

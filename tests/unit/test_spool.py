@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from actor.spool import Spool, SpooledRecord, new_incarnation
+from actor.spool import Spool, new_incarnation
+from actor.spool_reader import SpooledRecord
 from policy.errors import ConfigError
 from policy.transition import RecordId
 from policy.wire import decode_body, record_crc32
