@@ -36,6 +36,7 @@ _HELLO_TIMEOUT_S = 5.0
 _PING_TIMEOUT_S = 1.0
 _PINGS = 5
 _NOTED_OFFSET_S = 0.05
+_NAMED_INCARNATIONS = 1000  # as many as a learner reads; what it has of others it passes over when it comes again
 _MIN_BACKOFF_S = 0.2
 _MAX_BACKOFF_S = 1.0  # a learner that was started again listens within half a second
 _LEASE_WAIT_S = 15.0  # the lease of a predecessor that was killed ends after 10 s
@@ -160,7 +161,7 @@ class Link:
         """Agree with the learner, let go of what it has stored without our having heard of it; return the session."""
         request = link_pb2.HelloRequest()
         request.CopyFrom(self._hello)
-        request.spooled_incarnations.extend(self._spool.incarnations())
+        request.spooled_incarnations.extend(self._spool.incarnations()[:_NAMED_INCARNATIONS])
         reply: link_pb2.HelloReply = self._call(stub.Hello, request, _HELLO_TIMEOUT_S)
         for position in reply.resume:
             self._spool.acknowledge(position.incarnation, position.next_sequence)
