@@ -6,9 +6,12 @@ Asked between episodes only. An episode that has begun goes on to its end, whate
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from actor.link import Link
 from actor.policy_runner import PolicyRunner
+from actor.report import append_json_line, drop_torn_line
 from actor.spool import Spool
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,27 @@ class Readiness:
             hold(obstacle)
         if next_s and not obstacle:
             self._say(f"the next episode begins, after {time.monotonic() - start_s:.0f} s of waiting")
+
+    def keep_line(self, path: Path, record: Any, hold: Callable[[str], None], should_stop: Callable[[], bool]) -> None:
+        """Append a line to a file of the run; while the disk takes none the arm holds, as in `wait`.
+
+        A process that starts again here counts these lines. A stop request ends the attempts.
+        """
+        next_s = 0.0
+        while True:
+            try:
+                append_json_line(path, record)
+                return
+            except OSError as error:
+                problem = f"{path} takes no line: {error}. Free some space there, or check the disk"
+                drop_torn_line(path)
+            now_s = time.monotonic()
+            if now_s >= next_s:
+                next_s = now_s + _PERIOD_S
+                self._say(f"HOLD: {problem}")
+            if should_stop():
+                return
+            hold(problem)
 
     def _obstacle(self, needs_weights: bool) -> str:
         return self._spool.obstacle or (self._old_weights() if needs_weights else "")

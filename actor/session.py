@@ -21,7 +21,6 @@ from actor.policy_runner import PolicyRunner
 from actor.protocol_stages import EpisodePlan
 from actor.readiness import Readiness
 from actor.report import (
-    append_json_line,
     drop_torn_line,
     episode_line,
     episode_report,
@@ -128,7 +127,10 @@ class Session:
         except RobotError as error:
             raise RobotFailureError(str(error)) from error
         finally:
-            self._close()
+            try:
+                self._close()
+            except OSError as error:
+                self._say(f"not all was written at the end: {error}")
         if self._link.refusal is not None:
             raise self._link.refusal
 
@@ -184,7 +186,7 @@ class Session:
             backlog=self._spool.pending,
         )
         self._episodes.append(report)
-        append_json_line(self._episodes_path, report)
+        self._readiness.keep_line(self._episodes_path, report, self._rest, self._must_stop)
         self._say(episode_line(report, self._cell.env.rate.statistics().p99_ms))
         self._schedule.observe(report)
         self._news.tell()
@@ -263,7 +265,7 @@ class Session:
             should_stop=self._must_stop,
             recover=lambda error: self._cell.recover_from(error, self._must_stop),
         )
-        append_json_line(self._evaluations_path, result)
+        self._readiness.keep_line(self._evaluations_path, result, self._rest, self._must_stop)
         partial = "" if result.episodes == episodes else f", stopped before all {episodes} were done"
         self._say(
             f"{kind} evaluation: {result.successes} of {result.episodes} succeeded "

@@ -1,5 +1,6 @@
 """The schedule of a run folder: planned, resumed, and every change of stage written down and said."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from actor.config import ActorConfig
 from actor.protocol_stages import ADVICE, EpisodePlan, StageChange, make_schedule, stage_line
 from actor.report import EpisodeReport, append_json_line, drop_torn_line, read_json_lines
+
+logger = logging.getLogger(__name__)
 
 
 class LoggedSchedule:
@@ -49,4 +52,7 @@ class LoggedSchedule:
         return self._schedule.observe(episode)
 
     def _write(self, change: StageChange, episode: EpisodeReport) -> None:
-        append_json_line(self._path, stage_line(change, episode.episode, self._env_steps, time.time()))
+        try:
+            append_json_line(self._path, stage_line(change, episode.episode, self._env_steps, time.time()))
+        except OSError as error:  # the next process here writes what is missing
+            logger.error("%s takes no line: %s. Free some space there, or check the disk.", self._path, error)
