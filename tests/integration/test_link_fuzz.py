@@ -74,7 +74,7 @@ def outcome(call: Callable[..., Any], *arguments: Any, **settings: Any) -> grpc.
     return Code.OK
 
 
-def first_of(watch: grpc.UnaryStreamMultiCallable[bytes, bytes], data: bytes, **settings: Any) -> list[bytes]:
+def first_of(watch: "grpc.UnaryStreamMultiCallable[bytes, bytes]", data: bytes, **settings: Any) -> list[bytes]:
     stream = watch(data, **settings)
     try:
         return [next(stream)]
