@@ -68,7 +68,7 @@ class MarkKind(IntEnum):
     FAILURE = 2  # the step did not solve it: reward 0; if it was terminated it becomes truncated (a veto)
     DISCARD = 3  # nothing of the episode is to be learned from
     BOOKMARK = 4  # for people
-    ABORTED = 5  # the actor ended during the episode: its last step has no next observation
+    ABORTED = 5  # the episode ended without a last step, by an outage or the actor's end: nothing follows its steps
 
 
 @dataclass(frozen=True, kw_only=True)
