@@ -197,6 +197,8 @@ def _figures(summary: Mapping[str, Any], demonstrations: int) -> list[tuple[str,
     by_actor = link.get("records_by_actor", {})
     if len(by_actor) > 1:
         figures.append(("records of each actor", ", ".join(f"{name} {count:,}" for name, count in by_actor.items())))
+    if link.get("refused"):
+        figures.append(("records that the learner put into quarantine", _form(link["refused"], ",d")))
     for name, what in (
         ("discarded_episodes", "episodes discarded by the operator"),
         ("aborted_episodes", "episodes that a camera ended"),
