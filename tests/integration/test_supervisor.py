@@ -104,9 +104,9 @@ def test_a_run_of_killed_trainers_equals_the_uninterrupted_one_bit_for_bit(
     tmp_path: Path, start: Callable[..., Learner], algorithm: str
 ) -> None:
     """The first trainer dies at a failpoint, the second by kill -9 wherever it is, the third one finishes."""
-    last_step = 400
+    last_step = 300
     configs = [
-        make_config(tmp_path / name, algorithm, max_learner_steps=last_step, checkpoint_period_s=0.1, metrics_every=7)
+        make_config(tmp_path / name, algorithm, max_learner_steps=last_step, checkpoint_period_s=0.2, metrics_every=7)
         for name in ("whole", "killed")
     ]
     for config in configs:
@@ -115,7 +115,7 @@ def test_a_run_of_killed_trainers_equals_the_uninterrupted_one_bit_for_bit(
     whole = Trainer(configs[0], SPECS)
     train(whole, last_step)
 
-    learner = start(configs[1], "trainer.after_update:exit@250")
+    learner = start(configs[1], "trainer.after_update:exit@200")
     first = wait_for_trainer(learner)
     wait_until(lambda: not first.is_running())
     second = wait_for_trainer(learner, other_than=first)
@@ -167,8 +167,8 @@ def test_intake_goes_on_while_trainers_crash_and_nobody_outlives_the_learner(
         store = WeightsStore(learner.run_dir / "weights")
         dead_at = store.latest()
         assert dead_at is not None
-        newest = actor.wait_for_version(dead_at.version + 1)  # whole, and it fits: the link has checked both
-        assert newest.version > dead_at.version
+        # Whole, and it fits: the link has checked both.
+        wait_until(lambda: (newest := actor.link.latest_weights()) and newest.version > dead_at.version)
         wait_until(lambda: newest_checkpoint(learner.run_dir) > 0)
     finally:
         actor.close()
