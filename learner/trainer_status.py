@@ -75,6 +75,7 @@ class StatusReporter:
         self._learner_step = read_status(run_dir).learner_step
         self._written: TrainerStatus | None = None
         self._can_write = True
+        self._logged_reason = ""
         self._next_write_s = self._next_log_s = self._last_step_s = -math.inf
         self._write("waiting", time.monotonic())
 
@@ -89,14 +90,18 @@ class StatusReporter:
             self._alarms.pop(subject, None)
 
     def report(self, learner_step: int, waiting_for: str = "") -> None:
-        """Say where training is; `waiting_for` is what the next learner step needs, empty when it is done now."""
+        """Say where training is; `waiting_for` is what the next learner step needs, empty when it is done now.
+
+        Its first sentence says for what, and does not change while that goes on.
+        """
         now_s = time.monotonic()
         self._learner_step = learner_step
         if not waiting_for:
             self._last_step_s = now_s
         is_waiting = now_s - self._last_step_s >= _PERIOD_S  # not the short pauses that a limited ratio makes
-        if is_waiting and now_s >= self._next_log_s:
-            self._next_log_s = now_s + _LOG_PERIOD_S
+        reason = waiting_for.partition(".")[0]
+        if is_waiting and (now_s >= self._next_log_s or reason != self._logged_reason):
+            self._next_log_s, self._logged_reason = now_s + _LOG_PERIOD_S, reason
             logger.info("learner step %d waits: %s", learner_step, waiting_for)
         self._write("waiting" if is_waiting else "training", now_s)
 

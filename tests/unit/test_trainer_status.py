@@ -67,12 +67,14 @@ def test_the_log_says_why_it_waits_once_in_thirty_seconds(
     clock = Clock(monkeypatch)
     reporter = StatusReporter(tmp_path)
     with caplog.at_level("INFO"):
-        for _ in range(650):  # 65 s
-            reporter.report(7, "for data. 3 transitions have come")
-            clock.now_s += 0.1
+        reporter.report(7, "for the log to be read")
+        for count in range(520):  # 65 s
+            reporter.report(7, f"for data. {count} transitions have come")
+            clock.now_s += 0.125
     assert [record.message for record in caplog.records] == [
-        "learner step 7 waits: for data. 3 transitions have come"
-    ] * 3
+        "learner step 7 waits: for the log to be read",
+        *(f"learner step 7 waits: for data. {count} transitions have come" for count in (0, 240, 480)),
+    ]
 
 
 def test_a_step_is_written_every_second_and_an_alarm_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
