@@ -135,6 +135,7 @@ class Link:
         """Connect and work until that fails, wait, and again."""
         attempt = 0
         while not self._stop.is_set():
+            acknowledged = self._spool.acknowledged
             try:
                 with open_channel(self._address, self._credentials) as channel:
                     self._work_on(channel)
@@ -143,8 +144,10 @@ class Link:
             except Exception as error:  # nothing may end this thread in silence
                 was_connected = self._statistics.is_connected
                 self._statistics.is_connected = False  # before anything that takes time
-                attempt = 0 if was_connected else attempt
-                self._judge(error, was_connected=was_connected)
+                # A learner whose disk is full takes every connection and no step.
+                was_of_use = was_connected and (self._spool.acknowledged > acknowledged or not self._spool.pending)
+                attempt = 0 if was_of_use else attempt
+                self._judge(error, was_connected=was_connected, was_of_use=was_of_use)
             if self._refusal is not None:
                 return
             attempt += 1
@@ -208,7 +211,7 @@ class Link:
                     future.cancel()
                     raise _Stopping from None
 
-    def _judge(self, error: Exception, *, was_connected: bool) -> None:
+    def _judge(self, error: Exception, *, was_connected: bool, was_of_use: bool) -> None:
         """Find out whether another attempt may succeed, and report what went wrong."""
         if not (isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.ALREADY_EXISTS):
             self._in_use_since_s = None
@@ -219,7 +222,7 @@ class Link:
             self._refusal = ConfigError(error.details())  # the learner's words name the other one, and what to do
         if not isinstance(error, grpc.RpcError | OSError | CgpoError | sqlite3.Error):
             logger.error("the link meets what it does not expect", exc_info=error)
-        self._report(_describe(error) if was_connected else self._explained(error), was_connected=was_connected)
+        self._report(_describe(error) if was_connected else self._explained(error), was_of_use=was_of_use)
 
     def _explained(self, error: Exception) -> str:
         """Return what went wrong; where gRPC says no more than UNAVAILABLE, what TLS has to do with it, if anything."""
@@ -230,9 +233,9 @@ class Link:
             self._tls_problem = (words, explain_unavailable(self._address, self._credentials))
         return self._tls_problem[1] or words
 
-    def _report(self, problem: str, *, was_connected: bool) -> None:
+    def _report(self, problem: str, *, was_of_use: bool) -> None:
         """Log a failure, but not each attempt that fails like the one before."""
-        if was_connected or problem != self._statistics.last_error:
+        if was_of_use or problem != self._statistics.last_error:
             outcome = "the link stops" if self._refusal else "steps stay in the spool, trying again"
             logger.warning("learner at %s: %s; %s", self._address, problem, outcome)
         self._statistics.trainer_state = "unknown"
