@@ -55,9 +55,9 @@ class Ingest:
         port = port or self.address.rpartition(":")[2]
         return [*command, "--port", port, "--policy-json", str(self.policy_path), *self.flags, *flags]
 
-    def start(self) -> "Ingest":
+    def start(self, *flags: str) -> "Ingest":
         with self.log_path.open("ab") as log:
-            self.process = process = subprocess.Popen(self.command(), stderr=log)
+            self.process = process = subprocess.Popen(self.command(*flags), stderr=log)
         wait_until(lambda: self._ready().get("pid") == process.pid or process.poll() is not None)
         self.address = self._ready()["address"]
         return self
