@@ -155,7 +155,7 @@ def metric_steps(run_dir: Path) -> list[int]:
 def test_intake_goes_on_while_trainers_crash_and_nobody_outlives_the_learner(
     tmp_path: Path, start: Callable[..., Learner]
 ) -> None:
-    learner = start(link_config(tmp_path / "run"), "trainer.after_update:exit@100")
+    learner = start(link_config(tmp_path / "run"), "trainer.before_publish:exit@20")
     actor = Actor(tmp_path / "actor", learner.address(), policy=link_config(tmp_path / "run").policy)
     try:
         actor.offer(range(40))
