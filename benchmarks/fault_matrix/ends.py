@@ -158,12 +158,18 @@ class IngestEnd(Program):
     @property
     def num_logged(self) -> int:
         """Records in the log."""
+        return self._count("SELECT COALESCE(MAX(position), 0) FROM records")
+
+    def has_steps_of(self, incarnation: str) -> bool:
+        return self._count("SELECT COUNT(*) FROM records WHERE incarnation = ?", incarnation) > 0
+
+    def _count(self, query: str, *values: str) -> int:
         path = self.run_dir / "log.sqlite"
         if not path.exists():
             return 0
         with closing(sqlite3.connect(path, timeout=30.0)) as connection:
             try:
-                return int(connection.execute("SELECT COALESCE(MAX(position), 0) FROM records").fetchone()[0])
+                return int(connection.execute(query, values).fetchone()[0])
             except sqlite3.OperationalError:
                 return 0  # the table is being made
 
@@ -203,9 +209,14 @@ class ActorEnd(Program):
         if not self.is_running:
             raise ProgramError(f"the actor ended: {self.output[-2000:]}")
 
-    def kill_in_action(self) -> None:
-        """kill -9, and note which incarnation died of it."""
-        self.note_death(self._kill_now())
+    def kill_in_action(self) -> float:
+        """kill -9, and note which incarnation died of it; return the moment, on the monotonic clock."""
+        if not self.is_running:
+            raise ProgramError(f"the actor ended by itself: {self.output[-2000:]}")
+        self.kill()
+        moment_s = time.monotonic()
+        self.note_death(moment_s)
+        return moment_s
 
     def note_death(self, moment_s: float) -> None:
         """Take it that the newest incarnation did not end by itself, but at this moment."""
@@ -236,10 +247,6 @@ class ActorEnd(Program):
         check_database(path)
         with closing(sqlite3.connect(path)) as connection:
             return int(connection.execute("SELECT COUNT(*) FROM records").fetchone()[0])
-
-    def _kill_now(self) -> float:
-        self.kill()
-        return time.monotonic()
 
     def _num_steps(self) -> int:
         return self.oracle_path.read_bytes().count(b"\n") if self.oracle_path.exists() else 0

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,9 @@ from policy.episode_log import EpisodeLog
 from policy.image_codec import CodedImage
 from policy.log_records import LogEntry
 from policy.spec import Specs
-from policy.transition import Transition
+from policy.transition import EpisodeMark
+
+_READ_GROUP = 256
 
 
 @dataclass(frozen=True)
@@ -71,53 +73,68 @@ def read_oracle(path: Path) -> list[ExecutedStep]:
     return [ExecutedStep(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
-def read_log(learner_dir: Path) -> list[LogEntry]:
-    """Return every record of the log of a learner's run folder; none before the first actor came."""
+def read_log(learner_dir: Path) -> Iterator[LogEntry]:
+    """Yield every record of the log of a learner's run folder; none before the first actor came."""
     specs_path = learner_dir / "specs.json"
     if not specs_path.exists():
-        return []
+        return
     specs = Specs.from_json(specs_path.read_text())
     with closing(EpisodeLog(learner_dir / "log.sqlite", specs, read_only=True)) as log:
-        entries: list[LogEntry] = []
-        while more := log.read_after(len(entries), 1000):
-            entries += more
-        return entries
+        position = 0
+        while entries := log.read_after(position, _READ_GROUP):
+            yield from entries
+            position = entries[-1].position
 
 
-def compare(done: list[ExecutedStep], logged: list[LogEntry], killed: set[str]) -> Comparison:
+@dataclass(frozen=True)
+class _LoggedRecord:
+    """What counts of a record, without its images."""
+
+    incarnation: str
+    sequence: int
+    key: tuple[int, int] | None  # episode and step; None: a mark
+    digest: str
+
+    @staticmethod
+    def of(entry: LogEntry) -> "_LoggedRecord":
+        step, name = entry.body, entry.record_id
+        if isinstance(step, EpisodeMark):
+            return _LoggedRecord(name.incarnation, name.sequence, None, "")
+        content = digest(step.observation, step.executed_action)
+        return _LoggedRecord(name.incarnation, name.sequence, (step.episode, step.step), content)
+
+
+def compare(done: list[ExecutedStep], logged: Iterable[LogEntry], killed: set[str]) -> Comparison:
     """Compare one actor's steps, incarnation by incarnation.
 
     killed: the incarnations that ended by kill -9. The end of those alone may be missing from the log.
     """
     result = Comparison()
-    incarnations = {step.incarnation: None for step in done} | {entry.record_id.incarnation: None for entry in logged}
-    for incarnation in incarnations:
-        _compare_incarnation(
-            result,
-            [step for step in done if step.incarnation == incarnation],
-            [entry for entry in logged if entry.record_id.incarnation == incarnation],
-            may_lack_its_end=incarnation in killed,
-        )
+    by_incarnation: dict[str, tuple[list[ExecutedStep], list[_LoggedRecord]]] = {}
+    for step in done:
+        by_incarnation.setdefault(step.incarnation, ([], []))[0].append(step)
+    for record in map(_LoggedRecord.of, logged):
+        by_incarnation.setdefault(record.incarnation, ([], []))[1].append(record)
+    for incarnation, (steps, records) in by_incarnation.items():
+        _compare_incarnation(result, steps, records, may_lack_its_end=incarnation in killed)
     return result
 
 
 def _compare_incarnation(
-    result: Comparison, done: list[ExecutedStep], logged: list[LogEntry], may_lack_its_end: bool
+    result: Comparison, done: list[ExecutedStep], logged: list[_LoggedRecord], may_lack_its_end: bool
 ) -> None:
     place = {step.key: index for index, step in enumerate(done)}
-    steps = [entry.body for entry in logged if isinstance(entry.body, Transition)]
-    keys = [(step.episode, step.step) for step in steps]
-    sequences = [entry.record_id.sequence for entry in logged]
-    result.duplicated += (len(keys) - len(set(keys))) + (len(sequences) - len(set(sequences)))
-    result.unexpected += len(set(keys) - place.keys())
-    known = [(place[key], step) for key, step in zip(keys, steps, strict=True) if key in place]
+    steps = [record for record in logged if record.key is not None]
+    sequences = [record.sequence for record in logged]
+    result.duplicated += len(steps) - len({step.key for step in steps}) + len(sequences) - len(set(sequences))
+    result.unexpected += len({step.key for step in steps} - place.keys())
+    known = [(place[step.key], step) for step in steps if step.key in place]
     places = [index for index, _ in known]
-    result.reordered += sum(
-        after < before for order in (places, sequences) for before, after in itertools.pairwise(order)
-    )
-    altered = [index for index, step in known if digest(step.observation, step.executed_action) != done[index].digest]
+    result.reordered += sum(after < before for before, after in itertools.pairwise(places))
+    result.reordered += sum(after < before for before, after in itertools.pairwise(sequences))
+    altered = {index for index, step in known if step.digest != done[index].digest}
     result.altered += len(altered)
-    result.committed += len(set(places) - set(altered))
+    result.committed += len(set(places) - altered)
     end = max(places, default=-1) + 1 if may_lack_its_end else len(done)
     result.lost += len(set(range(end)) - set(places))
     if done[end:]:

@@ -76,7 +76,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Link]:
 
 @pytest.fixture(scope="module")
 def log(killed: Link) -> list[LogEntry]:
-    return read_log(killed.ingest.run_dir)
+    return list(read_log(killed.ingest.run_dir))
 
 
 def test_every_step_is_logged_once_in_order_and_unchanged(killed: Link) -> None:
