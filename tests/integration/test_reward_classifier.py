@@ -5,6 +5,7 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -209,7 +210,7 @@ def test_the_learner_outlives_a_classifier_that_cannot_be_retrained(is_optional:
     child.process.wait(HANG_LIMIT_S)
     assert child.check() == expected
     assert child.check() == expected
-    child.stop()
+    child.stop(threading.Event())
 
 
 # -- On images of the twin -----------------------------------------------------------------------------------------
