@@ -46,7 +46,10 @@ class SpoolReader:
             raise
         except sqlite3.DatabaseError as error:
             raise damaged_file(self._path, error) from error
-        return [self._checked(*row) for row in rows]
+        try:
+            return [self._checked(*row) for row in rows]
+        except (TypeError, ValueError) as error:  # values that a column never holds
+            raise damaged_file(self._path, error) from error
 
     def _checked(
         self,
@@ -93,7 +96,7 @@ class SpoolReader:
         return body
 
 
-def damaged_file(path: Path, error: sqlite3.DatabaseError) -> CorruptFileError:
+def damaged_file(path: Path, error: Exception) -> CorruptFileError:
     return CorruptFileError(
         f"{path} is damaged: {error}. Move it away to start a new one; `sqlite3 FILE .recover` reads what can still be "
         "read of it."

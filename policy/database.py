@@ -62,7 +62,7 @@ def open_database(
     except sqlite3.OperationalError as error:
         connection.close()
         raise ConfigError(f"cannot use {path}: {error}. Does another process use it?") from error
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: its own words for what it read
         connection.close()
         raise CorruptFileError(f"{path} is not a usable database: {error}. Move it away to start a new one.") from error
     return connection

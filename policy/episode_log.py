@@ -78,6 +78,9 @@ CREATE TABLE IF NOT EXISTS quarantine (
 _IS_NAMED = "actor_id = ? AND incarnation = ? AND sequence = ?"
 
 
+_RESTORE = "The disk or something on it damaged the file: restore it from a backup, or start a run in another folder."
+
+
 class EpisodeLog:
     """The log at `path`. Any thread may call it; `specs` is needed to read records, for nothing else."""
 
@@ -235,12 +238,17 @@ class EpisodeLog:
         Raises CorruptFileError when a row is not what was written, WireError when it is not of the log's specs.
         """
         assert self._specs is not None, "this log was opened without specs"
-        with self._lock:
-            rows = self._connection.execute(
-                "SELECT position, actor_id, incarnation, sequence, payload, crc32 FROM records "
-                "WHERE position > ? ORDER BY position LIMIT ?",
-                (position, limit),
-            ).fetchall()
+        try:
+            with self._lock:
+                rows = self._connection.execute(
+                    "SELECT position, actor_id, incarnation, sequence, payload, crc32 FROM records "
+                    "WHERE position > ? ORDER BY position LIMIT ?",
+                    (position, limit),
+                ).fetchall()
+        except sqlite3.OperationalError:  # what may pass: a disk that is busy or full
+            raise
+        except sqlite3.DatabaseError as error:
+            raise CorruptFileError(f"{self._path} cannot be read: {error}. {_RESTORE}") from error
         return [self._entry(row, self._specs) for row in rows]
 
     def count(self) -> int:
@@ -339,9 +347,8 @@ class EpisodeLog:
 
     def _entry(self, row: sqlite3.Row, specs: Specs) -> LogEntry:
         position, actor_id, incarnation, sequence, payload, crc32 = row
-        if zlib.crc32(payload) != crc32:
+        if not isinstance(payload, bytes) or zlib.crc32(payload) != crc32:
             raise CorruptFileError(
-                f"{self._path}: the payload at position {position} does not match its checksum. The disk or something "
-                "on it damaged the file: restore it from a backup, or start a run in another folder."
+                f"{self._path}: the payload at position {position} does not match its checksum. {_RESTORE}"
             )
         return LogEntry(position, RecordId(actor_id, incarnation, sequence), decode_body(payload, specs))

@@ -152,6 +152,19 @@ class Delivery(RuleBasedStateMachine):
             acknowledged = connection.acknowledgements.popleft()
             self._acknowledge(actor_id, acknowledged.incarnation, acknowledged.next_sequence)
 
+    @rule(actor_id=actors, acted=few, delivered=few, hears=st.booleans())
+    def work(self, actor_id: str, acted: int, delivered: int, hears: bool) -> None:
+        """What happens nearly all the time: steps are sent, some arrive, and some acknowledgements come back."""
+        self.act(actor_id, acted, is_demonstration=False, ends=False)
+        if self.actors[actor_id].connection is None:
+            self.connect(actor_id)
+        self.send(actor_id, acted)
+        connection = self.actors[actor_id].connection
+        assert connection is not None
+        self._deliver(connection, delivered)
+        if hears:
+            self.hear_acknowledgements(actor_id)
+
     @rule(actor_id=actors, is_crash=st.booleans())
     def restart_actor(self, actor_id: str, is_crash: bool) -> None:
         actor = self.actors[actor_id]
