@@ -37,11 +37,11 @@ class WeightsCache:
             kept = f"version {self.newest.version} stays" if self.newest else "there are none before"
             logger.error("weights version %d refused, %s: %s", version, kept, error)
             return
+        self._use(PolicyWeights(version, learner_step, published_wall_s, tensors), sha256)
         try:
             self._store.publish(data, version, learner_step, published_wall_s)
         except OSError as error:
             logger.error("weights version %d are in use, but not on disk for the next start: %s", version, error)
-        self._use(PolicyWeights(version, learner_step, published_wall_s, tensors), sha256)
 
     def _use(self, weights: PolicyWeights, sha256: str) -> None:
         self.newest = weights
