@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.link.bench import Bench
@@ -89,7 +90,8 @@ def _start_actor(folder: Path, address: str, seconds: float) -> subprocess.Popen
         "--pace", "1", "--learner", address, "--run-dir", str(folder / "actor"), "--demonstrations", "0",
         "--max-env-steps", "0", "--max-minutes", f"{seconds / 60:.3f}", "--eval-episodes", "0",
         "--eval-every-steps", "0", "--max-steps-per-version", "0", "--videos", "0",
-        "--intervention.probability", "1", "--intervention.latest-start", "0", "--intervention.decay-steps", "1000000",
+        "--intervention.probability", "1", "--intervention.latest-start", "0.05",
+        "--intervention.decay-steps", "1000000",
     ]  # fmt: skip
     with (folder / "actor.log").open("w") as log:
         return start(command, log, stdout=log)
@@ -141,7 +143,7 @@ class _Learner:
             pass
         if self._stop.is_set():
             return
-        algorithm = make_algorithm(self._config, Specs.from_json(specs_path.read_text()))
+        algorithm = make_algorithm(replace(self._config, device="cpu"), Specs.from_json(specs_path.read_text()))
         tensors, version = algorithm.policy_tensors(), 0
         next_kill_s = next_publish_s = time.monotonic()
         while not self._stop.wait(0.05):

@@ -60,30 +60,37 @@ def fairness(bench: Bench) -> Section:
         "floods: sends as fast as it is taken": "flood",
         "deaf: floods and never reads an acknowledgement": "deaf",
     }
+    header = [
+        "bad actor",
+        "its rows/s",
+        "steps",
+        "p50, ms",
+        "p99, ms",
+        "max, ms",
+        "p99 / without",
+        "missing",
+        "RSS, MB",
+    ]
     rows, reference = [], 0.0
     for name, manner in manners.items():
-        latencies_s, taken, missing = _honest_latencies(bench, manner, seconds)
+        latencies_s, taken, missing, memory_mb = _honest_latencies(bench, manner, seconds)
         late_ms = 1e3 * percentile(latencies_s, 99)
         reference = reference or late_ms
         times_ms = (1e3 * percentile(latencies_s, 50), late_ms, 1e3 * max(latencies_s))
         cells = [f"{taken / seconds:.0f}", str(len(latencies_s)), *(f"{time_ms:.1f}" for time_ms in times_ms)]
-        rows.append([name, *cells, f"{late_ms / reference:.1f}", str(missing)])
+        rows.append([name, *cells, f"{late_ms / reference:.1f}", str(missing), f"{memory_mb:.0f}"])
     return Section(
         "Fairness",
         f"{_HONEST} honest actors at {_RATE_HZ:.0f} Hz, state and JPEG, beside one that is not: from offering an "
         "honest step to its row being in the log for another connection, which looks every 2 ms. The bad actor has a "
-        f"process of its own at nice {_NICENESS}, because on this machine it takes its processor time from all others.",
-        [
-            Table(
-                ["bad actor", "its rows/s", "steps", "p50, ms", "p99, ms", "max, ms", "p99 / without", "missing"],
-                rows,
-            )
-        ],
-    )  # fmt: skip
+        f"process of its own at nice {_NICENESS}, because on this machine it takes its processor time from all "
+        "others. Memory is that of ingest at the end.",
+        [Table(header, rows)],
+    )
 
 
-def _honest_latencies(bench: Bench, manner: Manner | None, seconds: float) -> tuple[list[float], int, int]:
-    """Return the honest steps' latencies, the bad actor's records in the log, and the honest ones missing there."""
+def _honest_latencies(bench: Bench, manner: Manner | None, seconds: float) -> tuple[list[float], int, int, float]:
+    """Return the honest steps' latencies, the bad one's rows, the honest ones missing, and ingest's memory in MB."""
     folder = bench.fresh_folder()
     with contextlib.ExitStack() as running:
         ingest = running.enter_context(contextlib.closing(Ingest(folder / "learner", bench.workload("jpeg").specs)))
@@ -113,7 +120,8 @@ def _honest_latencies(bench: Bench, manner: Manner | None, seconds: float) -> tu
             for (actor_id, sequence), seen_s in watcher.seen_s.items()
             if actor_id in offered
         ]
-        return latencies_s, watcher.count("bad"), wanted - len(latencies_s)
+        memory_mb = psutil.Process(ingest.pid).memory_info().rss / 1e6
+        return latencies_s, watcher.count("bad"), wanted - len(latencies_s), memory_mb
 
 
 class RowWatcher:

@@ -100,13 +100,22 @@ def _trainer_recovery(bench: Bench, trials: int) -> list[float]:
             trainer.kill()
             killed_s = time.monotonic()
             trainer.wait(10)
-            before = _size(metrics)
-            times.append(_wait_for_growth(metrics, before) - killed_s)
+            times.append(_wait_for_line(metrics) - killed_s)
     return times
 
 
-def _wait_for_growth(path: Path, size: int) -> float:
-    return wait_for(lambda: _size(path) > size, f"a new line in {path.name}", poll_s=0.01)
+def _wait_for_line(path: Path) -> float:
+    """Wait for a new line; a trainer that resumes may first replace the file by one that ends earlier."""
+    before = path.stat()
+
+    def has_grown() -> bool:
+        nonlocal before
+        now = path.stat()
+        if now.st_ino != before.st_ino:
+            before = now
+        return now.st_size > before.st_size
+
+    return wait_for(has_grown, f"a new line in {path.name}", poll_s=0.005)
 
 
 def _size(path: Path) -> int:
