@@ -144,9 +144,10 @@ class Matrix:
         self.measured.freezes.append((start_s, time.monotonic()))
 
     def _await_connection(self) -> None:
-        before = self.link.ingest.num_logged
+        """Wait until a step that is made from now on is logged: rows alone may still come of a connection that was."""
         self.link.actor.wait_for_steps(1)
-        wait_until(lambda: self.link.ingest.num_logged > before, "a connection")
+        step = self.link.actor.steps()[-1]
+        wait_until(lambda: self.link.ingest.has_step(step), "a connection")
 
 
 def periods_s(steps: Sequence[ExecutedStep], freezes: Sequence[tuple[float, float]]) -> Iterator[float]:

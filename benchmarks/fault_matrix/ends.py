@@ -163,7 +163,11 @@ class IngestEnd(Program):
     def has_steps_of(self, incarnation: str) -> bool:
         return self._count("SELECT COUNT(*) FROM records WHERE incarnation = ?", incarnation) > 0
 
-    def _count(self, query: str, *values: str) -> int:
+    def has_step(self, step: ExecutedStep) -> bool:
+        query = "SELECT COUNT(*) FROM records WHERE incarnation = ? AND episode = ? AND step = ?"
+        return self._count(query, step.incarnation, step.episode, step.step) > 0
+
+    def _count(self, query: str, *values: str | int) -> int:
         path = self.run_dir / "log.sqlite"
         if not path.exists():
             return 0
