@@ -74,7 +74,8 @@ class Actor:
     path: Path
     processes: int = 1
     episode: int = 0
-    step: int = 0  # of the open episode
+    step: int = 0  # of the episode
+    is_open: bool = False  # the episode has steps, and neither a last one nor a verdict
     connection: Connection | None = None
     committed: Rows = field(default_factory=dict)
     bad: set[RecordId] = field(default_factory=set)  # of these: no learner can accept them
@@ -110,7 +111,7 @@ class Delivery(RuleBasedStateMachine):
             is_last = ends and index == count - 1
             body = make_transition(actor.step, is_last=is_last, episode=actor.episode, source=source)
             self._offer(actor_id, body, is_demonstration)
-            actor.step += 1
+            actor.step, actor.is_open = actor.step + 1, not is_last
         if ends:
             actor.episode, actor.step = actor.episode + 1, 0
 
@@ -118,13 +119,15 @@ class Delivery(RuleBasedStateMachine):
     def offer_what_no_learner_accepts(self, actor_id: str) -> None:
         actor = self.actors[actor_id]
         self._offer(actor_id, make_transition(actor.step, episode=actor.episode, reward=float("inf")), False, bad=True)
-        actor.step += 1
+        actor.step, actor.is_open = actor.step + 1, True
 
     @rule(actor_id=actors, kind=st.sampled_from([MarkKind.SUCCESS, MarkKind.BOOKMARK]))
     def mark(self, actor_id: str, kind: MarkKind) -> None:
         actor = self.actors[actor_id]
         mark = EpisodeMark(episode=actor.episode, step=max(0, actor.step - 1), kind=kind, wall_time_s=1.0)
         self._offer(actor_id, mark, False)
+        if kind is MarkKind.SUCCESS:
+            actor.is_open = False
 
     @rule(actor_id=actors)
     def connect(self, actor_id: str) -> None:
@@ -176,9 +179,10 @@ class Delivery(RuleBasedStateMachine):
         actor.spool.close()
         actor.path, actor.processes, actor.connection = path, actor.processes + 1, None
         actor.spool = self._open_spool(path, actor_id, name)
-        if actor.spool.closed_episode is not None:
+        assert (actor.spool.closed_episode is not None) == actor.is_open
+        if actor.is_open:
             self._expect_mark(actor_id)
-        actor.incarnation, actor.episode, actor.step = name, 0, 0
+        actor.incarnation, actor.episode, actor.step, actor.is_open = name, 0, 0, False
 
     # The network
 
@@ -206,18 +210,19 @@ class Delivery(RuleBasedStateMachine):
         if connection.sent:
             connection.sent.appendleft(connection.sent[0])
 
-    @precondition(lambda self: self.connections)
-    @rule(data=st.data())
-    def skip(self, data: st.DataObject) -> None:
+    @rule(actor_id=actors, data=st.data())
+    def skip(self, actor_id: str, data: st.DataObject) -> None:
         """Lose a record and not those behind it: no TCP does, a wrong actor may. What follows must not be stored.
 
         But for the first of an incarnation: one that the log does not know may begin anywhere.
         """
-        _, connection = data.draw(st.sampled_from(self.connections))
-        sequences = [link_pb2.Record.FromString(sent).sequence for sent in connection.sent]
-        if any(sequences):
+        self.work(actor_id, acted=3, delivered=1, hears=False)
+        connection = self.actors[actor_id].connection
+        sequences = [link_pb2.Record.FromString(sent).sequence for sent in connection.sent] if connection else []
+        if connection is not None and any(sequences):
             connection.has_gap = True
             del connection.sent[data.draw(st.sampled_from([n for n, sequence in enumerate(sequences) if sequence]))]
+            self._deliver(connection, len(sequences))
 
     @precondition(lambda self: self.connections)
     @rule(data=st.data())
@@ -228,18 +233,21 @@ class Delivery(RuleBasedStateMachine):
         if self.actors[actor_id].connection is connection:
             self.actors[actor_id].connection = None
 
-    @precondition(lambda self: self.connections)
-    @rule(data=st.data())
-    def send_another_content(self, data: st.DataObject) -> None:
+    @rule(actor_id=actors, data=st.data())
+    def send_another_content(self, actor_id: str, data: st.DataObject) -> None:
         """Repeat the name of a stored record with another body, as the copy of a spool that went on by itself does."""
-        actor_id, connection = data.draw(st.sampled_from(self.connections))
         stored = [record_id for record_id in self._stored() if record_id.actor_id == actor_id]
-        if not stored or not connection.is_alive:
+        if not stored:
             return
         record_id = data.draw(st.sampled_from(stored))
         body = encode_body(make_transition(999))
+        connection = Connection(self.committer.open_inbox())
         connection.sent.append(make_record(record_id, body, record_crc32(record_id, body)).SerializeToString())
+        self._deliver(connection, 1)
+        assert [acknowledged.refused for acknowledged in connection.acknowledgements] == [1]
         self.conflicts.add(record_id)
+        assert record_id in self._refused()
+        self._end(connection)
 
     # The learner's side
 
@@ -338,7 +346,6 @@ class Delivery(RuleBasedStateMachine):
     def _expect_mark(self, actor_id: str) -> None:
         """Take the mark of an episode that a dead process left open into the model: one, behind its records."""
         actor = self.actors[actor_id]
-        assert actor.step > 0, "an episode that ended is not aborted"
         sequence = 1 + max(r.sequence for r in actor.committed if r.incarnation == actor.incarnation)
         record_id = RecordId(actor_id, actor.incarnation, sequence)
         (body,) = [record.body for record in actor.spool.read_after(0, 10_000) if record.record_id == record_id]
@@ -430,7 +437,7 @@ def _committer_that_fails_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
 SCALE = settings().max_examples / 100
 TestDelivery = pytest.mark.usefixtures("_committer_that_fails_the_test")(Delivery.TestCase)
 TestDelivery.settings = settings(
-    max_examples=int(300 * SCALE), stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=int(200 * SCALE), stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
