@@ -12,11 +12,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+import torch
 from cgpo_proto import link_pb2, link_pb2_grpc
 
 from benchmarks.fault_matrix.ends import Link, wait_until
 from benchmarks.fault_matrix.proxy import FaultProxy
 from policy.grpc_options import PROTOCOL_VERSION
+from policy.weights import serialise
 from tests.link_ends import Actor, Ingest
 from tests.transitions import assert_equal, make_transition
 
@@ -201,6 +203,23 @@ def test_nothing_that_was_damaged_on_its_way_is_kept(
     assert [entry.record_id.sequence for entry in entries] == list(range(next(steps)))
     for entry in entries:
         assert_equal(entry.body, make_transition(entry.record_id.sequence))
+
+
+def test_weights_that_were_cut_off_on_their_way_arrive_whole(
+    ingest: Ingest, connect: Callable[[str], tuple[FaultProxy, Actor]]
+) -> None:
+    proxy, actor = connect("robot")
+    tensor = torch.rand(1 << 20)  # 4 MB: four chunks
+    wait_until(lambda: actor.link.statistics.is_connected, "a connection")
+    proxy.down.bytes_per_s = 8e6
+    for version in (1, 2):
+        goal = proxy.down.num_forwarded + tensor.nbytes // 2
+        ingest.weights.publish(serialise({"layer": tensor + version}), version, learner_step=version)
+        wait_until(partial(lambda goal: proxy.down.num_forwarded > goal, goal), "half of the weights")
+        proxy.reset()
+        newest = actor.link.latest_weights()
+        assert newest is None or newest.version < version
+        assert torch.equal(actor.wait_for_version(version).tensors["layer"], tensor + version)
 
 
 def test_an_acknowledgement_of_what_was_never_sent_lets_nothing_go(tmp_path: Path) -> None:
