@@ -48,8 +48,8 @@ def mount() -> Iterator[Callable[[Path, int], None]]:
 def test_a_nearly_full_disk_holds_the_actor_between_episodes_until_the_learner_has_made_room(
     mount: Callable[[Path, int], None], link: Link
 ) -> None:
-    mount(link.actor.run_dir, 40 * MB)
-    link.actor.start("--min-free-gb", "0.024", "--pace", "0")
+    mount(link.actor.run_dir, 30 * MB)
+    link.actor.start("--min-free-gb", "0.018", "--pace", "0")
     wait_until(lambda: "no episode begins" in link.actor.output, "the actor's hold")
     assert len(link.actor.steps()) > 0
     link.ingest.start()

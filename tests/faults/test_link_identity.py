@@ -30,13 +30,14 @@ def link(tmp_path: Path) -> Iterator[Link]:
 def test_clocks_that_are_an_hour_wrong_change_neither_order_nor_the_age_of_weights(link: Link) -> None:
     """The second process is two hours earlier than the one before it, by its own clock."""
     link.ingest.start()
-    link.actor.start("--max-weights-age-s", "60", clock_offset_s=HOUR_S)
+    options = ("--max-weights-age-s", "60", "--pace", "4")
+    link.actor.start(*options, clock_offset_s=HOUR_S)
     link.actor.wait_for_steps(1)
     wait_until((link.ingest.run_dir / "specs.json").exists, "the first Hello")
     publish(link, version=1)
     wait_until(lambda: steps_of_version(link, 1), "an episode with the first weights")
     assert link.actor.stop() == 0
-    link.actor.start("--max-weights-age-s", "60", "--seed", "1", clock_offset_s=-HOUR_S)
+    link.actor.start(*options, "--seed", "1", clock_offset_s=-HOUR_S)
     link.actor.wait_for_steps(1)
     publish(link, version=2)
     wait_until(lambda: steps_of_version(link, 2), "an episode with the second weights")

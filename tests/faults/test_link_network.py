@@ -23,7 +23,7 @@ from tests.link_ends import Actor, Ingest
 from tests.transitions import assert_equal, make_transition
 
 SLOW_BYTES_PER_S = 32_000  # 256 kbit/s
-DAMAGES = 6
+DAMAGES = 4
 _BYTES_OF_SOME_RECORDS = {"up": 2000, "down": 200}  # or of their acknowledgements
 
 
