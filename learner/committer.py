@@ -110,10 +110,21 @@ class Inbox:
             self._changed.notify_all()
         return picked
 
+    def _add(self, new: Acknowledgement) -> None:
+        """Put an acknowledgement to those that wait, or into the last one: an actor may never read any."""
+        last = self._acknowledgements[-1] if self._acknowledgements else None
+        if last is None or last.incarnation != new.incarnation:
+            self._acknowledgements.append(new)
+            return
+        last.next_sequence = max(last.next_sequence, new.next_sequence)
+        last.refused += new.refused
+        last.refusal = new.refusal or last.refusal
+
     def settle(self, count: int, acknowledgements: Iterable[Acknowledgement], error: CgpoError | None) -> None:
         """Tell what became of `count` records; after an error the stream ends. Under the lock."""
         self._uncommitted -= count
-        self._acknowledgements += acknowledgements
+        for acknowledgement in acknowledgements:
+            self._add(acknowledgement)
         if error is not None:
             self._error = error
             self._uncommitted -= len(self._records)

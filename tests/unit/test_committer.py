@@ -13,6 +13,7 @@ from policy.episode_log import EpisodeLog
 from policy.errors import QuarantineFullError, WireError
 from policy.log_records import Appended, EncodedRecord
 from policy.transition import RecordId
+from tests.link_ends import wait_until
 from tests.transitions import make_transition
 
 HANG_LIMIT_S = 30.0
@@ -167,6 +168,14 @@ def test_a_disk_that_takes_nothing_ends_the_streams_with_nothing_acknowledged(
     inbox = committer.open_inbox()
     put_all(inbox, [encoded(0)])
     assert outcome(inbox)[-1].next_sequence == 1  # sent again, on the next connection
+
+
+def test_acknowledgements_that_nobody_takes_do_not_pile_up(committer: Committer, log: EpisodeLog) -> None:
+    inbox = committer.open_inbox()
+    put_all(inbox, [encoded(sequence, refusal="no" if sequence == 7 else "") for sequence in range(500)])
+    wait_until(lambda: inbox._uncommitted == 0)
+    (news,) = inbox.take(HANG_LIMIT_S) or []
+    assert (news.next_sequence, news.refused, news.refusal) == (500, 1, "no")
 
 
 def test_below_the_floor_of_free_disk_nothing_is_taken(log: EpisodeLog, tmp_path: Path) -> None:
