@@ -167,9 +167,9 @@ class EpisodeLog:
         else:
             row = self._connection.execute(f"SELECT crc32 FROM records WHERE {_IS_NAMED}", key).fetchone()
         if row is None:
-            if self._has_quarantine:
-                refusal = self._connection.execute(f"SELECT reason FROM quarantine WHERE {_IS_NAMED}", key).fetchone()
-                plan.refused += [(record_id, reason) for (reason,) in [refusal] if refusal]
+            reason = dict(plan.refused).get(record_id) or self._refusal_of(key)
+            if reason:
+                plan.refused.append((record_id, reason))
         elif row[0] != zlib.crc32(record.payload):
             plan.quarantine(
                 record,
@@ -177,6 +177,13 @@ class EpisodeLog:
                 "with another content: the one that came first stays. Two actors share a name, or a copied spool "
                 "went on by itself",
             )
+
+    def _refusal_of(self, key: tuple[str, str, int]) -> str:
+        """Return why a record is in quarantine, an empty text if it is not."""
+        if not self._has_quarantine:
+            return ""
+        row = self._connection.execute(f"SELECT reason FROM quarantine WHERE {_IS_NAMED}", key).fetchone()
+        return str(row[0]) if row else ""
 
     def _insert(self, plan: Plan) -> None:
         self._connection.executemany(f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", plan.rows)

@@ -39,9 +39,13 @@ few = st.integers(1, 5)
 Rows = dict[RecordId, bytes]
 
 
+_deaths: list[int] = []  # of committers: each would have ended its process
+
+
 def wait_until(condition: Any) -> None:
     deadline_s = time.monotonic() + HANG_LIMIT_S
     while not condition():
+        assert not _deaths, "the committer died"
         assert time.monotonic() < deadline_s, "hangs"
         time.sleep(0.0005)
 
@@ -319,6 +323,7 @@ class Delivery(RuleBasedStateMachine):
 
     def _start_learner(self) -> None:
         self.learners += 1
+        _deaths.clear()
         self.log = EpisodeLog(self.log_path, SPECS)
         self.committer = Committer(self.log, self.folder)
 
@@ -422,16 +427,9 @@ class Delivery(RuleBasedStateMachine):
         return stored
 
 
-class CommitterDiedError(BaseException):
-    """The committer's thread wanted to end the process."""
-
-
 @pytest.fixture(autouse=True)
 def _committer_that_fails_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(code: int) -> None:
-        raise CommitterDiedError(code)
-
-    monkeypatch.setattr("os._exit", fail)
+    monkeypatch.setattr("os._exit", _deaths.append)
 
 
 SCALE = settings().max_examples / 100
@@ -456,4 +454,20 @@ def test_a_gap_behind_a_refused_record_ends_its_own_stream_only(tmp_path: Path) 
         list(iter(lambda: inbox.take(0.0), None))
     assert log.next_sequence("robot", "a") == 2
     committer.close()
+    log.close()
+
+
+def test_a_refused_record_twice_in_one_commit_is_refused_twice(tmp_path: Path) -> None:
+    """As an actor that reconnects sends it, while its stream before is still being stored."""
+    log = EpisodeLog(tmp_path / "log.sqlite", SPECS)
+    bad = [
+        EncodedRecord(
+            **{**vars(EncodedRecord.of(RecordId("robot", "a", sequence), make_transition())), "refusal": "bad"}
+        )
+        for sequence in range(2)
+    ]
+    for record in bad:  # the first makes the table of refused records
+        assert log.append_encoded([record, record]).refused == [(record.record_id, "bad")] * 2
+    assert log.append_encoded(bad).refused == [(record.record_id, "bad") for record in bad]
+    assert [refused.record_id for refused in log.quarantine()] == [record.record_id for record in bad]
     log.close()
