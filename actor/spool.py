@@ -24,6 +24,7 @@ from actor.spool_schema import (
     ClosedEpisode,
     NewestEpisode,
     Offered,
+    claim,
     make_mark,
     migrate_from_2,
 )
@@ -92,9 +93,13 @@ class Spool:
         )
         self._reader = SpoolReader(self._connection, path, actor_id)
         try:
+            claim(self._connection, path, actor_id)
             self._newest = NewestEpisode.read(self._connection)
             self._closed_episode = self._close_episode_before(undecided)
             self._inherited: int = self._connection.execute("SELECT COUNT(*) FROM records").fetchone()[0]
+        except ConfigError:
+            self._connection.close()
+            raise
         except sqlite3.OperationalError as error:
             self._connection.close()
             raise ConfigError(f"cannot use {path}: {error}. Free some space, or check the disk.") from error

@@ -4,11 +4,12 @@ import logging
 import sqlite3
 import time
 from dataclasses import astuple, dataclass, replace
+from pathlib import Path
 
 from cgpo_proto import link_pb2
 from google.protobuf.message import DecodeError
 
-from policy.errors import CorruptFileError
+from policy.errors import ConfigError, CorruptFileError
 from policy.transition import ActionSource, EpisodeMark, MarkKind, RecordId
 from policy.wire import record_crc32
 
@@ -50,6 +51,11 @@ CREATE TABLE newest_episode (
     num_steps INTEGER NOT NULL,
     is_open INTEGER NOT NULL,
     is_demonstration INTEGER NOT NULL
+)""",
+    """
+CREATE TABLE owner (
+    row INTEGER PRIMARY KEY CHECK (row = 0),
+    actor_id TEXT NOT NULL                    -- whose records these are: their checksums cover it
 )""",
 )
 SCHEMA = ";".join(_TABLES)
@@ -163,22 +169,24 @@ def migrate_from_2(connection: sqlite3.Connection, actor_id: str) -> None:
         connection.execute(table)
     newest: NewestEpisode | None = None
     demonstrations: set[tuple[str, int]] = set()
+    owner = actor_id
     count, position = 0, 0
     while rows := connection.execute(
         "SELECT position, incarnation, sequence, payload FROM records_2 WHERE position > ? ORDER BY position LIMIT ?",
         (position, _READ_GROUP),
     ).fetchall():
         for _, incarnation, sequence, payload in rows:
-            offered = _offered(sequence, payload)
+            offered, owner = _offered(sequence, payload), link_pb2.Record.FromString(payload).actor_id
             episode = (incarnation, offered.episode)
             if offered.is_demonstration:
                 demonstrations.add(episode)
             offered = replace(offered, is_demonstration=episode in demonstrations)
             newest = NewestEpisode.after(newest, incarnation, offered)
-            connection.execute(INSERT_RECORD, offered.row(RecordId(actor_id, incarnation, sequence)))
+            connection.execute(INSERT_RECORD, offered.row(RecordId(owner, incarnation, sequence)))
         count, position = count + len(rows), rows[-1][0]
     if newest is not None:
         newest.write(connection)
+    connection.execute("INSERT INTO owner VALUES (0, ?)", (owner,))
     connection.execute("DROP TABLE records_2")
     logger.info("the spool of an earlier release was brought to format %d, with %d records", FORMAT, count)
 
@@ -204,6 +212,21 @@ def _offered(sequence: int, payload: bytes) -> Offered:
         is_demonstration=int(message.transition.source) == ActionSource.HUMAN_DEMONSTRATION,
         body=message.SerializeToString(),
     )
+
+
+def claim(connection: sqlite3.Connection, path: Path, actor_id: str) -> None:
+    """Make the spool this actor's. Raises ConfigError when it holds records of another actor id."""
+    row = connection.execute("SELECT actor_id FROM owner").fetchone()
+    if row is None or row[0] != actor_id:
+        newest = NewestEpisode.read(connection)
+        (count,) = connection.execute("SELECT COUNT(*) FROM records").fetchone()
+        if row is not None and (count or (newest is not None and newest.is_open)):
+            raise ConfigError(
+                f"{path} holds {count} records of actor {row[0]!r} that the learner has not acknowledged, and this is "
+                f"actor {actor_id!r}. Start with --actor-id {row[0]} until they are sent, or choose another --run-dir."
+            )
+        with connection:
+            connection.execute("REPLACE INTO owner VALUES (0, ?)", (actor_id,))
 
 
 def make_mark(episode: int, step: int, kind: MarkKind, note: str) -> EpisodeMark:

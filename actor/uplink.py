@@ -10,6 +10,7 @@ from actor.config import ActorConfig
 from actor.link import Link
 from actor.recording_state import RecordingState
 from actor.spool import Spool
+from policy.errors import ConfigError
 from policy.spec import Specs
 
 _STOPPED_DRAIN_S = 2.0  # whoever asked for a stop does not want to wait; the spool keeps the rest
@@ -30,6 +31,13 @@ def open_uplink(
     num_reports: lines of episodes.jsonl. An episode in which another process ended is closed on the way, and said.
     Raises ConfigError when another process uses the folder, and for credentials that cannot be used.
     """
+    credentials = credentials_for(config.learner, config.credentials)
+    if credentials is not None and credentials.name != config.actor_id:  # now, and not when the learner hears of it
+        raise ConfigError(
+            f"the credentials in {config.credentials} are those of {credentials.name!r}, and this is actor "
+            f"{config.actor_id!r}. Start with --actor-id {credentials.name}, or with the folder that `python -m "
+            f"learner.certs add-actor {config.actor_id}` makes on the learner's machine."
+        )
     spool = Spool(
         config.run_dir / "spool.sqlite",
         config.actor_id,
@@ -50,7 +58,7 @@ def open_uplink(
         incarnation,
         config.run_dir / "weights",
         take_over=config.take_over,
-        credentials=credentials_for(config.learner, config.credentials),
+        credentials=credentials,
     )
     link.start()
     drain_s = config.drain_timeout_s

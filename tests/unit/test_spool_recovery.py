@@ -209,7 +209,43 @@ def test_a_file_that_sqlite_cannot_read_is_a_clear_error(path: Path) -> None:
     spool.close()
 
 
+# The spool of another actor
+
+
+def test_a_spool_with_records_of_another_actor_id_is_left_as_it_is(path: Path) -> None:
+    leave(path, "a", make_transition(0), make_transition(1, is_last=True))
+    with pytest.raises(ConfigError, match=r"holds 2 records of actor 'robot' .* --actor-id robot"):
+        Spool(path, "renamed", "b")
+    spool = Spool(path, "robot", "b")
+    assert [body.step for _, _, body in content(spool)] == [0, 1]
+    spool.close()
+
+
+def test_an_episode_that_is_open_counts_even_when_all_of_it_is_sent(path: Path) -> None:
+    leave(path, "a", make_transition(0), acknowledged=1)
+    with pytest.raises(ConfigError, match="of actor 'robot'"):
+        Spool(path, "renamed", "b")
+
+
+def test_an_empty_spool_takes_another_name(path: Path) -> None:
+    leave(path, "a", make_transition(0, is_last=True), acknowledged=1)
+    spool = Spool(path, "renamed", "b")
+    spool.offer(make_transition(0))
+    assert spool.flush(HANG_LIMIT_S)
+    assert [record.record_id.actor_id for record in spool.read_after(0, 10)] == ["renamed"]
+    spool.close()
+
+
 # The file of an earlier release
+
+
+def test_a_file_of_format_2_of_another_actor_is_not_taken_for_damaged(path: Path) -> None:
+    shutil.copy(ROOT / "tests" / "golden" / "spool_format_2.sqlite", path)
+    with pytest.raises(ConfigError, match="holds 5 records of actor 'robot'"):
+        Spool(path, "renamed", "b")
+    spool = Spool(path, "robot", "b")
+    assert isinstance(content(spool)[0][2], Transition)
+    spool.close()
 
 
 def test_a_file_of_format_2_is_taken_over_whole(path: Path) -> None:
