@@ -21,9 +21,11 @@ from cgpo_proto import link_pb2, link_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from actor.channel import explain_unavailable, open_channel
+from actor.config import ActorConfig
 from actor.doctor.check import Result, Runner, Status
 from actor.doctor.learner import check_port
 from actor.doctor.link import LinkProbe, check_reachable, link_checks
+from actor.uplink import open_uplink
 from learner import certs
 from learner.__main__ import ingest_command
 from learner.config import LearnerConfig
@@ -32,6 +34,7 @@ from policy.errors import EXIT_CONFIG, ConfigError
 from policy.grpc_options import CHANNEL_OPTIONS
 from policy.weights import serialise
 from tests.link_ends import HANG_LIMIT_S, Actor, Ingest, hello, refused, wait_until
+from tests.transitions import SPECS
 
 DAY = timedelta(days=1)
 
@@ -421,3 +424,10 @@ def test_the_learner_hands_its_credentials_to_ingest(tmp_path: Path, lab: Lab) -
     assert lab.good.token not in " ".join(command), "other users of this machine can read it"
     plain = ingest_command(replace(config, credentials=None), tmp_path / "config.json", tmp_path / "ingest.json")
     assert "--credentials" not in plain
+
+
+def test_an_actor_with_anothers_credentials_is_told_before_it_records(tmp_path: Path, lab: Lab) -> None:
+    config = ActorConfig(actor_id="robot", credentials=lab.second, run_dir=tmp_path)
+    with contextlib.ExitStack() as closing, pytest.raises(ConfigError, match="those of 'second'.*--actor-id second"):
+        open_uplink(config, SPECS, "a", 0, closing, must_stop=lambda: True, say=lambda line: None)
+    assert not (tmp_path / "spool.sqlite").exists()
