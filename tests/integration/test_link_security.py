@@ -428,6 +428,6 @@ def test_the_learner_hands_its_credentials_to_ingest(tmp_path: Path, lab: Lab) -
 
 def test_an_actor_with_anothers_credentials_is_told_before_it_records(tmp_path: Path, lab: Lab) -> None:
     config = ActorConfig(actor_id="robot", credentials=lab.second, run_dir=tmp_path)
-    with contextlib.ExitStack() as closing, pytest.raises(ConfigError, match="those of 'second'.*--actor-id second"):
+    with contextlib.ExitStack() as closing, pytest.raises(ConfigError, match=r"those of 'second'.*--actor-id second"):
         open_uplink(config, SPECS, "a", 0, closing, must_stop=lambda: True, say=lambda line: None)
     assert not (tmp_path / "spool.sqlite").exists()
