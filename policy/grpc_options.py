@@ -25,6 +25,7 @@ CHANNEL_OPTIONS: Options = (
     *_COMMON,
     ("grpc.enable_retries", 0),  # the link resends by itself: gRPC cannot know what was stored
     ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection, without the old one's back-off
+    ("grpc.enable_http_proxy", 0),  # http_proxy is meant for the web, and would redirect even 127.0.0.1
 )
 
 SERVER_OPTIONS: Options = (
