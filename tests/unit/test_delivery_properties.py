@@ -199,7 +199,13 @@ class Delivery(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 8))
     def deliver_from_all_at_once(self, count: int) -> None:
-        """One commit for all: every inbox is filled before the committer may look."""
+        """One commit for all: every inbox is filled before the committer may look.
+
+        It judges an incarnation as a whole, so that a gap in one stream may end another of the same actor.
+        """
+        with_gap = {actor_id for actor_id, connection in self.connections if connection.has_gap}
+        for actor_id, connection in self.connections:
+            connection.has_gap = actor_id in with_gap
         with self.committer._lock:
             streams = [connection for _, connection in self.connections if connection.is_alive]
             taken = [self._put(connection, count, is_locked=True) for connection in streams]
