@@ -8,6 +8,7 @@ from types import FrameType
 from actor.config import ActorConfig
 from policy.cli import parse_config, run_main
 from policy.errors import EXIT_INTERRUPTED, ConfigError
+from policy.text import clean
 
 
 class StopRequest:
@@ -50,7 +51,7 @@ def claim_priority(priority: int) -> None:
 
 
 def say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
+    sys.stdout.write(clean(f"{line}\n", None, keep="\n"))
     sys.stdout.flush()
 
 

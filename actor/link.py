@@ -28,6 +28,7 @@ from policy.credentials import Credentials
 from policy.errors import CgpoError, ConfigError, SpecMismatchError, WireError
 from policy.grpc_options import PROTOCOL_VERSION
 from policy.spec import Specs
+from policy.text import clean
 from policy.weights import PolicyWeights
 
 logger = logging.getLogger(__name__)
@@ -219,7 +220,7 @@ class Link:
         elif self._in_use_since_s is None:
             self._in_use_since_s = time.monotonic()
         elif time.monotonic() - self._in_use_since_s > _LEASE_WAIT_S:
-            self._refusal = ConfigError(error.details())  # the learner's words name the other one, and what to do
+            self._refusal = ConfigError(clean(error.details()))  # which names the other one, and what to do
         if not isinstance(error, grpc.RpcError | OSError | CgpoError | sqlite3.Error):
             logger.error("the link meets what it does not expect", exc_info=error)
         self._report(_describe(error) if was_connected else self._explained(error), was_of_use=was_of_use)
@@ -252,11 +253,11 @@ def _as_refusal(error: Exception) -> CgpoError | None:
         return error
     if isinstance(error, grpc.Call):
         refusal = _REFUSALS.get(error.code())
-        return refusal(error.details()) if refusal else None
+        return refusal(clean(error.details())) if refusal else None
     return None
 
 
 def _describe(error: Exception) -> str:
     if isinstance(error, grpc.Call):
-        return f"{error.code().name}: {error.details()}"
-    return str(error) or repr(error)
+        return clean(f"{error.code().name}: {error.details()}")
+    return clean(str(error) or repr(error))

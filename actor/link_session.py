@@ -15,6 +15,7 @@ from actor.spool import Spool
 from actor.weights_cache import WeightsCache
 from policy.errors import CgpoError
 from policy.grpc_options import SESSION_KEY
+from policy.text import MAX_REASON, clean
 from policy.wire import make_record
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ _GOODBYE_S = 2.0  # for the last acknowledgements
 # robot's computer has to spare; what is announced as more is not taken in at all.
 _MAX_WEIGHTS_BYTES = 512 << 20
 _MAX_TENSORS = 10_000
-_MAX_ALARM_LENGTH = 500
 _TRAINER_STATES: dict[int, TrainerState] = {
     link_pb2.TRAINER_STATE_TRAINING: "training",
     link_pb2.TRAINER_STATE_WAITING: "waiting",
@@ -150,10 +150,9 @@ class LinkSession:
 
     def _note_refusal(self, ack: link_pb2.Ack) -> None:
         self._statistics.refused += ack.refused
-        self._statistics.last_refusal = ack.refusal
-        logger.error(
-            "the learner put %d records into quarantine and learns nothing from them: %s", ack.refused, ack.refusal
-        )
+        reason = clean(ack.refusal, MAX_REASON)
+        self._statistics.last_refusal = reason
+        logger.error("the learner put %d records into quarantine and learns nothing from them: %s", ack.refused, reason)
 
     def _read_news(self) -> None:
         for chunk in self._watch:
@@ -169,7 +168,7 @@ class LinkSession:
         statistics.trainer_state = _TRAINER_STATES.get(status.state, "unknown")
         if statistics.trainer_state != "down":  # nobody knows its step then
             statistics.learner_step = status.learner_step
-        statistics.alarm = status.alarm[:_MAX_ALARM_LENGTH]
+        statistics.alarm = clean(status.alarm, MAX_REASON)
 
     @staticmethod
     def _is_covered(sent: tuple[str, int], ack: link_pb2.Ack) -> bool:

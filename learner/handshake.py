@@ -1,7 +1,6 @@
 """What an actor must agree on before its data is taken: protocol, specs of the run, policy architecture."""
 
 import json
-import textwrap
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from policy.files import replace_durably
 from policy.grpc_options import PROTOCOL_VERSION
 from policy.spec import Specs
 from policy.spec_differences import spec_differences
+from policy.text import clean
 
 _NAMED = 5  # differences that a message names
 _MAX_CHARACTERS = 400  # of each, because gRPC carries 8 KiB of a refusal
@@ -87,6 +87,6 @@ def read_policy(path: Path) -> dict[str, Any]:
 
 
 def _mismatch(what: str, differences: list[str], remedy: str) -> SpecMismatchError:
-    named = "; ".join(textwrap.shorten(difference, _MAX_CHARACTERS) for difference in differences[:_NAMED])
+    named = "; ".join(clean(difference, _MAX_CHARACTERS) for difference in differences[:_NAMED])
     more = f"; and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
     return SpecMismatchError(f"actor and learner differ in {what}: {named}{more}. {remedy}")

@@ -21,6 +21,7 @@ from policy.grpc_options import MAX_PING_BYTES, PROTOCOL_VERSION, SESSION_KEY, W
 from policy.log_records import EncodedRecord
 from policy.revision import read_revision
 from policy.spec import Specs
+from policy.text import MAX_REASON, clean
 from policy.transition import EpisodeMark, RecordId
 from policy.weights_store import WeightsManifest
 from policy.wire import check_name, decode_body, record_id_of
@@ -218,7 +219,7 @@ class _Reader:
         try:
             body = decode_body(message.body, self._specs)
         except WireError as error:
-            return _refused(record_id, message.body, str(error))
+            return _refused(record_id, message.body, clean(str(error), MAX_REASON))
         is_mark = isinstance(body, EpisodeMark)
         return EncodedRecord(record_id, is_mark, body.episode, body.step, message.body)
 
@@ -231,17 +232,20 @@ def _check_hello(request: link_pb2.HelloRequest) -> None:
     """Raise WireError before anything of it is read that costs time or room."""
     check_name("actor_id", request.actor_id)
     check_name("incarnation", request.incarnation)
-    num_bytes = max(len(request.specs_json), len(request.policy_json), len(request.host))
+    check_name("host", request.host or "unnamed")
+    num_bytes = max(len(request.specs_json), len(request.policy_json))
     if num_bytes > _MAX_TEXT_BYTES or len(request.spooled_incarnations) > _MAX_INCARNATIONS:
         raise WireError(
             f"Hello with a text of {num_bytes} characters and {len(request.spooled_incarnations)} incarnations: the "
             f"limits are {_MAX_TEXT_BYTES} and {_MAX_INCARNATIONS}"
         )
+    for incarnation in request.spooled_incarnations:
+        check_name("spooled incarnation", incarnation)
 
 
 def _refuse(context: grpc.ServicerContext, error: CgpoError) -> NoReturn:
     logger.warning("refused %s: %s", context.peer(), error)
-    context.abort(next(code for kind, code in _CODES if isinstance(error, kind)), str(error))
+    context.abort(next(code for kind, code in _CODES if isinstance(error, kind)), clean(str(error)))
 
 
 def _ack(acknowledgement: Acknowledgement) -> link_pb2.Ack:

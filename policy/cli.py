@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from logging.handlers import QueueHandler, QueueListener
-from typing import Annotated, Generic, TypeVar, cast
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 import tyro
 
 from policy import config as config_module
 from policy import errors
 from policy.errors import CgpoError, ConfigError
+from policy.text import clean
 
 Config = TypeVar("Config")
 
@@ -84,6 +85,16 @@ def config_from_preset(cls: type[Config], section: str, preset: config_module.Ta
     return config_module.from_dict(cls, {**own, "policy": policy}, f"{section}.")
 
 
+class _CleanFormatter(logging.Formatter):
+    """One line per message, whatever other machines put into it. Only a traceback has more."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return clean(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return clean(super().formatException(ei), None, keep="\n")
+
+
 def run_main(main: Callable[[], int | None]) -> int:
     """Run a program and return its exit code; an error with a message for the operator is shown as that message only.
 
@@ -94,7 +105,7 @@ def run_main(main: Callable[[], int | None]) -> int:
     writer.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     queued = QueueHandler(lines)
-    queued.setFormatter(logging.Formatter("%(message)s"))  # or basicConfig gives it one, and names come twice
+    queued.setFormatter(_CleanFormatter("%(message)s"))  # or basicConfig gives it one, and names come twice
     logging.basicConfig(handlers=[queued], level=logging.INFO)
     listener = QueueListener(lines, writer)
     listener.start()
@@ -103,7 +114,7 @@ def run_main(main: Callable[[], int | None]) -> int:
     except CgpoError as error:
         if "--debug" in sys.argv:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(clean(f"error: {error}\n", None, keep="\n"))
         return error.exit_code
     except BrokenPipeError:  # whoever read our output is gone, as after `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit

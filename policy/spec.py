@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import textwrap
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from policy.errors import ConfigError, WireError
 from policy.image_codec import CodedImage
+from policy.text import MAX_REASON, clean
 
 Observation = Mapping[str, Any]
 """Field name -> float32 vector, image name -> CodedImage (policy.image_codec)."""
@@ -20,7 +21,7 @@ GripperMode = Literal["none", "continuous", "discrete"]
 
 _MAX_FIELDS = 256
 _MAX_NAME_LENGTH = 128
-_MAX_REASON_CHARACTERS = 500
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # of files and of HDF5 datasets too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class Field:
     def __post_init__(self) -> None:
         if len(self.low) != len(self.high) or not self.low:
             raise ConfigError(f"field {self.name}: {len(self.low)} low bounds, {len(self.high)} high bounds")
+        if len(self.unit) > _MAX_NAME_LENGTH or not self.unit.isprintable():
+            raise ConfigError(f"field {self.name}: {self.unit!r} cannot be a unit")
         for index, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
             if not (np.isfinite(low) and np.isfinite(high) and low < high):
                 raise ConfigError(f"field {self.name}[{index}]: bounds [{low}, {high}] {self.unit} are not an interval")
@@ -194,7 +197,7 @@ class Specs:
                 raw["action"].get("gripper", "none"),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
-            reason = textwrap.shorten(str(error), _MAX_REASON_CHARACTERS)
+            reason = clean(str(error), MAX_REASON)
             raise WireError(f"not a pair of observation and action specs: {reason}") from error
         return Specs(observation, action)
 
@@ -204,11 +207,14 @@ class Specs:
 
 def _check_names(fields: tuple[Field | ImageField, ...]) -> None:
     names = [field.name for field in fields]
-    if len(names) > _MAX_FIELDS or not all(0 < len(name) <= _MAX_NAME_LENGTH for name in names):
-        raise ConfigError(
-            f"a spec has {len(names)} fields, at most {_MAX_FIELDS} are allowed, with names of 1 to {_MAX_NAME_LENGTH} "
-            "characters"
-        )
+    if len(names) > _MAX_FIELDS:
+        raise ConfigError(f"a spec has {len(names)} fields, at most {_MAX_FIELDS} are allowed")
+    for name in names:
+        if len(name) > _MAX_NAME_LENGTH or not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"{clean(name, _MAX_NAME_LENGTH)!r} cannot name a field or image: 1 to {_MAX_NAME_LENGTH} "
+                "letters, digits, _, - and . can, of which . is not the first"
+            )
     if len(set(names)) != len(names):
         raise ConfigError(f"a spec names a field twice: {names}")
 

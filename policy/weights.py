@@ -9,6 +9,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from policy.errors import WeightsError
+from policy.text import MAX_REASON, clean
 from policy.weights_store import sha256
 
 _NAMED = 5  # differing tensors that a message names
@@ -40,9 +41,10 @@ def deserialise(data: bytes, expected_sha256: str) -> dict[str, Tensor]:
         tensors = load(data)
         broken = [name for name, tensor in sorted(tensors.items()) if not _is_finite(tensor)]
     except safetensors.SafetensorError as error:
-        raise WeightsError(f"{len(data)} bytes are not a safetensors file: {error}") from error
+        raise WeightsError(f"{len(data)} bytes are not a safetensors file: {clean(str(error), MAX_REASON)}") from error
     except (KeyError, RuntimeError) as error:  # kinds of numbers that safetensors has and torch has not, or in part
-        raise WeightsError(f"{len(data)} bytes hold a tensor that no policy has: {error!r}") from error
+        reason = clean(repr(error), MAX_REASON)
+        raise WeightsError(f"{len(data)} bytes hold a tensor that no policy has: {reason}") from error
     if broken:
         raise _error([f"{name} holds non-finite values" for name in broken])
     return tensors
@@ -82,5 +84,6 @@ def _describe(tensor: Tensor) -> str:
 
 
 def _error(problems: list[str]) -> WeightsError:
+    named = "; ".join(clean(problem, MAX_REASON) for problem in problems[:_NAMED])
     more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-    return WeightsError(f"weights do not fit, nothing was loaded: {'; '.join(problems[:_NAMED])}{more}.")
+    return WeightsError(f"weights do not fit, nothing was loaded: {named}{more}.")

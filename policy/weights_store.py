@@ -13,6 +13,7 @@ import safetensors
 
 from policy.errors import WeightsError
 from policy.files import replace_durably
+from policy.text import MAX_REASON, clean
 
 _KEPT = 3  # a reader may still be sending the version before
 
@@ -35,7 +36,7 @@ def tensor_infos(data: bytes) -> tuple[TensorInfo, ...]:
     try:
         tensors = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
-        raise WeightsError(f"{len(data)} bytes are not a safetensors file: {error}") from error
+        raise WeightsError(f"{len(data)} bytes are not a safetensors file: {clean(str(error), MAX_REASON)}") from error
     infos = [TensorInfo(name, tensor["dtype"], tuple(tensor["shape"])) for name, tensor in tensors]
     return tuple(sorted(infos, key=lambda info: info.name))
 

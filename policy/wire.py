@@ -13,6 +13,7 @@ from policy.errors import DamagedRecordError, WireError
 from policy.grpc_options import MAX_TRANSITION_BYTES
 from policy.image_codec import CodedImage, ImageCodec, decode_image
 from policy.spec import Observation, ObservationSpec, Specs
+from policy.text import clean
 from policy.transition import ActionSource, EpisodeMark, MarkKind, Recordable, RecordId, Transition
 
 _FLOAT32 = np.dtype("<f4")
@@ -110,7 +111,7 @@ def _mark_to_message(mark: EpisodeMark) -> link_pb2.EpisodeMark:
         step=mark.step,
         kind=int(mark.kind),  # type: ignore[arg-type]  # the stub knows the enum by its own type only
         wall_time_s=mark.wall_time_s,
-        note=mark.note[:_MAX_NOTE_LENGTH],
+        note=clean(mark.note, _MAX_NOTE_LENGTH),
     )
 
 
@@ -124,7 +125,7 @@ def _mark_from_message(mark: link_pb2.EpisodeMark) -> EpisodeMark:
         step=mark.step,
         kind=_MARKS[mark.kind],
         wall_time_s=mark.wall_time_s,
-        note=mark.note[:_MAX_NOTE_LENGTH],
+        note=clean(mark.note, _MAX_NOTE_LENGTH),
     )
 
 
@@ -161,7 +162,7 @@ def _transition_from_message(message: link_pb2.Transition, specs: Specs) -> Tran
     for name in ("reward", "weights_age_s", "wall_time_s", "monotonic_time_s"):
         if not math.isfinite(getattr(message, name)):
             raise WireError(f"{name} = {getattr(message, name)} is not finite")
-    _check_length("reward_source", message.reward_source)
+    _check_text("reward_source", message.reward_source)
     is_last = message.terminated or message.truncated
     has_final = message.HasField("final_observation")
     if is_last != has_final:
@@ -197,10 +198,12 @@ def _check_size(data: bytes) -> None:
         raise WireError(f"a transition of {len(data)} bytes is above the limit of {MAX_TRANSITION_BYTES}")
 
 
-def _check_length(what: str, text: str) -> None:
-    """Refuse a text that would flood whatever log or message repeats it."""
+def _check_text(what: str, text: str) -> None:
+    """Refuse a text that would flood or garble whatever log or message repeats it."""
     if len(text) > _MAX_NAME_LENGTH:
         raise WireError(f"{what} has {len(text)} characters, at most {_MAX_NAME_LENGTH} are allowed")
+    if not text.isprintable():
+        raise WireError(f"{what} {text!r} has characters that do not print")
 
 
 def _observation_to_message(observation: Observation) -> link_pb2.Observation:
@@ -231,7 +234,7 @@ def _observation_from_message(message: link_pb2.Observation, spec: ObservationSp
             f"{len(spec.fields)} and {len(spec.images)}"
         )
     for name in (*(tensor.name for tensor in message.fields), *(image.name for image in message.images)):
-        _check_length("a field's or image's name", name)
+        _check_text("a field's or image's name", name)
     values: dict[str, NDArray[np.float32] | CodedImage] = {tensor.name: _array(tensor) for tensor in message.fields}
     sizes = {image.name: (image.height, image.width) for image in spec.images}
     for image in message.images:

@@ -2,12 +2,14 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
-from actor.doctor.check import Finding, Status, short
+from actor.doctor.check import Finding, Result, Status, short
+from policy.text import clean
 
 SCHEMA_VERSION = 1
 
@@ -35,7 +37,7 @@ class Page:
         self._console.print(Text(f"{role} on {host}, {short(revision)}"))
 
     def show(self, finding: Finding) -> None:
-        result = finding.result
+        result = _printable(finding.result)
         if finding.group != self._group:
             self._group = finding.group
             self._console.print(Text(f"\n{finding.group}", style="bold"))
@@ -61,6 +63,12 @@ class Page:
         )
         style = _STYLES[Status.FAILED if names else Status.OK]
         self._console.print(Text(f"{counts[Status.FAILED]} failed{f' ({names})' if names else ''}", style=style))
+
+
+def _printable(result: Result) -> Result:
+    """Some of it are the learner's words."""
+    measured, fix, detail = (clean(text, keep="\n") for text in (result.measured, result.fix, result.detail))
+    return replace(result, measured=measured, fix=fix, detail=detail)
 
 
 def to_json(role: str, host: str, revision: str, protocol_version: int, findings: list[Finding]) -> str:

@@ -18,6 +18,7 @@ from learner.log.source import is_archive, open_source
 from learner.log.verify import verify_log
 from policy.cli import help_text, run_main
 from policy.errors import ConfigError, CorruptFileError
+from policy.text import clean
 
 _MAX_RANGE = 1_000_000
 
@@ -100,7 +101,7 @@ def main() -> int:
     match command:
         case Ls():
             with open_source(command.path) as source:
-                sys.stdout.write(list_log(source, command.json))
+                write(list_log(source, command.json))
         case Verify():
             verify(command)
         case Show():
@@ -110,11 +111,16 @@ def main() -> int:
     return 0
 
 
+def write(text: str) -> None:
+    """Write what is partly a log's own text: a terminal must not obey it."""
+    sys.stdout.write(clean(text, None, keep="\n"))
+
+
 def verify(command: Verify) -> None:
     """Raises CorruptFileError when anything is wrong."""
     path = find_log(command.path)
     report = verify_log(path, allows_gaps=command.allow_gaps or is_archive(path))
-    sys.stdout.write(report.text())
+    write(report.text())
     if report.problems:
         raise CorruptFileError(
             f"{path}: {report.count} problems, see above. What an actor still has in its spool comes again by itself; "
@@ -126,18 +132,18 @@ def show(command: Show) -> None:
     """Raises ConfigError for an episode or step that there is not."""
     with open_source(command.path) as source:
         if command.quarantine:
-            sys.stdout.write(show_quarantine(source))
+            write(show_quarantine(source))
             return
         if not command.episode:
             raise ConfigError("show which episode? Give its number from the first column of `python -m learner.log ls`")
         (episode,) = source.episodes([command.episode])
         if command.step is None:
-            sys.stdout.write(show_episode(source, episode))
+            write(show_episode(source, episode))
         else:
-            sys.stdout.write(show_step(source, episode, command.step))
+            write(show_step(source, episode, command.step))
         if command.images is not None:
             count = save_images(source, episode, command.step, command.images)
-            sys.stdout.write(f"{count} images in {command.images}\n")
+            write(f"{count} images in {command.images}\n")
 
 
 def export(command: Export) -> None:
@@ -146,8 +152,8 @@ def export(command: Export) -> None:
         parse_numbers(command.episodes), command.demonstrations, command.successes, with_discarded=command.discarded
     )
     with open_source(command.path) as source:
-        write = export_log if command.to_log else export_hdf5
-        sys.stdout.write(write(source, choice, command.out))
+        export_to = export_log if command.to_log else export_hdf5
+        write(export_to(source, choice, command.out))
 
 
 def parse_numbers(words: Sequence[str]) -> frozenset[int]:

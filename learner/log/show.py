@@ -13,6 +13,7 @@ from policy.errors import ConfigError
 from policy.files import make_folder
 from policy.image_codec import CodedImage, encode_image
 from policy.spec import Observation
+from policy.text import clean
 from policy.transition import ActionSource, Transition
 
 _WHO = {
@@ -75,7 +76,7 @@ def show_quarantine(source: Source) -> str:
         lines += [
             f"{number}. {clock(record.wall_time_s)}  {name.actor_id}, incarnation {name.incarnation}, record "
             f"{name.sequence}, {len(record.payload):,} bytes: {record.payload[:16].hex(' ')}",
-            f"   {record.reason}",
+            f"   {clean(record.reason)}",
         ]
     return "\n".join(lines) + "\n"
 

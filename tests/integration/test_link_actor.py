@@ -32,6 +32,7 @@ class FakeLearner(link_pb2_grpc.LinkServicer):
         self.sessions: list[tuple[str, bytes]] = []  # of streams: call, session
         self.news: list[link_pb2.WeightsChunk] = []
         self.goodbyes = 0
+        self.refusal = ""  # of every record
         self.clock_offset_s = 0.0
         self.closing = threading.Event()
 
@@ -44,7 +45,12 @@ class FakeLearner(link_pb2_grpc.LinkServicer):
     def Append(self, records: Iterator[link_pb2.Record], context: grpc.ServicerContext) -> Iterator[link_pb2.Ack]:
         self._note_session("Append", context)
         for record in records:
-            yield link_pb2.Ack(incarnation=record.incarnation, next_sequence=record.sequence + 1)
+            yield link_pb2.Ack(
+                incarnation=record.incarnation,
+                next_sequence=record.sequence + 1,
+                refused=int(bool(self.refusal)),
+                refusal=self.refusal,
+            )
         self.goodbyes += 1
 
     def WatchWeights(
@@ -238,6 +244,31 @@ def test_what_the_learner_says_of_itself_is_known(learner: FakeLearner, start: C
         assert robot.link.learner_step == (step or 50)  # one that is down says no step
     learner.news.append(link_pb2.WeightsChunk(version=1, offset=7))
     wait_until(lambda: robot.link.statistics.trainer_state == "unknown")
+
+
+def test_the_learners_words_reach_no_terminal_as_they_are(
+    learner: FakeLearner, start: Callable[..., Actor], caplog: pytest.LogCaptureFixture
+) -> None:
+    words = "no\n2026 ERROR actor: forged\x1b[2J" + "x" * 100_000
+    learner.refusal = words
+    robot = start()
+    robot.offer(range(1))
+    wait_until(lambda: robot.link.statistics.refused)
+    learner.news.append(link_pb2.WeightsChunk(status=link_pb2.LearnerStatus(alarm=words)))
+    wait_until(lambda: robot.link.statistics.alarm)
+    for said in (robot.link.statistics.last_refusal, robot.link.statistics.alarm):
+        assert said.startswith(r"no\n2026 ERROR actor: forged\x1b[2Jxxx")
+        assert len(said) == 500
+    assert "\x1b" not in caplog.text
+    assert len(caplog.text) < 5000
+
+
+def test_the_words_of_a_refused_hello_are_made_printable(learner: FakeLearner, start: Callable[..., Actor]) -> None:
+    learner.refusals = itertools.repeat((grpc.StatusCode.FAILED_PRECONDITION, "specs\n\x1b[2J"))
+    robot = start()
+    wait_until(lambda: robot.link.refusal is not None)
+    assert str(robot.link.refusal) == r"specs\n\x1b[2J"
+    assert robot.link.statistics.last_error.isprintable()
 
 
 # Weights that are none

@@ -86,7 +86,7 @@ def test_a_dead_actors_episode_is_over_also_without_a_mark(tmp_path: Path, call:
 
 def test_what_went_elsewhere_or_was_refused_is_counted(tmp_path: Path, call: Call) -> None:
     late = [record for record in records(LEFT) if record.record_id.sequence >= 4]
-    late[1] = replace(late[1], refusal="a step of another arm", payload=b"\1\2\3")
+    late[1] = replace(late[1], refusal="a step of another arm\n\x1b[2J", payload=b"\1\2\3")
     write_log(tmp_path, late)
     left = json.loads(call("ls", tmp_path, "--json")[1])["actors"]["left"]
     assert (left["missing"], left["quarantined"], left["records"]) == (4, 1, 14)
@@ -94,7 +94,7 @@ def test_what_went_elsewhere_or_was_refused_is_counted(tmp_path: Path, call: Cal
     assert code == 0
     assert "1 records in quarantine" in out
     assert "left, incarnation inc-b, record 5, 3 bytes: 01 02 03" in out
-    assert "a step of another arm" in out
+    assert r"a step of another arm\n\x1b[2J" in out  # and not as a terminal would obey it
     code, out, _ = call("verify", tmp_path)  # a hole that the quarantine explains
     assert code == 0
     assert "quarantine: left 1" in out

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy.errors import ConfigError, WireError
-from policy.spec import ActionSpec, Field, ObservationSpec, Specs
+from policy.spec import ActionSpec, Field, ImageField, ObservationSpec, Specs
 
 POSITION = Field(name="position", unit="m", low=(0.3, -0.2), high=(0.7, 0.2))
 OFFSET = Field(name="offset", unit="m", low=(-0.1,), high=(0.1,), fine_scale=0.002)
@@ -132,3 +132,22 @@ def test_text_that_is_not_a_pair_of_specs_is_refused(text: str) -> None:
 def test_a_field_named_twice_is_refused(spec: type[ObservationSpec] | type[ActionSpec]) -> None:
     with pytest.raises(ConfigError, match=r"twice: \['position', 'position'\]"):
         spec((POSITION, POSITION))
+
+
+@pytest.mark.parametrize(
+    "name", ["/tmp/x", "../../up", "..", ".hidden", "a/b", "a\\b", "", "x\n", "a b", "\x1b[2J", "n" * 129, "größe"]
+)
+def test_a_name_that_cannot_be_that_of_a_file_is_refused(name: str) -> None:
+    for spec in (
+        lambda: ObservationSpec((), (ImageField(name=name, height=8, width=8),)),
+        lambda: ActionSpec((dataclasses.replace(POSITION, name=name),)),
+    ):
+        with pytest.raises(ConfigError, match="cannot name a field or image") as refusal:
+            spec()
+        assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("unit", ["m\n", "\x1b[2J", "m" * 129])
+def test_a_unit_that_garbles_a_message_is_refused(unit: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be a unit"):
+        dataclasses.replace(POSITION, unit=unit)

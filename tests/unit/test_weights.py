@@ -67,6 +67,18 @@ def test_another_architecture_is_told_by_its_first_five_tensors() -> None:
     assert "and 4 more" in str(refusal.value)
 
 
+def test_names_of_tensors_are_told_in_a_bounded_and_printable_text() -> None:
+    name = "\x1b[2J" + "n" * 1_000_000
+    for refuse in (
+        lambda: load_strict(make_module(), {name: torch.zeros(1)}),
+        lambda: deserialise(data := save({name: torch.tensor(math.nan)}), sha256(data)),
+    ):
+        with pytest.raises(WeightsError) as refusal:
+            refuse()
+        assert str(refusal.value).isprintable()
+        assert len(str(refusal.value)) < 5000
+
+
 def test_a_flipped_bit_is_refused() -> None:
     data = bytearray(serialise(make_module().state_dict()))
     digest = sha256(bytes(data))

@@ -20,6 +20,7 @@ RECORD_ID = RecordId("robot-1", "20261121T000000.000000000Z-0a1b2c3d", 7)
 
 float32s = st.floats(width=32, allow_nan=False, allow_infinity=False)
 times_s = st.floats(allow_nan=False, allow_infinity=False)
+printable = st.text(max_size=20).filter(str.isprintable)
 actions = st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3)
 
 
@@ -52,7 +53,7 @@ def transitions(draw: st.DrawFn) -> Transition:
         weights_age_s=draw(float32s),
         wall_time_s=draw(times_s),
         monotonic_time_s=draw(times_s),
-        reward_source=draw(st.text(max_size=20)),
+        reward_source=draw(printable),
         final_observation=draw(observations) if terminated or truncated else None,
         gripper_toggled=draw(st.booleans()),
         weights_lag_steps=draw(st.integers(0, 2**63 - 1)),
@@ -66,7 +67,7 @@ def marks() -> st.SearchStrategy[EpisodeMark]:
         step=st.integers(0, 2**32 - 1),
         kind=st.sampled_from(MarkKind),
         wall_time_s=times_s,
-        note=st.text(max_size=20),
+        note=printable,
     )
 
 
@@ -78,6 +79,15 @@ def test_every_field_of_a_transition_survives(transition: Transition) -> None:
 @given(mark=marks())
 def test_every_field_of_a_mark_survives(mark: EpisodeMark) -> None:
     assert decode_body(encode_body(mark), SPECS) == mark
+
+
+def test_a_note_is_kept_as_a_terminal_may_show_it() -> None:
+    mark = EpisodeMark(episode=0, step=0, kind=MarkKind.BOOKMARK, wall_time_s=0.0, note="look\n\x1b[2J" + "x" * 2000)
+    kept = decode_body(encode_body(mark), SPECS)
+    assert isinstance(kept, EpisodeMark)
+    assert kept.note == "look\\n\\x1b[2J" + "x" * 986 + "…"
+    forged = link_pb2.Body(mark=link_pb2.EpisodeMark(kind=int(mark.kind), note=mark.note))  # type: ignore[arg-type]
+    assert decode_body(forged.SerializeToString(), SPECS).note == kept.note  # type: ignore[union-attr]
 
 
 def test_fields_come_back_in_the_order_of_the_spec() -> None:
@@ -120,6 +130,7 @@ REFUSALS: list[tuple[str, Callable[[link_pb2.Body], object], str]] = [
     ("observation not finite", lambda m: set_data(m, [float("nan")] * 7), "rad is not finite"),
     ("last without final", lambda m: setattr(m.transition, "terminated", True), "no final observation"),
     ("final without last", lambda m: m.transition.final_observation.SetInParent(), "a final observation"),
+    ("unprintable", lambda m: setattr(m.transition, "reward_source", "task\x1b[2J"), "do not print"),
     ("too large", lambda m: setattr(m.transition, "reward_source", "x" * MAX_TRANSITION_BYTES), "above the limit"),
 ]
 
