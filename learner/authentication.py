@@ -1,10 +1,11 @@
 """Who may talk to the learner: a certificate of our CA on the connection, and the token on every call."""
 
+import contextlib
 import hmac
 import logging
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ _MAX_DELAY_S = 2.0
 _MAX_DELAYED = 2  # refused calls that wait at a time: each holds one of the server's threads
 _MAX_PEERS = 256
 _LOG_PERIOD_S = 10.0  # at most one line a peer
+_MAX_CALLS = 8  # at a time with one certificate; an actor needs two or three
 _REFUSAL = (
     "this learner takes calls with its token only. Copy the credentials folder that `python -m learner.certs` made for "
     "this machine, and name it: --credentials FOLDER"
@@ -74,6 +76,61 @@ class TokenInterceptor(grpc.ServerInterceptor):
             finally:
                 self._delayed.release()
         context.abort(grpc.StatusCode.UNAUTHENTICATED, _REFUSAL)
+
+
+class CallLimit(grpc.ServerInterceptor):
+    """Bounds the calls at a time of each certificate, so that one actor cannot hold all of the server's threads.
+
+    One that was begun and never sends its message counts too. Without credentials nobody is bounded.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: Counter[str | None] = Counter()
+
+    def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        """Make every call one of streams, whose handler begins before its message is read."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+
+        def handle(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            with self._counted(context):
+                if handler.stream_stream is not None:
+                    yield from handler.stream_stream(requests, context)
+                    return
+                for request in requests:
+                    if handler.unary_stream is not None:
+                        yield from handler.unary_stream(request, context)
+                    else:
+                        assert handler.unary_unary is not None, "the link has no calls of another kind"
+                        yield handler.unary_unary(request, context)
+                    return
+
+        return grpc.stream_stream_rpc_method_handler(handle, handler.request_deserializer, handler.response_serializer)
+
+    @contextlib.contextmanager
+    def _counted(self, context: grpc.ServicerContext) -> Iterator[None]:
+        name = certified_actor(context)
+        with self._lock:
+            self._calls[name] += 1
+            is_one_too_many = self._calls[name] > _MAX_CALLS
+        try:
+            if is_one_too_many:
+                context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"{_MAX_CALLS} calls with the certificate of {name!r} are under way, which is the limit",
+                )
+            yield
+        finally:
+            with self._lock:
+                self._calls[name] -= 1
+                if not self._calls[name]:
+                    del self._calls[name]
 
 
 class _FailingPeers:

@@ -20,12 +20,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import grpc
 from cgpo_proto import link_pb2, link_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from learner.authentication import TokenInterceptor, server_credentials
+from learner.authentication import CallLimit, TokenInterceptor, server_credentials
 from learner.committer import Committer
 from learner.handshake import Handshake, read_policy
 from learner.link_servicer import LinkServicer
@@ -110,12 +111,12 @@ def serve(config: IngestConfig, stop: threading.Event) -> None:
 def _server(config: IngestConfig, credentials: Credentials | None, servicer: LinkServicer) -> Iterator[str]:
     """Serve within the context; yields the address."""
     max_rpcs = _STREAMS * config.max_actors + _SPARE_RPCS
-    health_servicer = health.HealthServicer()
+    health_servicer = _Health(experimental_non_blocking=False)
     server = grpc.server(
         ThreadPoolExecutor(max_rpcs + _SPARE_THREADS, thread_name_prefix="rpc"),
         options=SERVER_OPTIONS,
         maximum_concurrent_rpcs=max_rpcs,
-        interceptors=[TokenInterceptor(credentials.token)] if credentials else [],
+        interceptors=[TokenInterceptor(credentials.token), CallLimit()] if credentials else [],
     )
     link_pb2_grpc.add_LinkServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
@@ -130,6 +131,13 @@ def _server(config: IngestConfig, credentials: Credentials | None, servicer: Lin
         health_servicer.enter_graceful_shutdown()
         servicer.close()
         server.stop(_STOP_GRACE_S).wait()
+
+
+class _Health(health.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
+    """Answers Check alone: a Watch would last as long as its caller likes."""
+
+    def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext) -> NoReturn:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "this learner answers Check only: ask again instead of watching")
 
 
 def _warn_if_exposed(config: IngestConfig) -> None:

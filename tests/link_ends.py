@@ -4,8 +4,9 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,7 @@ def hello(*incarnations: str, specs: Specs = SPECS) -> link_pb2.HelloRequest:
         specs_json=specs.to_json(),
         policy_json=POLICY.to_json(),
         spooled_incarnations=incarnations,
+        first_sequences=[0] * len(incarnations),
     )
 
 
@@ -188,3 +190,14 @@ def refused(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
         call()
     assert isinstance(error.value, grpc.Call)
     return error.value.code(), error.value.details() or ""
+
+
+def unfinished_pings(channel: grpc.Channel, count: int, is_over: threading.Event) -> "list[grpc.Future[bytes]]":
+    """Begin calls whose message does not come. Before the channel is closed, cancel them and set is_over."""
+    ping: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary("/cgpo.v1.Link/Ping")
+
+    def nothing() -> Iterator[bytes]:
+        is_over.wait(HANG_LIMIT_S)
+        yield from ()
+
+    return [ping.future(nothing(), timeout=HANG_LIMIT_S) for _ in range(count)]

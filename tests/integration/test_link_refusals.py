@@ -1,7 +1,7 @@
 """What is wrong is refused with its reason, and disturbs nobody else."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from cgpo_proto import link_pb2, link_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from policy.errors import SpecMismatchError
 from policy.grpc_options import CHANNEL_OPTIONS, SESSION_KEY
@@ -24,6 +25,7 @@ from tests.link_ends import (
     messages,
     next_sequence,
     refused,
+    unfinished_pings,
     wait_until,
 )
 from tests.transitions import SPECS, make_transition
@@ -145,8 +147,22 @@ def test_a_second_process_with_the_same_actor_id_is_refused_until_it_takes_over(
     assert refused(lambda: join(stub, first))[0] == grpc.StatusCode.ALREADY_EXISTS
 
 
+def test_a_host_cannot_forge_a_line_of_the_log(ingest: Ingest, stub: link_pb2_grpc.LinkStub) -> None:
+    for host in ("pc\n2026 ERROR learner: forged", "pc\x1b[2J", "x" * 200_000):
+        request = hello()
+        request.host = host
+        code, text = refused(lambda request=request: join(stub, request))  # type: ignore[misc]
+        assert code == grpc.StatusCode.INVALID_ARGUMENT
+        assert len(text) < 1000
+
+
 def test_a_hello_that_is_too_long_is_refused_before_it_is_read(ingest: Ingest, stub: link_pb2_grpc.LinkStub) -> None:
-    for change in ({"specs_json": "x" * (1 << 20)}, {"spooled_incarnations": ["i"] * 2000}, {"actor_id": "x" * 1000}):
+    for change in (
+        {"specs_json": "x" * (1 << 20)},
+        {"spooled_incarnations": ["i"] * 2000},
+        {"spooled_incarnations": ["i" * 7000]},
+        {"actor_id": "x" * 1000},
+    ):
         request = hello()
         request.MergeFrom(link_pb2.HelloRequest(**change))
         assert refused(lambda request=request: join(stub, request))[0] == grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[misc]
@@ -196,11 +212,10 @@ def test_one_actor_too_many_is_told_who_is_there(tmp_path: Path) -> None:
 
 def test_one_call_too_many_is_refused_at_once_and_not_left_waiting(tmp_path: Path) -> None:
     ingest = Ingest(tmp_path / "few", "--max-actors", "1").start()
+    is_over = threading.Event()
     try:
         with grpc.insecure_channel(ingest.address, options=CHANNEL_OPTIONS) as channel:
-            unfinished: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary("/cgpo.v1.Link/Ping")
-            is_over = threading.Event()
-            pending = [unfinished.future(wait_for(is_over), timeout=HANG_LIMIT_S) for _ in range(2 + 16)]
+            pending = unfinished_pings(channel, 2 + 16, is_over)
             stub = link_pb2_grpc.LinkStub(channel)  # type: ignore[no-untyped-call]
             wait_until(lambda: not can_join(stub))
             code, _ = refused(lambda: join(stub))
@@ -213,9 +228,12 @@ def test_one_call_too_many_is_refused_at_once_and_not_left_waiting(tmp_path: Pat
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def wait_for(is_over: threading.Event) -> Iterator[bytes]:
-    is_over.wait(HANG_LIMIT_S)
-    yield from ()
+def test_nobody_watches_health(ingest: Ingest) -> None:
+    """gRPC's own servicer holds any number of such streams outside its limit of calls."""
+    with grpc.insecure_channel(ingest.address, options=CHANNEL_OPTIONS) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watching = stub.Watch(health_pb2.HealthCheckRequest(), timeout=HANG_LIMIT_S)
+        assert refused(lambda: next(watching))[0] is grpc.StatusCode.UNIMPLEMENTED
 
 
 def can_join(stub: link_pb2_grpc.LinkStub) -> bool:

@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -33,7 +34,7 @@ from policy.credentials import CERTIFICATE_FILE, KEY_FILE, TOKEN_FILE, Credentia
 from policy.errors import EXIT_CONFIG, ConfigError
 from policy.grpc_options import CHANNEL_OPTIONS
 from policy.weights import serialise
-from tests.link_ends import HANG_LIMIT_S, Actor, Ingest, hello, refused, wait_until
+from tests.link_ends import HANG_LIMIT_S, Actor, Ingest, hello, refused, unfinished_pings, wait_until
 from tests.transitions import SPECS
 
 DAY = timedelta(days=1)
@@ -314,6 +315,26 @@ def test_a_hello_in_anothers_name_takes_no_lease(guarded: Ingest, lab: Lab, conn
     robot.drain()
 
 
+def test_whoever_has_one_actors_credentials_cannot_take_all_calls(
+    tmp_path: Path, lab: Lab, connect: Callable[..., Actor]
+) -> None:
+    ingest = Ingest(tmp_path / "few", "--credentials", str(lab.learner), "--max-actors", "1").start()
+    is_over = threading.Event()
+    try:
+        with open_channel(ingest.address, Credentials.load(lab.second)) as channel:
+            calls = unfinished_pings(channel, 40, is_over)
+            wait_until(lambda: sum(call.done() for call in calls) == 40 - 8)
+            robot = connect(ingest.address, credentials=lab.good)
+            robot.offer(range(3))
+            robot.drain()
+            is_over.set()
+            wait_until(lambda: all(call.done() for call in calls))
+            ping(channel)
+    finally:
+        is_over.set()
+        ingest.kill()
+
+
 def hostile_bytes(rng: random.Random) -> bytes:
     """Return something that no client of ours sends first."""
     hello_tls = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + rng.randbytes(100)
@@ -356,9 +377,7 @@ def test_bytes_from_strangers_leave_the_learner_and_its_log_as_they_were(
     assert guarded.log_path.read_text() == log_before, "whoever writes a line for nothing fills the disk"
 
 
-def test_a_proxy_for_the_web_does_not_get_the_link(
-    guarded: Ingest, lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_proxy_for_the_web_does_not_get_the_link(guarded: Ingest, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_proxy", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
     with socket.create_server(("127.0.0.1", 0)) as proxy:
