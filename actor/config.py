@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from actor.address import parse_address
 from actor.intervention_config import InterventionConfig, KeysConfig, TeleopConfig
 from actor.protocol_stages import StagesConfig
 from policy.config import PolicyConfig
@@ -258,6 +259,7 @@ class ActorConfig:
         ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"actor.{name} = {getattr(self, name)} must not be negative")
+        parse_address(self.learner)
         if not 0 <= self.realtime_priority <= 99:
             raise ConfigError(f"actor.realtime_priority = {self.realtime_priority} must be from 0 to 99")
         if not 1.0 <= self.control_rate_hz <= 100.0:

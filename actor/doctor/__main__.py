@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from actor.address import parse_address
 from actor.config import ActorConfig
 from actor.doctor.check import CONSENT_S, Check, Consent, Finding, Runner, Status, failed, skipped
 from actor.doctor.output import Page, to_json
-from actor.doctor.ports import parse_address
 from actor.doctor.system import system_checks
 from actor.tasks import TASKS
 from actor.tasks.base import Task

@@ -3,8 +3,8 @@
 from datetime import timedelta
 from pathlib import Path
 
+from actor.address import parse_address
 from actor.doctor.check import Result, failed, ok, refused, skipped, warning
-from actor.doctor.ports import parse_address
 from policy.credentials import RENEW_BEFORE, Credentials, is_loopback
 from policy.errors import ConfigError
 

@@ -7,10 +7,11 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from actor.address import parse_address
 from actor.doctor.check import Check, Result, failed, judged, ok, refused, short, skipped, warning
 from actor.doctor.credentials import check_credentials
 from actor.doctor.link import LinkProbe
-from actor.doctor.ports import is_port_free, parse_address, port_holder
+from actor.doctor.ports import is_port_free, port_holder
 from policy.database import open_database
 from policy.errors import CgpoError, CorruptFileError
 

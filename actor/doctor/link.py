@@ -10,10 +10,10 @@ from pathlib import Path
 import grpc
 from cgpo_proto import link_pb2, link_pb2_grpc
 
+from actor.address import parse_address
 from actor.channel import explain_unavailable, open_channel
 from actor.doctor.check import Check, Percentiles, Result, failed, judged, ok, refused, short, skipped, warning
 from actor.doctor.credentials import check_credentials
-from actor.doctor.ports import parse_address
 from policy.credentials import Credentials
 from policy.errors import ConfigError
 from policy.grpc_options import MAX_PING_BYTES, PROTOCOL_VERSION

@@ -1,4 +1,4 @@
-"""Addresses, and who listens on a TCP port of this machine as far as the kernel tells us."""
+"""Who listens on a TCP port of this machine, as far as the kernel tells us."""
 
 import contextlib
 import errno
@@ -7,17 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from policy.errors import ConfigError
-
 _LISTEN = "0A"  # net/tcp_states.h
-
-
-def parse_address(address: str) -> tuple[str, int]:
-    """Return host and port of "HOST:PORT" ("[::1]:50051" too). Raises ConfigError."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise ConfigError(f"--learner {address!r} is not HOST:PORT with a port from 1 to 65535")
-    return host.strip("[]"), int(port)
 
 
 def is_port_free(port: int, host: str = "") -> bool:

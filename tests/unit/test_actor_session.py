@@ -181,3 +181,9 @@ def test_a_priority_is_claimed_and_what_forbids_it_is_said(monkeypatch: pytest.M
         claim_priority(20)
     with pytest.raises(ConfigError, match="realtime_priority = 100"):
         ActorConfig(realtime_priority=100)
+
+
+@pytest.mark.parametrize("address", ["workstation", "workstation:", ":50051", "workstation:http", "workstation:70000"])
+def test_an_address_that_is_none_is_refused_before_anything_starts(address: str) -> None:
+    with pytest.raises(ConfigError, match="not HOST:PORT"):
+        ActorConfig(learner=address)

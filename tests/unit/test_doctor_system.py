@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actor.address import parse_address
 from actor.doctor import learner as doctor_learner
 from actor.doctor import system as doctor_system
 from actor.doctor.check import Status
 from actor.doctor.learner import check_log, check_port, check_torch
-from actor.doctor.ports import is_port_free, parse_address, port_holder
+from actor.doctor.ports import is_port_free, port_holder
 from policy.database import open_database
 from policy.episode_log import EpisodeLog
 from policy.errors import ConfigError
