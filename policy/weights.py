@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from policy.errors import WeightsError
 from policy.text import MAX_REASON, clean
-from policy.weights_store import sha256
+from policy.weights_store import check_header, sha256
 
 _NAMED = 5  # differing tensors that a message names
 
@@ -37,6 +37,7 @@ def deserialise(data: bytes, expected_sha256: str) -> dict[str, Tensor]:
         raise WeightsError(
             f"weights are corrupt: {len(data)} bytes with SHA-256 {digest[:12]}…, expected {expected_sha256[:12]}…"
         )
+    check_header(data)
     try:
         tensors = load(data)
         broken = [name for name, tensor in sorted(tensors.items()) if not _is_finite(tensor)]

@@ -15,6 +15,7 @@ from policy.errors import WeightsError
 from policy.files import replace_durably
 from policy.text import MAX_REASON, clean
 
+_MAX_HEADER_BYTES = 2 << 20  # room for 20,000 tensors; to read a million of empty ones takes 15 s and 2 GB
 _KEPT = 3  # a reader may still be sending the version before
 
 
@@ -31,8 +32,19 @@ class TensorInfo:
     shape: tuple[int, ...]
 
 
+def check_header(data: bytes) -> None:
+    """Raise WeightsError for a safetensors file that holds more tensors than a policy can have; reads none of them."""
+    header_bytes = int.from_bytes(data[:8], "little")
+    if header_bytes > _MAX_HEADER_BYTES:
+        raise WeightsError(
+            f"{len(data)} bytes are not a safetensors file of a policy: its header would have {header_bytes} bytes, "
+            f"above the limit of {_MAX_HEADER_BYTES}"
+        )
+
+
 def tensor_infos(data: bytes) -> tuple[TensorInfo, ...]:
     """Return what a safetensors file holds, sorted by name. Raises WeightsError when it is not one."""
+    check_header(data)
     try:
         tensors = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:

@@ -1,5 +1,6 @@
 """Weights: to bytes and back, on disk, and into a module whole or not at all."""
 
+import json
 import math
 import subprocess
 import sys
@@ -94,6 +95,20 @@ def test_what_is_no_weights_file_is_refused(data: bytes, tmp_path: Path) -> None
     with pytest.raises(WeightsError, match="not a safetensors file"):
         WeightsStore(tmp_path).publish(data, version=1, learner_step=0)
     assert WeightsStore(tmp_path).latest() is None
+
+
+def test_more_tensors_than_a_policy_has_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"{n}": empty for n in range(50_000)}).encode()
+    data = len(header).to_bytes(8, "little") + header
+    monkeypatch.setattr("policy.weights.load", lambda data: pytest.fail("was read"))
+    monkeypatch.setattr("safetensors.deserialize", lambda data: pytest.fail("was read"))
+    with pytest.raises(WeightsError, match=f"its header would have {len(header)} bytes, above the limit"):
+        deserialise(data, sha256(data))
+    with pytest.raises(WeightsError, match="above the limit"):
+        WeightsStore(tmp_path).publish(data, version=1, learner_step=0)
 
 
 def test_non_finite_weights_are_refused() -> None:
