@@ -112,3 +112,10 @@ def test_a_policy_file_that_cannot_be_used_is_a_config_error(tmp_path: Path, tex
         path.write_text(text)
     with pytest.raises(ConfigError, match=r"policy\.json"):
         read_policy(path)
+
+
+def test_a_first_actor_cannot_name_files(handshake: Handshake, tmp_path: Path) -> None:
+    specs = SPECS.to_json().replace('"q"', '"../../up"')
+    with pytest.raises(WireError, match="cannot name a field or image"):
+        handshake.check(PROTOCOL_VERSION, specs, POLICY.to_json())
+    assert not (tmp_path / "specs.json").exists()

@@ -23,7 +23,7 @@ from learner.log.export import consecutive_steps
 from learner.log.folder import find_log
 from learner.replay import Replay
 from policy.episode_log import EpisodeLog
-from policy.errors import EXIT_CONFIG, ConfigError
+from policy.errors import EXIT_CONFIG, EXIT_CORRUPT_FILE, ConfigError
 from policy.image_codec import encode_image
 from policy.log_records import LogEntry
 from policy.spec import ImageField, Specs
@@ -189,6 +189,17 @@ def test_show_writes_the_images_that_were_sent(tmp_path: Path, call: Call) -> No
     shown = cv2.imread(str(tmp_path / "images" / "side_00001_end.png"))
     assert shown is not None
     np.testing.assert_array_equal(shown[:, :, ::-1], last.final_observation["side"].pixels)
+
+
+def test_images_whose_names_lead_elsewhere_are_not_written(tmp_path: Path, call: Call) -> None:
+    bodies = [with_images(body) for body in steps(0, 1)]
+    write_log(tmp_path / "run", records(bodies), specs=IMAGE_SPECS)
+    specs = tmp_path / "run" / "specs.json"
+    specs.write_text(specs.read_text().replace('"wrist"', '"../up"'))  # as an earlier release took it
+    code, _, err = call("show", tmp_path / "run", 1, "--images", tmp_path / "images")
+    assert code == EXIT_CORRUPT_FILE
+    assert "'../up' cannot name a field or image" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
 @pytest.mark.parametrize(
