@@ -8,13 +8,14 @@ An actor's certificate cannot pass for the learner's, and only for the actor of 
 """
 
 import argparse
+import contextlib
 import ipaddress
 import os
 import re
 import secrets
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -91,6 +92,8 @@ def init(out: Path, hosts: Sequence[str], actors: Sequence[str], valid: timedelt
             f"{out} exists already, and a new authority would lock out every actor of the old one. `add-actor` and "
             "`renew` change what is there; for a new set choose another --out, or move the old folder away."
         )
+    if out.resolve() == Path.cwd():
+        raise ConfigError(f"--out {out} is the folder that you are in. Name a new one in it: --out credentials.")
     hosts = _checked_hosts(hosts)
     for actor in actors:
         _check_actor_id(actor)
@@ -117,7 +120,12 @@ def add_actor(out: Path, actor: str, valid: timedelta) -> None:
     token = _read_token(out)
     if folder.exists():
         raise ConfigError(f"{folder} exists already. `python -m learner.certs renew` replaces what is in it.")
-    make_leaf(out / "ca", folder, actor, token, (), valid)
+    with _writing(out):
+        try:
+            make_leaf(out / "ca", folder, actor, token, (), valid)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def renew(out: Path, valid: timedelta, *, is_token_new: bool = False, hosts: Sequence[str] = ()) -> None:
@@ -130,9 +138,20 @@ def renew(out: Path, valid: timedelta, *, is_token_new: bool = False, hosts: Seq
     hosts = _checked_hosts(hosts) if hosts else _hosts(out)
     if is_token_new:
         token = secrets.token_urlsafe(_TOKEN_BYTES)
-    make_leaf(out / "ca", out / LEARNER, LEARNER, token, hosts, valid)
-    for actor in _actors(out):
-        make_leaf(out / "ca", out / "actors" / actor, actor, token, (), valid)
+    with _writing(out):
+        make_leaf(out / "ca", out / LEARNER, LEARNER, token, hosts, valid)
+        for actor in _actors(out):
+            make_leaf(out / "ca", out / "actors" / actor, actor, token, (), valid)
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {error.filename or out}: {error.strerror}. Mend that and give the same command again."
+        ) from error
 
 
 def _builder(

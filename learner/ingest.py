@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ _SPARE_RPCS = 16  # unary calls, health checks; one call more is refused at once
 _SPARE_THREADS = 4
 _STOP_GRACE_S = 2.0
 _WARNING_PERIOD_S = 60.0
+_REMINDER_PERIOD_S = 24 * 3600.0  # of credentials that end soon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ def serve(config: IngestConfig, stop: threading.Event) -> None:
     damaged run.
     """
     run_dir, policy = config.run_dir, read_policy(config.policy_json)
-    credentials = Credentials.load(config.credentials) if config.credentials else None
+    credentials = _load_credentials(config.credentials) if config.credentials else None
     _check_address_is_free(config.host, config.port)
     ready_path = run_dir / "ingest.json"
     with contextlib.ExitStack() as closing:
@@ -102,9 +104,23 @@ def serve(config: IngestConfig, stop: threading.Event) -> None:
             ready = {"address": address, "pid": os.getpid()}
             replace_durably(ready_path, json.dumps(ready).encode())
             logger.info("listening on %s with %d transitions in %s", address, log.count(), run_dir)
+            last_reminder_s = time.monotonic()
             while not stop.wait(_WARNING_PERIOD_S):
                 _warn_if_exposed(config)
+                if credentials is not None and time.monotonic() - last_reminder_s > _REMINDER_PERIOD_S:
+                    last_reminder_s = time.monotonic()
+                    credentials.warn_if_ending()
             ready_path.unlink(missing_ok=True)
+
+
+def _load_credentials(folder: Path) -> Credentials:
+    credentials = Credentials.load(folder)
+    if not credentials.can_serve:
+        raise ConfigError(
+            f"the credentials in {folder} are those of the actor {credentials.name!r}, which no actor takes for the "
+            "learner's. `python -m learner.certs init` made the learner's as well: --credentials credentials/learner."
+        )
+    return credentials
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@
 
 import ipaddress
 import logging
+import os
 import stat
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from policy.errors import ConfigError
 
@@ -21,6 +22,7 @@ CA_FILE, CERTIFICATE_FILE, KEY_FILE, TOKEN_FILE = "ca.pem", "certificate.pem", "
 RENEW_BEFORE = timedelta(days=30)
 _MIN_TOKEN_CHARACTERS = 32  # of base64: 192 bits
 _MAX_FILE_BYTES = 64 << 10
+_WRITABLE, _USABLE = 0o022, 0o077  # permission bits of others: to change a file, to do anything with it
 
 logger = logging.getLogger(__name__)
 
@@ -36,19 +38,27 @@ class Credentials:
     token: str = field(repr=False)
     name: str
     """The certificate's common name: the actor's id, or "learner"."""
+    can_serve: bool
+    """Whether an actor takes the certificate for a learner's."""
     expires: datetime
     """When certificate or CA ends, whichever is first, UTC."""
 
     @classmethod
     def load(cls, folder: Path) -> "Credentials":
         """Read and check a folder. Raises ConfigError with the command that mends what is wrong."""
-        missing = [name for name in (CA_FILE, CERTIFICATE_FILE, KEY_FILE, TOKEN_FILE) if not (folder / name).exists()]
+        try:
+            missing = [
+                name for name in (CA_FILE, CERTIFICATE_FILE, KEY_FILE, TOKEN_FILE) if not (folder / name).exists()
+            ]
+        except OSError as error:  # the folder is another user's
+            raise _unreadable(folder, folder, error) from error
         if missing:
             raise ConfigError(
                 f"the credentials folder {folder} has no {', '.join(missing)}. `python -m learner.certs init` on the "
                 "learner's machine makes these folders: copy the whole of the one that is meant for this machine."
             )
-        key_pem, token = _read_secret(folder / KEY_FILE), _read_token(folder / TOKEN_FILE)
+        _check_access(folder, folder.stat(), _WRITABLE)
+        key_pem, token = _read(folder / KEY_FILE, _USABLE), _read_token(folder / TOKEN_FILE)
         ca_pem, certificate_pem = _read(folder / CA_FILE), _read(folder / CERTIFICATE_FILE)
         ca, certificate = _parse(folder / CA_FILE, ca_pem), _parse(folder / CERTIFICATE_FILE, certificate_pem)
         _check_key(folder, certificate, key_pem)
@@ -68,11 +78,19 @@ class Credentials:
             key_pem=key_pem,
             token=token,
             name=names[0].value,
+            can_serve=_can_serve(certificate),
             expires=min(certificate.not_valid_after_utc, ca.not_valid_after_utc),
         )
-        if credentials.remaining < RENEW_BEFORE:
-            logger.warning("%s expires in %.1f days. %s", folder, credentials.remaining / timedelta(days=1), RENEW)
+        credentials.warn_if_ending()
         return credentials
+
+    def warn_if_ending(self) -> None:
+        """Say that they should be renewed, if so."""
+        days = self.remaining / timedelta(days=1)
+        if self.remaining < RENEW_BEFORE:
+            logger.warning(
+                "%s %s. %s", self.folder, f"expires in {days:.1f} days" if days > 0 else "has expired", RENEW
+            )
 
     @property
     def remaining(self) -> timedelta:
@@ -94,33 +112,45 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, forbidden: int = _WRITABLE) -> bytes:
+    """forbidden: permission bits, any of which would let others use the file for what they should not."""
     try:
         with path.open("rb") as file:
+            _check_access(path, os.fstat(file.fileno()), forbidden)
             data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ConfigError(
-            f"cannot read {path}: {error.strerror}. It must belong to the user who runs this program: "
-            f"`sudo chown -R $USER {path.parent}`."
-        ) from error
+        raise _unreadable(path, path.parent, error) from error
     if len(data) > _MAX_FILE_BYTES:
         raise _broken(path.parent, f"{path.name} has more than {_MAX_FILE_BYTES >> 10} KiB and is not what init wrote")
     return data
 
 
-def _read_secret(path: Path) -> bytes:
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        raise ConfigError(
-            f"{path} has mode {mode:04o}, so other users of this machine can use it. Make it yours alone: "
-            f"`chmod 700 {path.parent} && chmod 600 {path.parent / KEY_FILE} {path.parent / TOKEN_FILE}`. If others "
-            "had access to this machine, make new credentials: `python -m learner.certs renew --new-token`."
-        )
-    return _read(path)
+def _check_access(path: Path, status: os.stat_result, forbidden: int) -> None:
+    """Refuse what other users could have put there, or could read where that is forbidden."""
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid not in (0, os.geteuid()):
+        problem = f"belongs to user {status.st_uid}, not to the one who runs this program"
+    elif mode & forbidden:
+        problem = f"has mode {mode:04o}, so other users of this machine can use it"
+    else:
+        return
+    folder = path if stat.S_ISDIR(status.st_mode) else path.parent
+    raise ConfigError(
+        f"{path} {problem}. Make it yours alone: `sudo chown -R $USER {folder} && chmod 700 {folder} && chmod 600 "
+        f"{folder}/*`. If others had access to this machine, make new credentials: `python -m learner.certs renew "
+        "--new-token`."
+    )
+
+
+def _unreadable(path: Path, folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot read {path}: {error.strerror}. It must belong to the user who runs this program: "
+        f"`sudo chown -R $USER {folder}`."
+    )
 
 
 def _read_token(path: Path) -> str:
-    data = _read_secret(path).strip()
+    data = _read(path, _USABLE).strip()
     token = data.decode("ascii", "replace")
     if len(token) < _MIN_TOKEN_CHARACTERS or not all("!" <= character <= "~" for character in token):
         raise _broken(
@@ -157,6 +187,14 @@ def _check_dates(path: Path, certificate: x509.Certificate) -> None:
             f"{path} is valid from {_date(certificate.not_valid_before_utc)}, and this machine believes it is "
             f"{_date(now)}. Set its clock: `sudo timedatectl set-ntp true`."
         )
+
+
+def _can_serve(certificate: x509.Certificate) -> bool:
+    try:
+        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (ValueError, x509.ExtensionNotFound):
+        return False
+    return ExtendedKeyUsageOID.SERVER_AUTH in usages
 
 
 def _date(moment: datetime) -> str:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +30,7 @@ from actor.doctor.link import LinkProbe, check_reachable, link_checks
 from actor.uplink import open_uplink
 from learner import certs
 from learner.__main__ import ingest_command
+from learner.authentication import server_credentials
 from learner.config import LearnerConfig
 from policy.credentials import CERTIFICATE_FILE, KEY_FILE, TOKEN_FILE, Credentials
 from policy.errors import EXIT_CONFIG, ConfigError
@@ -203,16 +205,39 @@ def test_an_actor_cannot_pass_for_the_learner(tmp_path: Path, lab: Lab, connect:
     """Its id may even be the learner's name: a certificate without subject names is then taken at its word."""
     impostor = tmp_path / "impostor"
     certs.make_leaf(lab.learner.parent / "ca", impostor, "localhost", lab.good.token, (), DAY)
-    ingest = Ingest(tmp_path / "run", "--credentials", str(impostor)).start()
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_secure_port("127.0.0.1:0", server_credentials(Credentials.load(impostor)))
+    server.start()
     try:
-        address = f"localhost:{ingest.address.rpartition(':')[2]}"
-        robot = connect(address, credentials=lab.good)
+        robot = connect(f"localhost:{port}", credentials=lab.good)
         robot.offer(range(1))
         wait_until(lambda: robot.link.statistics.last_error)
         assert "it is an actor's" in robot.link.statistics.last_error
-        assert ingest.sequences() == []
+        assert robot.spool.pending == 1
     finally:
-        ingest.kill()
+        server.stop(None)
+
+
+def test_a_learner_with_an_actors_folder_does_not_even_start(tmp_path: Path, lab: Lab) -> None:
+    command = Ingest(tmp_path / "run").command("--credentials", str(lab.robot))
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=HANG_LIMIT_S, check=False)
+    assert ended.returncode == EXIT_CONFIG
+    assert "those of the actor 'robot'" in ended.stderr
+    assert "credentials/learner" in ended.stderr
+
+
+def test_a_learner_that_runs_for_long_says_when_its_credentials_end(tmp_path: Path, lab: Lab) -> None:
+    ending = tmp_path / "ending"
+    certs.make_leaf(lab.learner.parent / "ca", ending, "learner", lab.good.token, ("localhost",), DAY)
+    ingest = Ingest(tmp_path / "run", "--credentials", str(ending))
+    program = (
+        "import sys; import learner.ingest as i; from policy.cli import run_main; i._WARNING_PERIOD_S = 0.05; "
+        "i._REMINDER_PERIOD_S = 0.1; sys.exit(run_main(i.main))"
+    )
+    with ingest.log_path.open("ab") as log:
+        ingest.process = subprocess.Popen([sys.executable, "-c", program, *ingest.command()[3:]], stderr=log)
+    wait_until(lambda: ingest.log_path.read_text().count("expires in 1.0 days") >= 3)
+    ingest.stop()
 
 
 def test_a_learner_under_another_name_is_not_the_learner(tmp_path: Path, lab: Lab) -> None:

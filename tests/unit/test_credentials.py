@@ -1,5 +1,6 @@
 """Credentials folders: made whole and private, refused with the remedy when they are not."""
 
+import errno
 import os
 import shutil
 import stat
@@ -195,6 +196,27 @@ def test_a_wrong_command_says_so_in_one_line(tmp_path: Path, arguments: list[str
     assert "Traceback" not in ended.stderr
 
 
+def test_init_does_not_replace_the_folder_that_somebody_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="--out credentials"):
+        certs.init(Path("."), ["a"], ["robot"], YEAR)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", [certs.renew, lambda out, valid: certs.add_actor(out, "third", valid)])
+def test_a_disk_that_takes_nothing_is_said(
+    lab: Lab, change: Callable[[Path, timedelta], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigError, match="No space left on device"):
+        change(lab.out, YEAR)
+    monkeypatch.undo()
+    change(lab.out, YEAR)
+
+
 @pytest.mark.parametrize("name", ["ca.pem", CERTIFICATE_FILE, KEY_FILE, TOKEN_FILE])
 def test_a_missing_file_is_named(lab: Lab, name: str) -> None:
     (lab.robot / name).unlink()
@@ -208,6 +230,36 @@ def test_a_secret_that_others_can_use_is_refused_with_the_chmod(lab: Lab, name: 
     (lab.robot / name).chmod(mode)
     with pytest.raises(ConfigError, match=f"mode {mode:04o}.*chmod 600"):
         Credentials.load(lab.robot)
+
+
+@pytest.mark.parametrize("name", [".", "ca.pem", CERTIFICATE_FILE])
+@pytest.mark.parametrize("mode", [0o720, 0o702])
+def test_what_others_can_replace_is_refused(lab: Lab, name: str, mode: int) -> None:
+    (lab.robot / name).chmod(mode)
+    with pytest.raises(ConfigError, match=f"mode {mode:04o}.*chmod 700"):
+        Credentials.load(lab.robot)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize("name", [".", "ca.pem", KEY_FILE])
+def test_what_belongs_to_another_user_is_refused(lab: Lab, name: str) -> None:
+    os.chown(lab.robot / name, 4711, -1)
+    with pytest.raises(ConfigError, match=r"belongs to user 4711.*chown -R"):
+        Credentials.load(lab.robot)
+
+
+def test_a_folder_that_may_not_be_entered_is_named(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)  # root, who may run this, may enter everywhere
+    with pytest.raises(ConfigError, match=r"Permission denied.*chown"):
+        Credentials.load(lab.robot)
+
+
+def test_only_the_learners_can_serve(lab: Lab) -> None:
+    assert Credentials.load(lab.learner).can_serve
+    assert not Credentials.load(lab.robot).can_serve
 
 
 @pytest.mark.parametrize("token", ["", "\n", "short", "two words " * 8, "ü" * 40, "x" * 40 + "\ny"])
