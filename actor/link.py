@@ -19,7 +19,7 @@ import grpc
 from cgpo_proto import link_pb2, link_pb2_grpc
 
 from actor.channel import explain_unavailable, open_channel
-from actor.link_session import POLL_S, LinkSession
+from actor.link_session import MAX_WALL_S, POLL_S, LinkSession, check_position
 from actor.link_statistics import LinkStatistics
 from actor.spool import Spool
 from actor.weights_cache import WeightsCache
@@ -165,8 +165,12 @@ class Link:
         """Agree with the learner, let go of what it has stored without our having heard of it; return the session."""
         request = link_pb2.HelloRequest()
         request.CopyFrom(self._hello)
-        request.spooled_incarnations.extend(self._spool.incarnations()[:_NAMED_INCARNATIONS])
+        for incarnation, oldest in list(self._spool.oldest_sequences().items())[:_NAMED_INCARNATIONS]:
+            request.spooled_incarnations.append(incarnation)
+            request.first_sequences.append(oldest)
         reply: link_pb2.HelloReply = self._call(stub.Hello, request, _HELLO_TIMEOUT_S)
+        for position in reply.resume:
+            check_position(request.actor_id, position)
         for position in reply.resume:
             self._spool.acknowledge(position.incarnation, position.next_sequence)
         logger.info("connected to the learner at %s, %d steps to send", self._address, self._spool.pending)
@@ -190,6 +194,9 @@ class Link:
                 logger.info("the learner's clock was not measured: %s", _describe(error))
                 return
             duration_s = time.monotonic() - start_s
+            if not 0 <= reply.wall_time_s < MAX_WALL_S:
+                logger.warning("the learner's clock says %s s: it is not compared with this one", reply.wall_time_s)
+                return
             measured.append((duration_s, reply.wall_time_s - (start_wall_s + duration_s / 2)))
         duration_s, offset_s = min(measured)
         self._statistics.clock_offset_s = offset_s

@@ -1,7 +1,6 @@
 """One connection to the learner, from its Hello to its end: what is in flight on it, and what comes back."""
 
 import logging
-import math
 import sqlite3
 import threading
 import time
@@ -16,7 +15,8 @@ from actor.weights_cache import WeightsCache
 from policy.errors import CgpoError
 from policy.grpc_options import SESSION_KEY
 from policy.text import MAX_REASON, clean
-from policy.wire import make_record
+from policy.transition import RecordId
+from policy.wire import make_record, position_crc32
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,9 @@ _GOODBYE_S = 2.0  # for the last acknowledgements
 # robot's computer has to spare; what is announced as more is not taken in at all.
 _MAX_WEIGHTS_BYTES = 512 << 20
 _MAX_TENSORS = 10_000
+# What a step may carry: an honest learner refuses it with more, or with an age beyond float32.
+_MAX_INTEGER = (1 << 63) - 1
+MAX_WALL_S = 1e11  # the year 5138
 _TRAINER_STATES: dict[int, TrainerState] = {
     link_pb2.TRAINER_STATE_TRAINING: "training",
     link_pb2.TRAINER_STATE_WAITING: "waiting",
@@ -48,6 +51,7 @@ class LinkSession:
         statistics: LinkStatistics,
     ) -> None:
         """session: what Hello replied."""
+        self._actor_id = actor_id
         self._spool = spool
         self._statistics = statistics
         self._in_flight: deque[tuple[str, int]] = deque()  # (incarnation, sequence) in the order of sending
@@ -134,6 +138,7 @@ class LinkSession:
 
     def _read_acks(self) -> None:
         for ack in self._append:
+            check_position(self._actor_id, ack)
             with self._changed:
                 if (ack.incarnation, ack.next_sequence - 1) not in self._in_flight:
                     raise ConnectionError(
@@ -160,14 +165,16 @@ class LinkSession:
                 self._note_status(chunk.status)
                 continue
             if chunk.HasField("manifest"):
-                self._statistics.learner_step = max(self._statistics.learner_step, chunk.manifest.learner_step)
+                self._statistics.learner_step = max(
+                    self._statistics.learner_step, min(chunk.manifest.learner_step, _MAX_INTEGER)
+                )
             self._weights.take(chunk)
 
     def _note_status(self, status: link_pb2.LearnerStatus) -> None:
         statistics = self._statistics
         statistics.trainer_state = _TRAINER_STATES.get(status.state, "unknown")
         if statistics.trainer_state != "down":  # nobody knows its step then
-            statistics.learner_step = status.learner_step
+            statistics.learner_step = min(status.learner_step, _MAX_INTEGER)
         statistics.alarm = clean(status.alarm, MAX_REASON)
 
     @staticmethod
@@ -181,6 +188,16 @@ class LinkSession:
             if not self._is_over.is_set():
                 self._error = error
                 self._is_over.set()
+
+
+def check_position(actor_id: str, position: link_pb2.Ack | link_pb2.ResumePosition) -> None:
+    """Raise ConnectionError for a position that was damaged on its way: the spool would delete what it says."""
+    expected = position_crc32(RecordId(actor_id, position.incarnation, position.next_sequence))
+    if position.crc32 != expected:
+        raise ConnectionError(
+            f"an acknowledgement of everything below {position.next_sequence} was damaged on its way: its checksum is "
+            f"{position.crc32:08x}, and {expected:08x} would be right"
+        )
 
 
 class _WeightsInbox:
@@ -223,7 +240,12 @@ class _WeightsInbox:
                 _MAX_WEIGHTS_BYTES,
                 _MAX_TENSORS,
             )
-        elif not math.isfinite(manifest.published_wall_s):
-            logger.error("weights version %d refused: published at %s s", version, manifest.published_wall_s)
+        elif not 0 <= manifest.published_wall_s < MAX_WALL_S or max(version, manifest.learner_step) > _MAX_INTEGER:
+            logger.error(
+                "weights version %d of step %d refused: published at %s s",
+                version,
+                manifest.learner_step,
+                manifest.published_wall_s,
+            )
         else:
             self._manifest = manifest

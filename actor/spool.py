@@ -1,10 +1,11 @@
 """The spool: every step goes to this disk first and stays until the learner has it on its own.
 
-The control loop offers and goes on. One thread owned by the spool does all writing: it commits what was offered and
-deletes what was acknowledged, several of both per transaction when they come faster than the disk. Demonstrations pass
-into the archive before they are deleted.
+The control loop offers and goes on. One thread owned by the spool does all writing: it commits what was offered, then
+deletes what was acknowledged, each with several per transaction when they come faster than the disk. Demonstrations
+pass into the archive before they are deleted.
 """
 
+import contextlib
 import logging
 import queue
 import secrets
@@ -36,7 +37,7 @@ from policy.wire import encode_body
 
 logger = logging.getLogger(__name__)
 
-_GROUP = 64  # offers and acknowledgements in one transaction, and rows in memory on their way to the archive
+_GROUP = 64  # offers in one transaction, and rows in memory on their way to the archive
 _RETRY_S = 1.0
 _IDLE_S = 1.0  # without anything to write, the thread wakes to see how much room there is
 
@@ -111,11 +112,15 @@ class Spool:
         self._offered = 0
         self._committed = 0
         self._acknowledged = 0
+        self._waiting: list[Offered] = []  # taken from the inbox and not committed; the writer's own, like the next two
+        self._deletable: dict[str, int] = {}  # acknowledged, by incarnation: everything below this sequence
+        self._next_archiving_s = 0.0
+        self._archive_problem: str | None = None
         self._error: str | None = None
         self._is_closing = threading.Event()
         self._inbox: queue.SimpleQueue[Offered | _Acknowledgement | None] = queue.SimpleQueue()  # put never blocks
         self._changed = threading.Condition()  # one user of the connection at a time; notified after each commit
-        self._room.look(self._unused_bytes)
+        self._look()
         self._writer = threading.Thread(target=self._write, name="spool", daemon=True)
         self._writer.start()
 
@@ -166,19 +171,24 @@ class Spool:
         """Why no episode should begin: the disk takes nothing, so that steps wait in memory, or is nearly full."""
         return self._error or self._room.shortage
 
+    @property
+    def archive_problem(self) -> str | None:
+        """Why demonstrations that the learner has pile up here: their archive takes none."""
+        return self._archive_problem
+
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything offered so far is on the disk; return whether it is."""
         offered = self._offered
         with self._changed:
             return self._changed.wait_for(lambda: self._committed >= offered, timeout_s)
 
-    def incarnations(self) -> list[str]:
-        """Return the incarnations of all records on disk, oldest first."""
+    def oldest_sequences(self) -> dict[str, int]:
+        """Return the sequence of the oldest record on disk of each incarnation, the oldest incarnation first."""
         with self._changed:
             rows = self._connection.execute(
-                "SELECT incarnation FROM records GROUP BY incarnation ORDER BY MIN(position)"
+                "SELECT incarnation, MIN(sequence) FROM records GROUP BY incarnation ORDER BY MIN(position)"
             )
-            return [incarnation for (incarnation,) in rows]
+            return dict(rows.fetchall())
 
     def read_after(self, position: int, limit: int, timeout_s: float = 0.0) -> list[SpooledRecord]:
         """Return up to `limit` committed records after `position`, oldest first; wait up to timeout_s for the first.
@@ -245,104 +255,112 @@ class Spool:
         return closed
 
     def _write(self) -> None:
-        try:
-            self._write_until_closed()
-        except BaseException as error:
-            self._error = f"the thread that writes {self._path} ended: {error!r}"
-            logger.critical("%s. Steps stay in memory: end this process.", self._error)
-            raise
+        """Write what comes until the spool is closed. Nothing else ends this: what fails is said and tried again."""
+        is_last = False
+        while not is_last:
+            is_last = self._is_closing.is_set()  # everything is in the inbox by then
+            self._take()
+            problem = ""
+            # Apart from one another: what the learner has makes room in a file that takes nothing more.
+            for work in (self._commit_waiting, self._let_go, self._look):
+                try:
+                    work()
+                except Exception as error:  # whatever it is: what was not written is still in memory
+                    problem = problem or f"cannot write {self._path}: {error}"
+            self._note(problem)
+            if problem and not is_last:
+                self._is_closing.wait(_RETRY_S)
+        if self._waiting:
+            logger.critical(
+                "%d steps could not be written to %s and end with this process", len(self._waiting), self._path
+            )
 
-    def _write_until_closed(self) -> None:
-        is_open = True
-        while is_open:
-            try:
-                group = [self._inbox.get(timeout=_IDLE_S)]
-            except queue.Empty:
-                group = []
-            while group and len(group) < _GROUP and not self._inbox.empty():
-                group.append(self._inbox.get())
-            is_open = None not in group
-            self._commit_until_done([item for item in group if item is not None])
-            if group:
-                failpoint("spool.after_commit")
-            self._room.look(self._unused_bytes)
+    def _take(self) -> None:
+        """Wait a moment for something to write, and take all that came."""
+        must_not_wait = self._waiting or self._error or self._is_closing.is_set()
+        with contextlib.suppress(queue.Empty):
+            item = self._inbox.get(timeout=0.0 if must_not_wait else _IDLE_S)
+            while True:
+                if isinstance(item, Offered):
+                    self._waiting.append(item)
+                elif item is not None:
+                    known = self._deletable.get(item.incarnation, 0)
+                    self._deletable[item.incarnation] = max(known, item.next_sequence)
+                item = self._inbox.get_nowait()
 
-    def _commit_until_done(self, group: list[Offered | _Acknowledgement]) -> None:
-        offers = [item for item in group if isinstance(item, Offered)]
-        acknowledgements = [item for item in group if isinstance(item, _Acknowledgement)]
-        while offers or acknowledgements:
-            try:
-                acknowledgements = self._archive_before_deletion(acknowledgements)
-                self._commit(offers, acknowledgements)
-            except Exception as error:  # whatever it is: the steps stay, it is said, and tried again
-                self._report(f"cannot write {self._path}: {error}")
-            else:
-                if self._error is not None:
-                    logger.warning("%s takes steps again", self._path)
-                    self._error = None
-                return
-            self._room.look(self._unused_bytes)
-            if self._is_closing.wait(_RETRY_S):
-                if offers:
-                    logger.critical(
-                        "%d steps could not be written to %s and end with this process", len(offers), self._path
-                    )
-                return
+    def _commit_waiting(self) -> None:
+        """Commit what was offered, strictly in order: a hole in a stream of records would be there for ever."""
+        while self._waiting:
+            self._commit(self._waiting[:_GROUP])
+            failpoint("spool.after_commit")
 
-    def _commit(self, offers: list[Offered], acknowledgements: list[_Acknowledgement]) -> None:
+    def _commit(self, offers: list[Offered]) -> None:
         newest = self._newest
         for offer in offers:
             newest = NewestEpisode.after(newest, self._incarnation, offer)
         rows = [offer.row(RecordId(self._actor_id, self._incarnation, offer.sequence)) for offer in offers]
         with self._changed:
-            deleted = 0
             with self._connection:
                 self._connection.executemany(INSERT_RECORD, rows)
-                if newest is not None and newest != self._newest:
+                if newest is not None:
                     newest.write(self._connection)
-                for acknowledged in acknowledgements:
-                    deleted += self._connection.execute(
-                        "DELETE FROM records WHERE incarnation = ? AND sequence < ?",
-                        (acknowledged.incarnation, acknowledged.next_sequence),
-                    ).rowcount
                 failpoint("spool.before_commit")
             self._newest = newest
             self._committed += len(offers)
+            del self._waiting[: len(offers)]
+            self._changed.notify_all()
+
+    def _let_go(self) -> None:
+        """Delete what the learner has, its demonstrations archived first; what cannot be archived stays."""
+        if not self._deletable or (time.monotonic() < self._next_archiving_s and not self._is_closing.is_set()):
+            return
+        archived, problem = {}, None
+        for incarnation, next_sequence in self._deletable.items():
+            try:
+                self._archive_below(incarnation, next_sequence)
+            except (CgpoError, OSError, sqlite3.Error) as error:
+                problem = f"demonstrations stay in {self._path}, because their archive takes none: {error}"
+            else:
+                archived[incarnation] = next_sequence
+        if problem is not None:
+            self._next_archiving_s = time.monotonic() + _RETRY_S
+            if problem != self._archive_problem:
+                logger.error("%s. It is tried again until it takes them.", problem)
+        self._archive_problem = problem
+        self._delete(archived)
+
+    def _delete(self, acknowledged: dict[str, int]) -> None:
+        if not acknowledged:
+            return
+        with self._changed:
+            deleted = 0
+            with self._connection:
+                for name in acknowledged.items():
+                    query = "DELETE FROM records WHERE incarnation = ? AND sequence < ?"
+                    deleted += self._connection.execute(query, name).rowcount
+            for incarnation in acknowledged:
+                del self._deletable[incarnation]
             self._acknowledged += deleted
             self._changed.notify_all()
 
-    def _archive_before_deletion(self, acknowledgements: list[_Acknowledgement]) -> list[_Acknowledgement]:
-        """Put the demonstrations that are to be deleted into the archive; return what may be deleted.
-
-        What could not be archived stays: acknowledgements are cumulative, and the next one tries again.
-        """
-        if self._archive is None:
-            return acknowledgements
-        archived = []
-        for acknowledged in acknowledgements:
-            try:
-                self._archive_below(acknowledged, self._archive)
-            except (CgpoError, OSError, sqlite3.Error) as error:
-                logger.error("demonstrations stay in %s, because their archive takes none: %s", self._path, error)
-            else:
-                archived.append(acknowledged)
-        return archived
-
-    def _archive_below(self, acknowledged: _Acknowledgement, archive: DemonstrationArchive) -> None:
+    def _archive_below(self, incarnation: str, next_sequence: int) -> None:
         position = 0
-        while True:
+        while self._archive is not None:
             with self._changed:
                 records = self._reader.select(
                     "is_demonstration AND incarnation = ? AND sequence < ? AND position > ? ORDER BY position LIMIT ?",
-                    acknowledged.incarnation,
-                    acknowledged.next_sequence,
+                    incarnation,
+                    next_sequence,
                     position,
                     _GROUP,
                 )
             if not records:
                 return
-            archive.append([encoded for _, encoded in records])
+            self._archive.append([encoded for _, encoded in records])
             position = records[-1][0].position
+
+    def _look(self) -> None:
+        self._room.look(self._unused_bytes)
 
     def _unused_bytes(self) -> int:
         """Return the room within the file."""
@@ -351,7 +369,10 @@ class Spool:
             (page_bytes,) = self._connection.execute("PRAGMA page_size").fetchone()
         return int(pages * page_bytes)
 
-    def _report(self, error: str) -> None:
-        if error != self._error:
-            logger.error("%s. Steps wait in memory until it works again: free some space or check the disk.", error)
-        self._error = error
+    def _note(self, problem: str) -> None:
+        """Keep what keeps steps from the disk, empty for nothing, and say it when it is new."""
+        if problem and problem != self._error:
+            logger.error("%s. Steps wait in memory until it works again: free some space or check the disk.", problem)
+        elif self._error and not problem:
+            logger.warning("%s takes steps again", self._path)
+        self._error = problem or None

@@ -9,13 +9,13 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from policy.episode_log import EpisodeLog
-from policy.errors import CgpoError, QuarantineFullError, WireError
+from policy.errors import CgpoError, GapError, QuarantineFullError
 from policy.failpoints import failpoint
 from policy.log_records import Appended, EncodedRecord
 
@@ -148,7 +148,7 @@ class _Share:
             record_id = record.record_id
             gap = appended.gaps.get((record_id.actor_id, record_id.incarnation))
             if gap is not None:
-                self.error = WireError(gap)
+                self.error = GapError(gap)
                 continue
             acknowledgement = by_incarnation.setdefault(
                 record_id.incarnation, Acknowledgement(record_id.incarnation, record_id.sequence + 1)
@@ -232,8 +232,7 @@ class Committer:
             for share in shares:
                 share.error = problem
         else:
-            for record_id, reason in appended.refused:
-                logger.error("record %d of %s is in quarantine: %s", record_id.sequence, record_id.actor_id, reason)
+            _log_refusals(appended)
             for share in shares:
                 share.settle(appended)
 
@@ -244,3 +243,12 @@ class Committer:
                 f"{free_bytes / 1e9:.2f} GB are free on the disk of {self._directory.absolute()}, below the floor of "
                 f"{self._min_free_bytes / 1e9:.2f} GB (learner.min_free_gb). Free some space"
             )
+
+
+def _log_refusals(appended: Appended) -> None:
+    """Say what a commit refused, in a line for each actor: one may send thousands in a second."""
+    counts = Counter(record_id.actor_id for record_id, _ in appended.refused)
+    last = {record_id.actor_id: (record_id.sequence, reason) for record_id, reason in appended.refused}
+    for actor_id, count in counts.items():
+        sequence, reason = last[actor_id]
+        logger.error("%d records of %s are in quarantine, the last is %d: %s", count, actor_id, sequence, reason)

@@ -16,7 +16,7 @@ from learner.sessions import ActorInUseError, Session, Sessions, TooManyActorsEr
 from learner.trainer_status import TrainerStatus
 from learner.weights_feed import WeightsFeed
 from policy.episode_log import EpisodeLog
-from policy.errors import CgpoError, DamagedRecordError, SpecMismatchError, WireError
+from policy.errors import CgpoError, DamagedRecordError, GapError, SpecMismatchError, WireError
 from policy.grpc_options import MAX_PING_BYTES, PROTOCOL_VERSION, SESSION_KEY, WEIGHTS_CHUNK_BYTES
 from policy.log_records import EncodedRecord
 from policy.revision import read_revision
@@ -24,7 +24,7 @@ from policy.spec import Specs
 from policy.text import MAX_REASON, clean
 from policy.transition import EpisodeMark, RecordId
 from policy.weights_store import WeightsManifest
-from policy.wire import check_name, decode_body, record_id_of
+from policy.wire import check_name, decode_body, position_crc32, record_id_of
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class _SessionOverError(CgpoError):
 # and, for a while, ALREADY_EXISTS; the others need a person.
 _CODES: tuple[tuple[type[CgpoError], grpc.StatusCode], ...] = (
     (DamagedRecordError, grpc.StatusCode.DATA_LOSS),
+    (GapError, grpc.StatusCode.ABORTED),
     (WireError, grpc.StatusCode.INVALID_ARGUMENT),
     (SpecMismatchError, grpc.StatusCode.FAILED_PRECONDITION),
     (ActorInUseError, grpc.StatusCode.ALREADY_EXISTS),
@@ -81,7 +82,7 @@ class LinkServicer(link_pb2_grpc.LinkServicer):
                 request.incarnation,
                 holder,
                 take_over=request.take_over,
-                spooled_incarnations=request.spooled_incarnations,
+                oldest_sequences=dict(zip(request.spooled_incarnations, request.first_sequences, strict=True)),
             )
         except CgpoError as error:
             _refuse(context, error)
@@ -90,12 +91,7 @@ class LinkServicer(link_pb2_grpc.LinkServicer):
         return link_pb2.HelloReply(
             protocol_version=PROTOCOL_VERSION,
             weights_version=newest.version if newest else 0,
-            resume=[
-                link_pb2.ResumePosition(
-                    incarnation=incarnation, next_sequence=self._log.next_sequence(request.actor_id, incarnation)
-                )
-                for incarnation in request.spooled_incarnations
-            ],
+            resume=[self._resume_position(request.actor_id, name) for name in request.spooled_incarnations],
             session=session,
         )
 
@@ -105,11 +101,11 @@ class LinkServicer(link_pb2_grpc.LinkServicer):
         """Store records and acknowledge them after each commit; see link.proto."""
         session = self._join(context, "Append")
         inbox = self._committer.open_inbox()
-        reader = _Reader(inbox, session.actor_id, self._handshake.specs)
+        reader = _Reader(inbox, session, self._handshake.specs)
         threading.Thread(target=reader.read, args=(request_iterator,), name="append-reader", daemon=True).start()
         try:
             while (acknowledgements := inbox.take(_POLL_S)) is not None:
-                yield from map(_ack, acknowledgements)
+                yield from (_ack(session.actor_id, acknowledgement) for acknowledgement in acknowledgements)
                 if self._is_over(session):
                     break
         except CgpoError as error:
@@ -154,6 +150,12 @@ class LinkServicer(link_pb2_grpc.LinkServicer):
         """Let all streams end. Records that were not acknowledged are sent again by their actors."""
         self._is_closing.set()
 
+    def _resume_position(self, actor_id: str, incarnation: str) -> link_pb2.ResumePosition:
+        position = RecordId(actor_id, incarnation, self._log.next_sequence(actor_id, incarnation))
+        return link_pb2.ResumePosition(
+            incarnation=incarnation, next_sequence=position.sequence, crc32=position_crc32(position)
+        )
+
     def _join(self, context: grpc.ServicerContext, stream: str) -> Session:
         keys = [value for key, value in context.invocation_metadata() if key == SESSION_KEY]
         key = keys[0] if len(keys) == 1 and isinstance(keys[0], bytes) else None
@@ -186,10 +188,11 @@ class LinkServicer(link_pb2_grpc.LinkServicer):
 class _Reader:
     """Reads one Append stream: checks each record and hands it to the committer."""
 
-    def __init__(self, inbox: Inbox, actor_id: str, specs: Specs | None) -> None:
+    def __init__(self, inbox: Inbox, session: Session, specs: Specs | None) -> None:
         assert specs is not None, "a session follows a handshake, which fixes the specs"
         self._inbox = inbox
-        self._actor_id = actor_id
+        self._actor_id = session.actor_id
+        self._oldest_sequences = session.oldest_sequences
         self._specs = specs
         self.has_heard_goodbye = False  # the actor itself ended the stream
 
@@ -216,16 +219,14 @@ class _Reader:
         record_id = record_id_of(message)
         if record_id.actor_id != self._actor_id:
             raise WireError(f"{self._actor_id!r} sends a record of {record_id.actor_id!r}; each actor sends its own")
+        is_oldest = self._oldest_sequences.get(record_id.incarnation) == record_id.sequence
         try:
             body = decode_body(message.body, self._specs)
         except WireError as error:
-            return _refused(record_id, message.body, clean(str(error), MAX_REASON))
+            reason = clean(str(error), MAX_REASON)
+            return EncodedRecord(record_id, False, 0, 0, message.body, is_oldest=is_oldest, refusal=reason)
         is_mark = isinstance(body, EpisodeMark)
-        return EncodedRecord(record_id, is_mark, body.episode, body.step, message.body)
-
-
-def _refused(record_id: RecordId, payload: bytes, reason: str) -> EncodedRecord:
-    return EncodedRecord(record_id, is_mark=False, episode=0, step=0, payload=payload, refusal=reason)
+        return EncodedRecord(record_id, is_mark, body.episode, body.step, message.body, is_oldest=is_oldest)
 
 
 def _check_hello(request: link_pb2.HelloRequest) -> None:
@@ -241,6 +242,11 @@ def _check_hello(request: link_pb2.HelloRequest) -> None:
         )
     for incarnation in request.spooled_incarnations:
         check_name("spooled incarnation", incarnation)
+    if len(request.first_sequences) != len(request.spooled_incarnations):
+        raise WireError(
+            f"Hello names {len(request.spooled_incarnations)} incarnations and {len(request.first_sequences)} first "
+            "sequences; each has one"
+        )
 
 
 def _refuse(context: grpc.ServicerContext, error: CgpoError) -> NoReturn:
@@ -248,8 +254,10 @@ def _refuse(context: grpc.ServicerContext, error: CgpoError) -> NoReturn:
     context.abort(next(code for kind, code in _CODES if isinstance(error, kind)), clean(str(error)))
 
 
-def _ack(acknowledgement: Acknowledgement) -> link_pb2.Ack:
+def _ack(actor_id: str, acknowledgement: Acknowledgement) -> link_pb2.Ack:
+    position = RecordId(actor_id, acknowledgement.incarnation, acknowledgement.next_sequence)
     return link_pb2.Ack(
+        crc32=position_crc32(position),
         incarnation=acknowledgement.incarnation,
         next_sequence=acknowledgement.next_sequence,
         refused=acknowledgement.refused,

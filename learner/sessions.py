@@ -3,7 +3,7 @@
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from policy.errors import CgpoError
@@ -29,6 +29,7 @@ class Session:
     holder: str  # of the lease, for messages: host, process
     since_wall_s: float
     expires_s: float
+    oldest_sequences: Mapping[str, int]  # of each incarnation in the actor's spool
     streams: set[str] = field(default_factory=set)
     is_over: bool = False
     is_taken_over: bool = False  # by another process
@@ -50,9 +51,11 @@ class Sessions:
         holder: str,
         *,
         take_over: bool = False,
-        spooled_incarnations: Collection[str] = (),
+        oldest_sequences: Mapping[str, int] | None = None,
     ) -> bytes:
         """Lease the id to an incarnation and return the key of its session.
+
+        oldest_sequences: of each incarnation in the caller's spool the oldest record there.
 
         A session that the incarnation had before ends, and with take_over another's does too. So does that of an
         incarnation without streams whose records are in the caller's spool: one process at a time can have it open, so
@@ -64,7 +67,8 @@ class Sessions:
             self._forget_expired(now_s)
             held = {session.actor_id: session for session in self._by_key.values()}
             other = held.get(actor_id)
-            is_dead = other is not None and not other.streams and other.incarnation in spooled_incarnations
+            oldest = oldest_sequences or {}
+            is_dead = other is not None and not other.streams and other.incarnation in oldest
             if other is not None and other.incarnation != incarnation and not (take_over or is_dead):
                 since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(other.since_wall_s))
                 raise ActorInUseError(
@@ -80,7 +84,7 @@ class Sessions:
             since_wall_s = other.since_wall_s if other and other.incarnation == incarnation else time.time()
             self._end(actor_id, is_taken_over=other is not None and other.incarnation != incarnation)
             key = secrets.token_bytes(16)
-            self._by_key[key] = Session(actor_id, incarnation, holder, since_wall_s, now_s + LEASE_S)
+            self._by_key[key] = Session(actor_id, incarnation, holder, since_wall_s, now_s + LEASE_S, oldest)
             return key
 
     def open_stream(self, key: bytes | None, name: str) -> Session | None:

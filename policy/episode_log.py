@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
 from policy.database import open_database
@@ -64,6 +64,7 @@ _IS_IMPORTED = "EXISTS (SELECT 1 FROM imports WHERE position BETWEEN first_posit
 _COPY_GROUP = 256  # rows in memory at once
 
 MAX_QUARANTINE_BYTES = 256 << 20
+_QUARANTINE_ROW_BYTES = 200  # beside payload and reason: a refused record without content takes room as well
 _QUARANTINE_SCHEMA = """
 CREATE TABLE IF NOT EXISTS quarantine (
     actor_id TEXT NOT NULL,
@@ -98,6 +99,7 @@ class EpisodeLog:
         self._connection = open_database(path, _SCHEMA, read_only=read_only)
         self._imported = self._imported_streams()
         self._has_quarantine = self._table_exists("quarantine")
+        self._quarantine_bytes = 0 if read_only else self._read_quarantine_bytes()
 
     def append(self, records: Iterable[tuple[RecordId, Recordable]]) -> int:
         """Encode and store all records that are new, durably, in one transaction; return how many those were.
@@ -121,9 +123,13 @@ class EpisodeLog:
         its earlier records went to another log then, and `lost` counts them. Raises QuarantineFullError, with nothing
         stored, when the quarantine has no room left.
         """
-        with self._lock, self._connection:
-            plan = self._plan(records)
-            self._insert(plan)
+        with self._lock:
+            with self._connection:
+                plan = self._plan(records)
+                quarantine_bytes = self._insert(plan)
+            # Not before it is committed: the next try must not count it again, or look into a table that is not there.
+            self._has_quarantine |= bool(plan.quarantined)
+            self._quarantine_bytes = quarantine_bytes
         return Appended(len(plan.rows), plan.refused, plan.gaps)
 
     def _plan(self, records: Iterable[EncodedRecord]) -> Plan:
@@ -139,17 +145,20 @@ class EpisodeLog:
             if record_id.sequence in held or (may_have_gaps and self._has(record_id)):
                 self._judge_repetition(record, plan)
                 continue
-            if held and record_id.sequence != held.stop and not may_have_gaps:
+            follows = record_id.sequence == held.stop or (record.is_oldest and record_id.sequence > held.stop)
+            if held and not follows and not may_have_gaps:
                 plan.gaps[stream] = (
                     f"record {record_id.sequence} of {record_id.actor_id}, incarnation {record_id.incarnation},"
                     f" does not follow: the log holds {held.start} to {held.stop - 1} and needs {held.stop} next"
                 )
                 continue
-            if not held and record_id.sequence > 0 and not may_have_gaps:
+            if record_id.sequence > held.stop and not may_have_gaps:
                 logger.warning(
-                    "%s, incarnation %s, begins at record %d here: those before went to another log",
+                    "%s, incarnation %s, goes on at record %d here and not at %d: those between went to another log, "
+                    "or this one is an older copy. `python -m learner.log verify` counts them as missing.",
                     *stream,
                     record_id.sequence,
+                    held.stop,
                 )
             stored[stream] = range(held.start if held else record_id.sequence, record_id.sequence + 1)
             if record.refusal:
@@ -185,22 +194,33 @@ class EpisodeLog:
         row = self._connection.execute(f"SELECT reason FROM quarantine WHERE {_IS_NAMED}", key).fetchone()
         return str(row[0]) if row else ""
 
-    def _insert(self, plan: Plan) -> None:
+    def _insert(self, plan: Plan) -> int:
+        """Write what is planned; return how many bytes the quarantine has then."""
         self._connection.executemany(f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", plan.rows)
+        num_bytes = self._quarantine_bytes
         if not plan.quarantined:
-            return
+            return num_bytes
         self._connection.execute(_QUARANTINE_SCHEMA)
-        self._connection.executemany(
-            "INSERT INTO quarantine VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", plan.quarantined
-        )
-        (num_bytes,) = self._connection.execute("SELECT SUM(LENGTH(payload)) FROM quarantine").fetchone()
+        for row in plan.quarantined:
+            query = "INSERT INTO quarantine VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+            is_new = self._connection.execute(query, row).rowcount == 1
+            *_, reason, _, payload = row
+            num_bytes += is_new * (len(payload) + len(reason) + _QUARANTINE_ROW_BYTES)
         if num_bytes > MAX_QUARANTINE_BYTES:
             raise QuarantineFullError(
                 f"{self._path}: the quarantine of refused records has {num_bytes} bytes, above its limit of "
                 f"{MAX_QUARANTINE_BYTES}. The last refusal: {plan.refused[-1][1]}. Actors keep their steps. Mend what "
                 "sends them; `python -m learner.log show --quarantine` shows what was refused."
             )
-        self._has_quarantine = True
+        return num_bytes
+
+    def _read_quarantine_bytes(self) -> int:
+        if not self._has_quarantine:
+            return 0
+        (num_bytes,) = self._connection.execute(
+            f"SELECT COALESCE(SUM(LENGTH(payload) + LENGTH(reason) + {_QUARANTINE_ROW_BYTES}), 0) FROM quarantine"
+        ).fetchone()
+        return int(num_bytes)
 
     def quarantine(self) -> list[QuarantinedRecord]:
         """Return all refused records in the order of their arrival."""
@@ -305,18 +325,28 @@ class EpisodeLog:
             self._connection.close()
 
     def _held(self, actor_id: str, incarnation: str) -> range:
-        """Return the sequences that came from an incarnation.
+        """Return the sequences that came from an incarnation; the actor goes on after the last of them.
 
-        They have no gaps, but for what was imported before; the actor may go on after the last of them in any case.
+        They have no gaps, but where records were imported: then this is the last of them alone, and `_has` tells of the
+        others. Reads a few rows however many came: each commit asks.
         """
-        came_here = f" AND NOT {_IS_IMPORTED}" if (actor_id, incarnation) in self._imported else ""
-        query = f"SELECT sequence FROM records WHERE actor_id = ? AND incarnation = ?{came_here}"
-        values: tuple[str, ...] = (actor_id, incarnation)
+        stream = (actor_id, incarnation)
+        is_imported = stream in self._imported
+        came_here = f" AND NOT {_IS_IMPORTED}" if is_imported else ""
+        sources = [f"records WHERE actor_id = ? AND incarnation = ?{came_here}"]
         if self._has_quarantine:
-            query += " UNION ALL SELECT sequence FROM quarantine WHERE actor_id = ? AND incarnation = ?"
-            values *= 2
-        first, last = self._connection.execute(f"SELECT MIN(sequence), MAX(sequence) FROM ({query})", values).fetchone()
-        return range(0) if last is None else range(first, last + 1)
+            sources.append("quarantine WHERE actor_id = ? AND incarnation = ?")
+        last = max(self._ends("MAX", sources, stream), default=None)
+        if last is None:
+            return range(0)
+        return range(last if is_imported else min(self._ends("MIN", sources, stream)), last + 1)
+
+    def _ends(self, function: str, sources: list[str], stream: Stream) -> Iterator[int]:
+        """Ask each for its MIN or MAX: alone these read one end of an index, both in one query all of it."""
+        for source in sources:
+            (end,) = self._connection.execute(f"SELECT {function}(sequence) FROM {source}", stream).fetchone()
+            if end is not None:
+                yield int(end)
 
     def _has(self, record_id: RecordId) -> bool:
         key = (record_id.actor_id, record_id.incarnation, record_id.sequence)

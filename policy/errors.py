@@ -35,6 +35,10 @@ class DamagedRecordError(WireError):
     """A record's checksum is not that of its content: it was damaged after it was made."""
 
 
+class GapError(WireError):
+    """A record does not continue what the log holds of its incarnation."""
+
+
 class QuarantineFullError(CgpoError):
     """So many records were refused that no more are kept: a person must see to what sends them."""
 

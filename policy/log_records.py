@@ -58,6 +58,7 @@ class EncodedRecord:
     episode: int
     step: int
     payload: bytes
+    is_oldest: bool = False  # the oldest of its incarnation that its actor still has
     refusal: str = ""  # why it must not be learned from, and goes into quarantine
 
     @staticmethod
@@ -91,7 +92,7 @@ class Plan:
 
     rows: list[tuple[object, ...]] = field(default_factory=list)
     checksums: dict[RecordId, int] = field(default_factory=dict)  # of the rows
-    quarantined: list[tuple[object, ...]] = field(default_factory=list)
+    quarantined: list[tuple[str, str, int, str, float, bytes]] = field(default_factory=list)
     refused: list[tuple[RecordId, str]] = field(default_factory=list)
     gaps: dict[Stream, str] = field(default_factory=dict)
 

@@ -59,6 +59,11 @@ def decode_body(data: bytes, specs: Specs) -> Recordable:
     return _mark_from_message(message.mark)
 
 
+def position_crc32(position: RecordId) -> int:
+    """Return the checksum of an acknowledgement: everything below the position's sequence may be deleted."""
+    return record_crc32(position, b"")
+
+
 def record_crc32(record_id: RecordId, body: bytes) -> int:
     """Return the checksum that goes with a record from its making to the learner's log.
 

@@ -85,7 +85,7 @@ class PingReply(_message.Message):
     def __init__(self, wall_time_s: _Optional[float] = ..., protocol_version: _Optional[int] = ..., commit: _Optional[str] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class HelloRequest(_message.Message):
-    __slots__ = ("protocol_version", "actor_id", "incarnation", "specs_json", "policy_json", "spooled_incarnations", "host", "pid", "take_over")
+    __slots__ = ("protocol_version", "actor_id", "incarnation", "specs_json", "policy_json", "spooled_incarnations", "host", "pid", "take_over", "first_sequences")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +95,7 @@ class HelloRequest(_message.Message):
     HOST_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     TAKE_OVER_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     actor_id: str
     incarnation: str
@@ -104,7 +105,8 @@ class HelloRequest(_message.Message):
     host: str
     pid: int
     take_over: bool
-    def __init__(self, protocol_version: _Optional[int] = ..., actor_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., specs_json: _Optional[str] = ..., policy_json: _Optional[str] = ..., spooled_incarnations: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., take_over: _Optional[bool] = ...) -> None: ...
+    first_sequences: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, protocol_version: _Optional[int] = ..., actor_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., specs_json: _Optional[str] = ..., policy_json: _Optional[str] = ..., spooled_incarnations: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., take_over: _Optional[bool] = ..., first_sequences: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class HelloReply(_message.Message):
     __slots__ = ("protocol_version", "weights_version", "resume", "session")
@@ -119,12 +121,14 @@ class HelloReply(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., weights_version: _Optional[int] = ..., resume: _Optional[_Iterable[_Union[ResumePosition, _Mapping]]] = ..., session: _Optional[bytes] = ...) -> None: ...
 
 class ResumePosition(_message.Message):
-    __slots__ = ("incarnation", "next_sequence")
+    __slots__ = ("incarnation", "next_sequence", "crc32")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NEXT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
     incarnation: str
     next_sequence: int
-    def __init__(self, incarnation: _Optional[str] = ..., next_sequence: _Optional[int] = ...) -> None: ...
+    crc32: int
+    def __init__(self, incarnation: _Optional[str] = ..., next_sequence: _Optional[int] = ..., crc32: _Optional[int] = ...) -> None: ...
 
 class Record(_message.Message):
     __slots__ = ("actor_id", "incarnation", "sequence", "body", "crc32")
@@ -149,16 +153,18 @@ class Body(_message.Message):
     def __init__(self, transition: _Optional[_Union[Transition, _Mapping]] = ..., mark: _Optional[_Union[EpisodeMark, _Mapping]] = ...) -> None: ...
 
 class Ack(_message.Message):
-    __slots__ = ("incarnation", "next_sequence", "refused", "refusal")
+    __slots__ = ("incarnation", "next_sequence", "refused", "refusal", "crc32")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NEXT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
     incarnation: str
     next_sequence: int
     refused: int
     refusal: str
-    def __init__(self, incarnation: _Optional[str] = ..., next_sequence: _Optional[int] = ..., refused: _Optional[int] = ..., refusal: _Optional[str] = ...) -> None: ...
+    crc32: int
+    def __init__(self, incarnation: _Optional[str] = ..., next_sequence: _Optional[int] = ..., refused: _Optional[int] = ..., refusal: _Optional[str] = ..., crc32: _Optional[int] = ...) -> None: ...
 
 class Transition(_message.Message):
     __slots__ = ("episode", "step", "observation", "policy_action", "executed_action", "source", "reward", "terminated", "truncated", "weights_version", "weights_age_s", "wall_time_s", "monotonic_time_s", "reward_source", "final_observation", "gripper_toggled", "weights_lag_steps")

@@ -16,9 +16,12 @@ from cgpo_proto import link_pb2, link_pb2_grpc
 
 from policy.errors import ConfigError
 from policy.grpc_options import PROTOCOL_VERSION, SESSION_KEY
+from policy.transition import RecordId
 from policy.weights import serialise
 from policy.weights_store import sha256
+from policy.wire import decode_body, encode_body, position_crc32
 from tests.link_ends import HANG_LIMIT_S, Actor, Ingest, wait_until
+from tests.transitions import SPECS, make_transition
 
 IN_USE = (grpc.StatusCode.ALREADY_EXISTS, "in use by process 17 on lab-pc; stop it, or start with --take-over")
 
@@ -34,20 +37,25 @@ class FakeLearner(link_pb2_grpc.LinkServicer):
         self.goodbyes = 0
         self.refusal = ""  # of every record
         self.clock_offset_s = 0.0
+        self.damaged_acks: Iterator[bool] = iter(())  # of the acknowledgements to come
+        self.resume: list[link_pb2.ResumePosition] = []
         self.closing = threading.Event()
 
     def Hello(self, request: link_pb2.HelloRequest, context: grpc.ServicerContext) -> link_pb2.HelloReply:
         self.hellos.append(request)
         for code, text in itertools.islice(self.refusals, 1):
             refuse(context, code, text)
-        return link_pb2.HelloReply(protocol_version=PROTOCOL_VERSION, session=b"session %d" % len(self.hellos))
+        session = b"session %d" % len(self.hellos)
+        return link_pb2.HelloReply(protocol_version=PROTOCOL_VERSION, session=session, resume=self.resume)
 
     def Append(self, records: Iterator[link_pb2.Record], context: grpc.ServicerContext) -> Iterator[link_pb2.Ack]:
         self._note_session("Append", context)
         for record in records:
+            position = RecordId(record.actor_id, record.incarnation, record.sequence + 1)
             yield link_pb2.Ack(
                 incarnation=record.incarnation,
-                next_sequence=record.sequence + 1,
+                next_sequence=position.sequence,
+                crc32=position_crc32(position) ^ int(next(self.damaged_acks, False)),
                 refused=int(bool(self.refusal)),
                 refusal=self.refusal,
             )
@@ -115,6 +123,26 @@ def test_a_clean_close_ends_the_stream_of_records_after_the_last_acknowledgement
     assert robot.link.close(HANG_LIMIT_S)
     assert learner.goodbyes == 1
     assert robot.spool.pending == 0
+
+
+def test_a_damaged_acknowledgement_deletes_nothing_and_ends_the_connection(
+    learner: FakeLearner, start: Callable[..., Actor]
+) -> None:
+    learner.damaged_acks = iter([True])
+    robot = start()
+    robot.offer(range(20))
+    robot.drain()
+    assert len(learner.hellos) == 2
+    assert "was damaged on its way" in robot.link.statistics.last_error
+
+
+def test_a_damaged_resume_position_deletes_nothing(learner: FakeLearner, start: Callable[..., Actor]) -> None:
+    learner.resume = [link_pb2.ResumePosition(incarnation="a", next_sequence=1_000_000, crc32=1)]
+    robot = start()
+    robot.offer(range(20))
+    wait_until(lambda: len(learner.hellos) >= 3)
+    assert "was damaged on its way" in robot.link.statistics.last_error
+    assert robot.spool.pending == 20
 
 
 def test_a_close_does_not_wait_for_a_learner_that_does_not_answer(
@@ -246,6 +274,28 @@ def test_what_the_learner_says_of_itself_is_known(learner: FakeLearner, start: C
     wait_until(lambda: robot.link.statistics.trainer_state == "unknown")
 
 
+@pytest.mark.parametrize("clock_offset_s", [float("nan"), float("inf"), 1e300])
+def test_a_clock_that_says_no_time_is_passed_over(
+    learner: FakeLearner, start: Callable[..., Actor], clock_offset_s: float
+) -> None:
+    learner.clock_offset_s = clock_offset_s
+    robot = start()
+    wait_until(lambda: is_connected(robot))
+    assert robot.link.statistics.clock_offset_s == 0
+
+
+def test_a_learner_cannot_make_steps_invalid_by_its_own_step(learner: FakeLearner, start: Callable[..., Actor]) -> None:
+    status = link_pb2.LearnerStatus(learner_step=(1 << 64) - 1, state=link_pb2.TRAINER_STATE_TRAINING)
+    robot = start()
+    for news in (link_pb2.WeightsChunk(status=status), chunk(1, GOOD, learner_step=(1 << 64) - 1)):
+        learner.news.append(news)
+    learner.news.append(chunk(2, GOOD))
+    robot.wait_for_version(2)
+    assert robot.link.learner_step == (1 << 63) - 1
+    transition = make_transition(weights_lag_steps=robot.link.learner_step)
+    assert decode_body(encode_body(transition), SPECS).episode == 0  # as the learner reads it
+
+
 def test_the_learners_words_reach_no_terminal_as_they_are(
     learner: FakeLearner, start: Callable[..., Actor], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -296,7 +346,10 @@ GOOD = serialise({"weight": torch.ones(3)})
     ("bad", "words"),
     [
         (chunk(1, b"x", num_bytes=1 << 40), "version 1 refused before they came: 1099511627776 bytes"),
-        (chunk(1, GOOD, published_wall_s=float("nan")), "version 1 refused: published at nan"),
+        (chunk(1, GOOD, published_wall_s=float("nan")), "version 1 of step 10 refused: published at nan"),
+        (chunk(1, GOOD, published_wall_s=-1e300), "version 1 of step 10 refused: published at -1e+300"),
+        (chunk(1, GOOD, learner_step=1 << 63), "version 1 of step 9223372036854775808 refused"),
+        (chunk((1 << 64) - 1, GOOD, learner_step=0), "version 18446744073709551615 of step 0 refused"),
         (chunk(1, GOOD, sha256="0" * 64), "version 1 refused, there are none before: weights are corrupt"),
         (chunk(1, b"no safetensors"), "version 1 refused, there are none before: 14 bytes are not"),
         (chunk(1, serialise({"w": torch.tensor(torch.inf)})), "w holds non-finite values"),
@@ -305,7 +358,17 @@ GOOD = serialise({"weight": torch.ones(3)})
             "version 1 refused before they came: 9 bytes in 10001 tensors",
         ),
     ],
-    ids=["too large", "no time", "another hash", "no file", "not finite", "too many tensors"],
+    ids=[
+        "too large",
+        "no time",
+        "no time that is",
+        "no step",
+        "no version",
+        "another hash",
+        "no file",
+        "not finite",
+        "too many tensors",
+    ],
 )
 def test_bad_weights_are_refused_with_a_reason_and_the_next_ones_taken(
     learner: FakeLearner,

@@ -1,6 +1,7 @@
 """Every transition arrives exactly once, whoever dies and whenever."""
 
 import itertools
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,6 +91,32 @@ def test_records_whose_acknowledgement_was_lost_are_not_stored_twice(
     robot.offer(range(50))
     robot.drain()
     assert [sequence for _, _, sequence in ingest.sequences()] == list(range(50))
+
+
+def test_a_log_that_is_an_older_copy_goes_on_where_the_actor_can(
+    ingest: Ingest, tmp_path: Path, connect: Callable[..., Actor]
+) -> None:
+    """A log restored from a backup: what came since is acknowledged and gone, and must not stop what comes now."""
+    robot = connect(ingest.address)
+    robot.offer(range(10))
+    robot.drain()
+    ingest.stop()
+    shutil.copytree(ingest.run_dir, tmp_path / "backup")
+    ingest.start()
+    robot.offer(range(10, 20))
+    robot.drain()
+    ingest.stop()
+    shutil.rmtree(ingest.run_dir)
+    shutil.copytree(tmp_path / "backup", ingest.run_dir)
+    ingest.start()
+    robot.offer(range(20, 30))
+    robot.drain()
+    assert robot.link.refusal is None
+    assert [sequence for _, _, sequence in ingest.sequences()] == [*range(10), *range(20, 30)]
+    assert "goes on at record 20 here and not at 10" in ingest.log_path.read_text()
+    robot.offer(range(30, 35))
+    robot.drain()
+    assert len(ingest.sequences()) == 25
 
 
 def test_without_a_learner_steps_are_kept_and_sent_when_it_comes(tmp_path: Path, connect: Callable[..., Actor]) -> None:

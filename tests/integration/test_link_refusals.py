@@ -105,7 +105,7 @@ def test_a_record_that_was_damaged_on_its_way_is_not_stored_and_asked_for_again(
 def test_a_gap_in_a_sequence_is_refused(stub: link_pb2_grpc.LinkStub, ingest: Ingest) -> None:
     append(stub, messages(range(3)))
     code, text = refused(lambda: append(stub, messages(range(5, 6))))
-    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert code == grpc.StatusCode.ABORTED
     assert "needs 3 next" in text
 
 

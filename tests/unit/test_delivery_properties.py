@@ -137,7 +137,7 @@ class Delivery(RuleBasedStateMachine):
     def connect(self, actor_id: str) -> None:
         """Say Hello. What an earlier connection still has on its way may arrive later, its acknowledgements never."""
         actor = self.actors[actor_id]
-        for incarnation in actor.spool.incarnations():
+        for incarnation in actor.spool.oldest_sequences():
             self._acknowledge(actor_id, incarnation, self.log.next_sequence(actor_id, incarnation))
         actor.connection = Connection(self.committer.open_inbox())
         self.connections.append((actor_id, actor.connection))

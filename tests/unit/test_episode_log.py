@@ -76,7 +76,7 @@ def test_an_incarnation_whose_beginning_went_to_another_log_is_taken_and_counted
     log.append(records(100, 103))
     (stream,) = log.statistics()
     assert (stream.min_sequence, stream.lost) == (100, 100)
-    assert "begins at record 100 here" in caplog.text
+    assert "goes on at record 100 here and not at 0" in caplog.text
     with pytest.raises(WireError, match="needs 103 next"):
         log.append(records(99, 100))  # older than all that is held: not a repetition
 

@@ -62,7 +62,7 @@ def read_log(path: Path) -> int:
 def read_spool(path: Path) -> int:
     spool = Spool(path, "robot", "b")
     try:
-        spool.incarnations()
+        spool.oldest_sequences()
         return len(spool.read_after(0, 1000))
     finally:
         spool.close()

@@ -97,11 +97,11 @@ def test_who_has_the_spool_of_a_dead_process_need_not_wait_for_its_lease_to_end(
     session = sessions.open_stream(sessions.open("robot", "a", ""), "Append")
     assert session is not None
     with pytest.raises(ActorInUseError):  # a copy of its spool, while it lives
-        sessions.open("robot", "b", "", spooled_incarnations=["a"])
+        sessions.open("robot", "b", "", oldest_sequences={"a": 3})
     sessions.close_stream(session, "Append", is_goodbye=False)
     with pytest.raises(ActorInUseError):
-        sessions.open("robot", "b", "", spooled_incarnations=["0"])
-    sessions.open("robot", "b", "", spooled_incarnations=["0", "a"])
+        sessions.open("robot", "b", "", oldest_sequences={"0": 0})
+    sessions.open("robot", "b", "", oldest_sequences={"0": 0, "a": 3})
     assert session.is_over
 
 

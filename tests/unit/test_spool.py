@@ -93,7 +93,7 @@ def test_what_an_earlier_incarnation_left_comes_first(path: Path) -> None:
     assert (spool.offered, spool.pending) == (0, 4)  # and a mark, because its episode was left open
     assert spool.offer(make_transition(9)) == 0
     spool.flush(HANG_LIMIT_S)
-    assert spool.incarnations() == ["z", "b"]
+    assert list(spool.oldest_sequences()) == ["z", "b"]
     assert sequences(spool.read_after(0, 10)) == [("z", 0), ("z", 1), ("z", 2), ("z", 3), ("b", 0)]
     spool.close()
 
