@@ -1,5 +1,6 @@
 """The log's writer: order, fairness, and that one stream's trouble stays its own."""
 
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from learner.committer import Acknowledgement, Committer, Inbox, LogUnavailableE
 from policy import episode_log
 from policy.episode_log import EpisodeLog
 from policy.errors import QuarantineFullError, WireError
-from policy.log_records import Appended, EncodedRecord
+from policy.log_records import Appended, EncodedRecord, Plan
 from policy.transition import RecordId
 from tests.link_ends import wait_until
 from tests.transitions import make_transition
@@ -141,7 +142,7 @@ def test_another_content_under_the_same_name_is_refused_and_the_first_stays(
 def test_a_full_quarantine_stops_who_fills_it_and_nobody_else(
     committer: Committer, log: EpisodeLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(episode_log, "MAX_QUARANTINE_BYTES", 3 * len(encoded(0).payload))
+    monkeypatch.setattr(episode_log, "MAX_QUARANTINE_BYTES", 3 * (len(encoded(0).payload) + 202))
     bad, good = committer.open_inbox(), committer.open_inbox()
     sender = threading.Thread(target=put_all, args=(bad, (encoded(n, "bad", "no") for n in range(100))))
     sender.start()
@@ -151,6 +152,55 @@ def test_a_full_quarantine_stops_who_fills_it_and_nobody_else(
     sender.join()
     assert outcome(good)[-1].next_sequence == 20
     assert len(log.quarantine()) <= 3
+
+
+def test_refused_records_without_content_fill_the_quarantine_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def empty(sequence: int) -> EncodedRecord:
+        return EncodedRecord(RecordId("robot", "a", sequence), False, 0, 0, b"", refusal="it is empty")
+
+    monkeypatch.setattr(episode_log, "MAX_QUARANTINE_BYTES", 1000)
+    for number in range(2):  # what is there counts after a restart as well
+        with contextlib.closing(EpisodeLog(tmp_path / "log.sqlite")) as log:
+            log.append_encoded([empty(2 * number), empty(2 * number + 1)])
+            log.append_encoded([empty(2 * number)])  # again, which takes no room
+    with contextlib.closing(EpisodeLog(tmp_path / "log.sqlite")) as log:
+        with pytest.raises(QuarantineFullError, match="has 1055 bytes, above its limit of 1000"):
+            log.append_encoded([empty(4)])
+        assert len(log.quarantine()) == 4
+
+
+def test_what_a_failed_commit_refused_takes_no_room_and_can_come_again(
+    log: EpisodeLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(encoded(0).payload) + 202
+    monkeypatch.setattr(episode_log, "MAX_QUARANTINE_BYTES", size)
+    insert = log._insert
+
+    def fail(plan: Plan) -> int:
+        insert(plan)
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "_insert", fail)
+        for _ in range(3):
+            with pytest.raises(sqlite3.OperationalError):
+                log.append_encoded([encoded(0, refusal="no")])
+    assert log.append_encoded([encoded(0, refusal="no")]).refused
+    assert len(log.quarantine()) == 1
+
+
+def test_a_flood_of_refusals_is_a_line_for_each_commit(
+    committer: Committer, log: EpisodeLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    inbox = committer.open_inbox()
+    put_all(inbox, [encoded(n, refusal=f"reason {n}") for n in range(60)])
+    assert sum(acknowledgement.refused for acknowledgement in outcome(inbox)) == 60
+    counts = [int(line.getMessage().split()[0]) for line in caplog.records if "in quarantine" in line.getMessage()]
+    assert sum(counts) == 60
+    assert len(counts) < 60
+    assert "the last is 59: reason 59" in caplog.text
 
 
 def test_a_disk_that_takes_nothing_ends_the_streams_with_nothing_acknowledged(
