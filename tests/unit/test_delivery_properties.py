@@ -24,6 +24,7 @@ from actor.archive import DemonstrationArchive
 from actor.spool import Spool
 from learner.committer import Acknowledgement, Committer, Inbox
 from learner.link_servicer import _Reader
+from learner.sessions import Session
 from policy.episode_log import EpisodeLog
 from policy.errors import WireError
 from policy.log_records import EncodedRecord
@@ -385,7 +386,8 @@ class Delivery(RuleBasedStateMachine):
         taken = [connection.sent.popleft() for _ in range(min(count, len(connection.sent)))]
         for data in taken:
             message = link_pb2.Record.FromString(data)
-            record = _Reader(connection.inbox, message.actor_id, SPECS)._checked(message)
+session = Session(message.actor_id, "", "", since_wall_s=0.0, expires_s=0.0, oldest_sequences={})
+            record = _Reader(connection.inbox, session, SPECS)._checked(message)
             if is_locked:
                 connection.inbox._records.append(record)
                 connection.inbox._uncommitted += 1
