@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from actor.link import Link
 from actor.spool import Spool, new_incarnation
-from benchmarks.link.processes import POLICY, Ingest, start, wait_for
+from benchmarks.link.processes import POLICY, GaveUpError, Ingest, start, wait_for
 from benchmarks.link.workload import IMAGE_PX, Workload
 from benchmarks.runs import machine
 from policy.episode_log import EpisodeLog
@@ -99,6 +99,8 @@ def soak(folder: Path, seconds: float, rate_hz: float, restarts: int, kind: str 
         wait_for(reader.count, "the first record")
         _watch(ingest, actor, reader, result, seconds, restarts)
         reply, _ = actor.communicate(timeout=2 * DRAIN_LIMIT_S)  # closes its input, which ends its steps
+        if actor.returncode:
+            raise GaveUpError((folder / "actor.log").read_text()[-2000:])
         result.offered, result.reconnects = (json.loads(reply)[key] for key in ("offered", "reconnects"))
         (stream,) = reader.statistics()
         result.logged, result.lost, result.duplicated = stream.records, stream.lost, stream.duplicated
@@ -151,8 +153,9 @@ def act(address: str, folder: Path, rate_hz: float, kind: str) -> None:
             break
         spool.offer(workload.transition(index))
     is_drained = link.close(DRAIN_LIMIT_S)
-    reconnects = link.statistics.reconnects
-    print(json.dumps({"offered": spool.offered, "is_drained": is_drained, "reconnects": reconnects}))
+    if not is_drained:
+        sys.exit(f"{spool.pending} records were not acknowledged: {link.refusal or link.statistics.last_error}")
+    print(json.dumps({"offered": spool.offered, "reconnects": link.statistics.reconnects}))
     spool.close()
 
 
