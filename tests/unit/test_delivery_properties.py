@@ -386,7 +386,7 @@ class Delivery(RuleBasedStateMachine):
         taken = [connection.sent.popleft() for _ in range(min(count, len(connection.sent)))]
         for data in taken:
             message = link_pb2.Record.FromString(data)
-session = Session(message.actor_id, "", "", since_wall_s=0.0, expires_s=0.0, oldest_sequences={})
+            session = Session(message.actor_id, "", "", since_wall_s=0.0, expires_s=0.0, oldest_sequences={})
             record = _Reader(connection.inbox, session, SPECS)._checked(message)
             if is_locked:
                 connection.inbox._records.append(record)
