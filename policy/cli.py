@@ -1,5 +1,6 @@
 """Command lines of the programs: a preset, every configuration field as a flag on top, and errors as exit codes."""
 
+import errno
 import logging
 import os
 import queue
@@ -17,6 +18,8 @@ from policy.errors import CgpoError, ConfigError
 from policy.text import clean
 
 Config = TypeVar("Config")
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 _EXIT_CODES = f"""Exit codes:
   {errors.EXIT_OK:3}  finished; learner and actor: also after Ctrl-C
@@ -118,6 +121,14 @@ def run_main(main: Callable[[], int | None]) -> int:
         return error.exit_code
     except BrokenPipeError:  # whoever read our output is gone, as after `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
+        return 1
+    except OSError as error:
+        if "--debug" in sys.argv or error.errno not in _NO_ROOM:
+            raise
+        place = f"cannot write {error.filename}: " if error.filename else ""
+        sys.stderr.write(
+            clean(f"error: {place}{error.strerror}. Make room there, then start again.\n", None, keep="\n")
+        )
         return 1
     finally:
         listener.stop()

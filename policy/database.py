@@ -20,10 +20,12 @@ def open_database(
     migrations: Mapping[int, Migration] | None = None,
     is_exclusive: bool = False,
     read_only: bool = False,
+    busy_timeout_s: float = 30.0,
 ) -> sqlite3.Connection:
     """Open or create a database in which a commit is on the disk when it returns (WAL, synchronous=FULL).
 
     Any thread may use the connection, one at a time. is_exclusive keeps every other process out until it is closed.
+    busy_timeout_s: how long to wait, each time, for another process that has it locked.
     `migrations` holds, for each older format that is understood, what brings it to format_version: in one transaction,
     so that a crash leaves the old file or the new one. Raises ConfigError when the file cannot be opened or another
     process has it exclusively, CorruptFileError when it is not a database of a format that is understood.
@@ -36,7 +38,7 @@ def open_database(
             f"{path.absolute().as_uri()}?mode={'rw' if read_only else 'rwc'}",
             uri=True,
             check_same_thread=False,
-            timeout=2.0 if is_exclusive else 30.0,
+            timeout=busy_timeout_s,
         )
     except (OSError, sqlite3.OperationalError) as error:
         raise ConfigError(f"cannot open {path}: {error}. Check the path and its permissions.") from error
@@ -61,8 +63,17 @@ def open_database(
         raise
     except sqlite3.OperationalError as error:
         connection.close()
-        raise ConfigError(f"cannot use {path}: {error}. Does another process use it?") from error
+        raise ConfigError(f"cannot use {path}: {error}. {_remedy(error)}") from error
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: its own words for what it read
         connection.close()
         raise CorruptFileError(f"{path} is not a usable database: {error}. Move it away to start a new one.") from error
     return connection
+
+
+def _remedy(error: sqlite3.OperationalError) -> str:
+    primary_code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # none in the module's own errors
+    if primary_code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return "Does another process use it?"
+    if primary_code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        return "Its disk is full, or fails: `df -h` and `sudo dmesg` tell which. Make room, then start again."
+    return "Check the path and its permissions."

@@ -43,10 +43,11 @@ def replace_file(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _no_remains(temporary: Path) -> Iterator[None]:
-    """Give a full disk its space back."""
+    """Give a full disk its space back, and let the error name the file."""
     try:
         yield
-    except OSError:
+    except OSError as error:
+        error.filename = error.filename or str(temporary)
         temporary.unlink(missing_ok=True)
         raise
 

@@ -1,5 +1,7 @@
 """Command lines: preset under flags, helpful help, one message and a documented exit code for each error."""
 
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import pytest
 from learner.config import LearnerConfig
 from policy import errors
 from policy.cli import parse_config, run_main
+from policy.files import replace_durably
 
 PRESET = """
 [policy]
@@ -112,6 +115,20 @@ def test_an_error_that_is_not_meant_for_the_operator_keeps_its_traceback() -> No
 
     with pytest.raises(ZeroDivisionError):
         run_main(main)
+
+
+def test_a_full_disk_is_said_with_the_file_and_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run_main(lambda: replace_durably(tmp_path / "config.json", b"{}")) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: cannot write {tmp_path}/config.tmp: No space left on device.")
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_reader_that_leaves_early_causes_no_traceback() -> None:
