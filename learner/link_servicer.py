@@ -29,6 +29,7 @@ from policy.wire import check_name, decode_body, position_crc32, record_id_of
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.2  # a stream looks this often whether it is to end
+_DOUBT_S = 0.1  # within which gRPC says that a stream which ended was broken
 _MAX_TEXT_BYTES = 1 << 18  # specs and policy of a Hello
 _MAX_INCARNATIONS = 1000  # spooled ones that a Hello may name
 _STATES = {
@@ -102,8 +103,8 @@ class LinkServicer(link_pb2_grpc.LinkServicer):
         session = self._join(context, "Append")
         inbox = self._committer.open_inbox()
         reader = _Reader(inbox, session, self._handshake.specs)
-        threading.Thread(target=reader.read, args=(request_iterator,), name="append-reader", daemon=True).start()
-        try:
+        try:  # the machine may have no thread left
+            threading.Thread(target=reader.read, args=(request_iterator,), name="append-reader", daemon=True).start()
             while (acknowledgements := inbox.take(_POLL_S)) is not None:
                 yield from (_ack(session.actor_id, acknowledgement) for acknowledgement in acknowledgements)
                 if self._is_over(session):
@@ -112,7 +113,7 @@ class LinkServicer(link_pb2_grpc.LinkServicer):
             _refuse(context, error)
         finally:
             inbox.close()
-            self._sessions.close_stream(session, "Append", is_goodbye=reader.has_heard_goodbye)
+            self._sessions.close_stream(session, "Append", is_goodbye=reader.has_heard_end and _is_there(context))
         self._end_if_taken_over(session, context)
 
     def WatchWeights(
@@ -194,7 +195,7 @@ class _Reader:
         self._actor_id = session.actor_id
         self._oldest_sequences = session.oldest_sequences
         self._specs = specs
-        self.has_heard_goodbye = False  # the actor itself ended the stream
+        self.has_heard_end = False  # without an error
 
     def read(self, messages: Iterator[link_pb2.Record]) -> None:
         """Read until the actor ends the stream or is gone, a message ends it, or nobody takes any more."""
@@ -203,7 +204,7 @@ class _Reader:
             for message in messages:
                 if not self._inbox.put(self._checked(message)):
                     return
-            self.has_heard_goodbye = True
+            self.has_heard_end = True
         except grpc.RpcError:
             pass  # the actor went away; what arrived until then is still stored
         except CgpoError as problem:
@@ -227,6 +228,15 @@ class _Reader:
             return EncodedRecord(record_id, False, 0, 0, message.body, is_oldest=is_oldest, refusal=reason)
         is_mark = isinstance(body, EpisodeMark)
         return EncodedRecord(record_id, is_mark, body.episode, body.step, message.body, is_oldest=is_oldest)
+
+
+def _is_there(context: grpc.ServicerContext) -> bool:
+    """Whether who ended a stream is still connected; gRPC may end that of a broken connection in the same way at first.
+
+    Another process must not have the actor id because of a cable: a goodbye is that of one who waits for the answer.
+    """
+    time.sleep(_DOUBT_S)
+    return bool(context.is_active())
 
 
 def _check_hello(request: link_pb2.HelloRequest) -> None:
