@@ -40,7 +40,7 @@ class WeightsSource(Protocol):
     """Where weights come from (actor.link.Link)."""
 
     def latest_weights(self) -> PublishedWeights | None:
-        """Return the newest weights that arrived, or None. Never blocks."""
+        """Return the newest weights that arrived, the same object until others come, or None. Never blocks."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class PolicyRunner:
         self._candidates = candidates
         self._warm_up(seed)
         self._weights: PublishedWeights | None = None
-        self._refused_version: int | None = None
+        self._refused: PublishedWeights | None = None
 
     @property
     def weights_version(self) -> int:
@@ -100,12 +100,12 @@ class PolicyRunner:
     def swap_if_newer(self) -> bool:
         """Take over the newest weights, whole or not at all; return whether they changed. Call between episodes."""
         newest = self._source.latest_weights()
-        if newest is None or newest.version in (self.weights_version, self._refused_version):
+        if newest is None or newest is self._weights or newest is self._refused:  # a new run counts from 1 again
             return False
         try:
             self.use(newest)
         except WeightsError as error:
-            self._refused_version = newest.version
+            self._refused = newest
             _log.error("weights version %d refused, version %d stays: %s", newest.version, self.weights_version, error)
             return False
         return True

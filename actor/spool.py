@@ -91,6 +91,7 @@ class Spool:
             format_version=FORMAT,
             migrations={2: lambda connection: migrate_from_2(connection, actor_id)},
             is_exclusive=True,
+            busy_timeout_s=2.0,
         )
         self._reader = SpoolReader(self._connection, path, actor_id)
         try:
@@ -145,6 +146,10 @@ class Spool:
         )
         self._offered += 1
         return sequence
+
+    @property
+    def path(self) -> Path:
+        return self._path
 
     @property
     def closed_episode(self) -> ClosedEpisode | None:

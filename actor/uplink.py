@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from actor.archive import DemonstrationArchive
@@ -11,6 +12,7 @@ from actor.link import Link
 from actor.recording_state import RecordingState
 from actor.spool import Spool
 from policy.errors import ConfigError
+from policy.files import replace_durably
 from policy.spec import Specs
 
 _STOPPED_DRAIN_S = 2.0  # whoever asked for a stop does not want to wait; the spool keeps the rest
@@ -47,6 +49,7 @@ def open_uplink(
         undecided=RecordingState.load(config.run_dir).undecided(num_reports),
     )
     closing.callback(spool.close)
+    _check_specs(config.run_dir / "spool_specs.json", specs, spool)
     if spool.closed_episode is not None:
         say(spool.closed_episode.sentence)
     link = Link(
@@ -64,6 +67,21 @@ def open_uplink(
     drain_s = config.drain_timeout_s
     closing.callback(lambda: link.close(min(drain_s, _STOPPED_DRAIN_S) if must_stop() else drain_s))
     return spool, link
+
+
+def _check_specs(path: Path, specs: Specs, spool: Spool) -> None:
+    """Keep the specs of what the spool holds beside it. Raises ConfigError when it holds steps of other ones.
+
+    The episodes' file does not say: a process that is killed in its first episode leaves none.
+    """
+    text = specs.to_json()
+    if path.exists() and spool.pending and path.read_text() != text:
+        raise ConfigError(
+            f"{spool.path} holds {spool.pending} steps of another task or variant that the learner has not "
+            f"acknowledged (see {path}). Start with that task and its settings until they are sent, or choose another "
+            "--run-dir."
+        )
+    replace_durably(path, text.encode())
 
 
 def uplink_figures(spool: Spool, link: Link) -> dict[str, Any]:

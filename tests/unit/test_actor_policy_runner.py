@@ -75,6 +75,14 @@ def test_a_learner_that_starts_over_is_followed(runner: PolicyRunner, source: So
     assert runner.weights_version == 1
 
 
+def test_a_new_run_that_has_come_to_the_same_version_is_followed(runner: PolicyRunner, source: Source) -> None:
+    source.newest = Weights(3, tensors(1))
+    assert runner.swap_if_newer()
+    source.newest = Weights(3, tensors(2))
+    assert runner.swap_if_newer()
+    assert not runner.swap_if_newer()
+
+
 def test_bad_weights_are_refused_once_and_the_last_good_ones_stay(
     runner: PolicyRunner, source: Source, caplog: pytest.LogCaptureFixture
 ) -> None:
