@@ -199,7 +199,8 @@ class ActorConfig:
     actor_id: str = "actor-0"
     """Name of this robot in the learner's log; each actor of one learner needs its own."""
     take_over: bool = False
-    """Take the actor id over from another process that holds it, which then ends: for one that hangs."""
+    """Take the actor id over from another process that holds it: for one that hangs. One that does not goes on moving
+    its arm for 15 s while it tries to come back, then ends; if this one ends before, it has the id again."""
     run_dir: Path = Path("runs/actor")
     """Spool, cached weights, episode lines, evaluations, videos and summary. Started again here, the actor resumes."""
     seed: int = 0
