@@ -12,6 +12,8 @@ from policy.log_records import EncodedRecord
 from policy.spec import Specs
 from policy.spec_differences import spec_differences
 
+_BUSY_TIMEOUT_S = 0.1  # steps wait for their disk meanwhile; whoever has the archive open keeps it as it is
+
 
 class DemonstrationArchive:
     """The archive in `folder`, which the first demonstration makes. One thread appends."""
@@ -29,7 +31,7 @@ class DemonstrationArchive:
             self.close()
             make_folder(self._folder)
             replace_durably(self._folder / "specs.json", self._specs.to_json().encode())
-            self._log = EpisodeLog(self._log_path, allows_gaps=True)
+            self._log = EpisodeLog(self._log_path, allows_gaps=True, busy_timeout_s=_BUSY_TIMEOUT_S)
         self._log.append_encoded(records)
 
     def close(self) -> None:

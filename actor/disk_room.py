@@ -1,6 +1,7 @@
 """Whether the disk has room for an episode. Asked by the spool's thread, because a disk may take long to answer."""
 
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ class DiskRoom:
         self._next_look_s = time.monotonic() + _PERIOD_S
         try:
             free_gb = (shutil.disk_usage(self._path.parent).free + unused_bytes()) / _GB
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             self.shortage = f"cannot see how much room the disk of {self._path} has: {error}"
             return
         self.shortage = None

@@ -86,17 +86,24 @@ class EpisodeLog:
     """The log at `path`. Any thread may call it; `specs` is needed to read records, for nothing else."""
 
     def __init__(
-        self, path: Path, specs: Specs | None = None, *, read_only: bool = False, allows_gaps: bool = False
+        self,
+        path: Path,
+        specs: Specs | None = None,
+        *,
+        read_only: bool = False,
+        allows_gaps: bool = False,
+        busy_timeout_s: float = 30.0,
     ) -> None:
         """Open the log, creating it unless read_only. Raises ConfigError or CorruptFileError (see open_database).
 
-        allows_gaps: for an archive of chosen episodes, whose sequences are not dense.
+        allows_gaps: for an archive of chosen episodes, whose sequences are not dense. busy_timeout_s: see
+        open_database.
         """
         self._path = path
         self._allows_gaps = allows_gaps
         self._specs = specs
         self._lock = threading.Lock()
-        self._connection = open_database(path, _SCHEMA, read_only=read_only)
+        self._connection = open_database(path, _SCHEMA, read_only=read_only, busy_timeout_s=busy_timeout_s)
         self._imported = self._imported_streams()
         self._has_quarantine = self._table_exists("quarantine")
         self._quarantine_bytes = 0 if read_only else self._read_quarantine_bytes()

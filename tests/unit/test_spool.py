@@ -12,8 +12,9 @@ import pytest
 from actor.spool import Spool, new_incarnation
 from actor.spool_reader import SpooledRecord
 from policy.errors import ConfigError
-from policy.transition import RecordId
+from policy.transition import EpisodeMark, MarkKind, RecordId
 from policy.wire import decode_body, record_crc32
+from tests.link_ends import wait_until
 from tests.transitions import SPECS, assert_equal, make_transition
 
 HANG_LIMIT_S = 30.0
@@ -63,6 +64,7 @@ def test_only_what_is_acknowledged_goes(spool: Spool) -> None:
     spool.acknowledge("unknown", 100)
     spool.offer(make_transition(5))
     assert spool.flush(HANG_LIMIT_S)
+    wait_until(lambda: spool.acknowledged == 3)
     assert sequences(spool.read_after(0, 100)) == [("b", 3), ("b", 4), ("b", 5)]
     assert (spool.offered, spool.acknowledged, spool.pending) == (6, 3, 3)
 
@@ -136,7 +138,7 @@ def test_a_full_disk_is_shown_and_survived(path: Path, caplog: pytest.LogCapture
     assert caplog.text.count("Steps wait in memory") == 1
     spool._connection.execute("PRAGMA max_page_count = 1000000")
     assert spool.flush(HANG_LIMIT_S)
-    assert spool.obstacle is None
+    wait_until(lambda: spool.obstacle is None)
     assert [sequence for _, sequence in sequences(spool.read_after(0, 1000))] == list(range(400))
     spool.close()
 
@@ -179,3 +181,44 @@ def test_the_spool_is_a_sound_database_after_use(path: Path) -> None:
     with sqlite3.connect(path) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert database.execute("SELECT COUNT(*), MAX(sequence) FROM records").fetchone() == (11, 299)
+
+
+def test_closing_on_a_nearly_full_disk_leaves_no_hole(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Many steps do not fit, the mark after them would: committed without them it would end this stream for ever."""
+    spool = Spool(path, "robot", "b")
+    spool.offer(make_transition(0))
+    assert spool.flush(HANG_LIMIT_S)
+    with spool._changed:
+        spool.offer(make_transition(1))
+        wait_until(spool._inbox.empty)  # its commit waits for us, so that all the others come in one group
+        (pages,) = spool._connection.execute("PRAGMA page_count").fetchone()
+        spool._connection.execute(f"PRAGMA max_page_count = {pages + 1}")
+        for step in range(2, 66):
+            spool.offer(make_transition(step))
+    wait_until(lambda: spool.obstacle)
+    spool.offer(EpisodeMark(episode=0, step=65, kind=MarkKind.ABORTED, wall_time_s=1.7e9))
+    spool.close()
+    survivor = Spool(path, "robot", "c")
+    assert sequences(survivor.read_after(0, 100)) == [("b", 0), ("b", 1), ("b", 2)]  # the third: its own mark
+    survivor.close()
+    lost = [record.message for record in caplog.records if record.levelname == "CRITICAL"]
+    assert len(lost) == 1
+    assert "65 steps could not be written" in lost[0]
+
+
+def test_what_the_learner_has_makes_room_for_what_waits(path: Path) -> None:
+    spool = Spool(path, "robot", "b")
+    for step in range(64):
+        spool.offer(make_transition(step))
+    assert spool.flush(HANG_LIMIT_S)
+    with spool._changed:
+        (pages,) = spool._connection.execute("PRAGMA page_count").fetchone()
+        spool._connection.execute(f"PRAGMA max_page_count = {pages}")
+    for step in range(64, 128):
+        spool.offer(make_transition(step))
+    wait_until(lambda: spool.obstacle)
+    spool.acknowledge("b", 64)
+    assert spool.flush(HANG_LIMIT_S)
+    wait_until(lambda: spool.obstacle is None)
+    assert [sequence for _, sequence in sequences(spool.read_after(0, 1000))] == list(range(64, 128))
+    spool.close()

@@ -351,10 +351,33 @@ def test_what_cannot_be_archived_stays_in_the_spool(path: Path, caplog: pytest.L
     spool.acknowledge("a", 1)
     wait_until(lambda: "demonstrations stay in" in caplog.text)
     assert (spool.pending, spool.obstacle) == (1, None)
+    assert spool.archive_problem is not None
+    assert "their archive takes none" in spool.archive_problem
     folder.unlink()
-    spool.acknowledge("a", 1)
-    assert spool.wait_until_empty(HANG_LIMIT_S)
+    assert spool.wait_until_empty(HANG_LIMIT_S)  # without another acknowledgement: there may be none for long
+    assert spool.archive_problem is None
     assert len(archived(path.parent)) == 1
+    assert caplog.text.count("demonstrations stay in") == 1
+    spool.close()
+
+
+def test_an_archive_that_somebody_has_locked_keeps_no_step_from_the_disk(path: Path) -> None:
+    spool = Spool(path, "robot", "a", archive=DemonstrationArchive(path.parent / "demonstrations", SPECS))
+    for step in range(2):
+        spool.offer(make_transition(step, source=DEMONSTRATION))
+        assert spool.flush(HANG_LIMIT_S)
+    spool.acknowledge("a", 1)
+    wait_until(lambda: spool.pending == 1)
+    with contextlib.closing(sqlite3.connect(path.parent / "demonstrations" / "log.sqlite")) as editor:
+        editor.execute("BEGIN IMMEDIATE")
+        spool.acknowledge("a", 2)
+        wait_until(lambda: spool.archive_problem and "locked" in spool.archive_problem)
+        spool.offer(make_transition(2))
+        assert spool.flush(HANG_LIMIT_S)
+        assert (spool.obstacle, spool.pending) == (None, 2)
+        editor.rollback()
+    wait_until(lambda: spool.pending == 1)
+    assert [sequence for _, sequence, _ in archived(path.parent)] == [0, 1]
     spool.close()
 
 
@@ -424,6 +447,42 @@ def test_a_writer_that_meets_the_unexpected_keeps_the_steps_and_says_so(
     spool.close()  # twice is safe
     with opened(path) as database:
         assert database.execute("SELECT COUNT(*) FROM records").fetchone() == (1,)
+
+
+class FailingDisk:
+    """The spool's connection on a disk that answers nothing for a while."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.fails = False
+
+    def __getattr__(self, name: str) -> Any:
+        if self.fails and name in ("execute", "executemany"):
+            raise sqlite3.OperationalError("disk I/O error")
+        return getattr(self._connection, name)
+
+    def __enter__(self) -> Any:
+        return self._connection.__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        return self._connection.__exit__(*error)
+
+
+def test_a_disk_that_fails_for_a_while_takes_everything_afterwards(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that touches the disk fails, the look at how much room it has included."""
+    monkeypatch.setattr(disk_room, "_PERIOD_S", 0.0)
+    spool = Spool(path, "robot", "a", min_free_gb=1e-6)
+    disk = FailingDisk(spool._connection)
+    monkeypatch.setattr(spool, "_connection", disk)
+    disk.fails = True
+    spool.offer(make_transition(0))
+    wait_until(lambda: spool.obstacle and "disk I/O error" in spool.obstacle)
+    disk.fails = False
+    spool.offer(make_transition(1))
+    assert spool.flush(HANG_LIMIT_S)
+    wait_until(lambda: spool.obstacle is None)
+    assert [sequence for _, sequence, _ in content(spool)] == [0, 1]
+    spool.close()
 
 
 def test_records_are_named_by_actor_incarnation_and_sequence(path: Path) -> None:
