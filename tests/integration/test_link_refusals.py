@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from cgpo_proto import link_pb2, link_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from policy.errors import SpecMismatchError
 from policy.grpc_options import CHANNEL_OPTIONS, SESSION_KEY
-from policy.spec import ActionSpec, ObservationSpec, Specs
+from policy.spec import ActionSpec, Field, ObservationSpec, Specs
 from tests.link_ends import (
     HANG_LIMIT_S,
     POLICY,
@@ -73,6 +74,17 @@ def test_an_invalid_record_goes_to_quarantine_and_the_stream_goes_on(
     assert [sequence for _, _, sequence in ingest.sequences()] == [0, 1, 2, 4, 5]
     (held,) = ingest.quarantine()
     assert (held.record_id.sequence, held.payload) == (3, records[3].body)
+
+
+def test_a_reason_is_kept_and_told_in_a_bounded_text(ingest: Ingest, stub: link_pb2_grpc.LinkStub) -> None:
+    field = Field(name="scan", unit="m", low=(-1.0,) * 4000, high=(1.0,) * 4000)
+    session = join(stub, hello(specs=Specs(ObservationSpec((field,)), SPECS.action)))
+    bad = messages(range(1), observation={"scan": np.full(4000, np.nan, np.float32)})
+    (ack,) = stub.Append(iter(bad), timeout=HANG_LIMIT_S, metadata=session)
+    (held,) = ingest.quarantine()
+    assert held.reason == ack.refusal
+    assert held.reason.startswith("observation scan = [nan, nan")
+    assert len(held.reason) == 500
 
 
 def test_an_actor_hears_of_a_refusal_and_goes_on(ingest: Ingest, connect: Callable[..., Actor]) -> None:

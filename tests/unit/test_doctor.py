@@ -151,6 +151,14 @@ def plain_page() -> list[str]:
     return stream.getvalue().splitlines()
 
 
+def test_the_learners_words_do_not_command_the_terminal() -> None:
+    stream = io.StringIO()
+    words = "\x1b[2J\x1b]0;title\a"
+    Page(stream).show(Finding(group="link", name="reply", result=failed(words, fix=words, detail=words)))
+    assert stream.getvalue().replace("\n", "").isprintable()
+    assert stream.getvalue().count(r"\x1b[2J\x1b]0;title\x07") == 3
+
+
 def test_the_page_has_a_line_for_each_check_and_its_remedy_below() -> None:
     lines = plain_page()
     assert lines[0] == "actor on robot-pc, 0123456789ab with changes"
