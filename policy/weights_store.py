@@ -94,7 +94,7 @@ class WeightsStore:
         self._directory.mkdir(parents=True, exist_ok=True)
         replace_durably(self._directory / manifest.file, data)
         replace_durably(self._latest_path, json.dumps(asdict(manifest), indent=1).encode())
-        self._delete_old()
+        self._delete_old(manifest.file)
         return manifest
 
     def latest(self) -> WeightsManifest | None:
@@ -136,8 +136,9 @@ class WeightsStore:
         except (OSError, ValueError) as error:  # ValueError: no name that a file can have
             raise WeightsError(f"weights version {manifest.version} cannot be read: {error}") from error
 
-    def _delete_old(self) -> None:
-        """By time, not version: a learner that starts a new run counts from 1 again."""
-        files = sorted(self._directory.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
-        for path in files[:-_KEPT]:
+    def _delete_old(self, newest: str) -> None:
+        """By time, not version: a learner that starts a new run counts from 1 again. A clock may have been set back."""
+        others = [path for path in self._directory.glob("*.safetensors") if path.name != newest]
+        others.sort(key=lambda path: path.stat().st_mtime_ns)
+        for path in others[: 1 - _KEPT]:
             path.unlink()

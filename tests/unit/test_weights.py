@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,18 @@ def test_the_store_keeps_three_files_and_always_the_newest(tmp_path: Path) -> No
     newest = store.latest()
     assert newest is not None
     assert store.read(newest)
+
+
+def test_a_clock_that_was_set_back_costs_no_version_that_was_just_published(tmp_path: Path) -> None:
+    store = WeightsStore(tmp_path)
+    for version in range(1, 4):
+        manifest = store.publish(serialise(make_module().state_dict()), version, 0)
+        os.utime(tmp_path / manifest.file, (4e9, 4e9))  # written while the clock was ahead
+    data = serialise(make_module(seed=1).state_dict())
+    store.publish(data, 4, 0)
+    newest = store.latest()
+    assert newest is not None
+    assert store.read(newest) == data
 
 
 def test_an_unreadable_manifest_and_a_missing_file_are_errors_of_their_own(tmp_path: Path) -> None:
