@@ -56,7 +56,7 @@ class WeightsFeed:
         old = self.news
         status, manifest, data = read_status(self._run_dir), old.manifest, old.data
         try:
-            newest = self._store.latest() if self._store.has_changed() else manifest
+            newest = self._store.latest() if self._problem or self._store.has_changed() else manifest
             if newest is not None and (manifest is None or newest.sha256 != manifest.sha256):
                 data, manifest = self._store.read(newest), newest
             self._problem = ""
