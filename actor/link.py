@@ -85,6 +85,7 @@ class Link:
         self._weights = WeightsCache(cache_dir)
         self._statistics = LinkStatistics()
         self._refusal: CgpoError | None = None
+        self._monotonic_offset_s: float | None = None  # the learner's clock minus our monotonic one, once measured
         self._has_connected = False
         self._in_use_since_s: float | None = None  # since when the learner says that another has the actor id
         self._tls_problem = ("", "")  # gRPC's words, and what was found to be behind them
@@ -104,8 +105,9 @@ class Link:
         return self._statistics.learner_step
 
     def learner_time_s(self) -> float:
-        """Return the time on the learner's clock, as far as it could be measured."""
-        return time.time() + self._statistics.clock_offset_s
+        """Return the time on the learner's clock, as far as it could be measured. Setting our clock changes nothing."""
+        offset_s = self._monotonic_offset_s
+        return time.time() if offset_s is None else time.monotonic() + offset_s
 
     @property
     def statistics(self) -> LinkStatistics:
@@ -133,6 +135,17 @@ class Link:
         return self._spool.pending == 0
 
     def _run(self) -> None:
+        try:
+            self._keep_connected()
+        except Exception as error:  # ends the process in order: no step would reach the learner any more
+            self._statistics.is_connected = False
+            self._refusal = CgpoError(
+                f"the link to the learner ended: {error!r}. That is a fault of this program. Every step is in the "
+                "spool: start again in the same folder, and report it with the log."
+            )
+            logger.critical("%s", self._refusal, exc_info=error)
+
+    def _keep_connected(self) -> None:
         """Connect and work until that fails, wait, and again."""
         attempt = 0
         while not self._stop.is_set():
@@ -142,7 +155,7 @@ class Link:
                     self._work_on(channel)
             except _Stopping:
                 return
-            except Exception as error:  # nothing may end this thread in silence
+            except Exception as error:
                 was_connected = self._statistics.is_connected
                 self._statistics.is_connected = False  # before anything that takes time
                 # A learner whose disk is full takes every connection and no step.
@@ -152,7 +165,7 @@ class Link:
             if self._refusal is not None:
                 return
             attempt += 1
-            self._stop.wait(random.uniform(_MIN_BACKOFF_S, min(_MAX_BACKOFF_S, _MIN_BACKOFF_S * 2**attempt)))
+            self._stop.wait(_backoff_s(attempt))
 
     def _work_on(self, channel: grpc.Channel) -> None:
         stub = link_pb2_grpc.LinkStub(channel)  # type: ignore[no-untyped-call]
@@ -185,7 +198,7 @@ class Link:
 
         Without an answer the offset of the connection before stays.
         """
-        measured: list[tuple[float, float]] = []
+        measured: list[tuple[float, float, float]] = []  # duration, offsets from our two clocks
         for _ in range(_PINGS):
             start_s, start_wall_s = time.monotonic(), time.time()
             try:
@@ -197,8 +210,9 @@ class Link:
             if not 0 <= reply.wall_time_s < MAX_WALL_S:
                 logger.warning("the learner's clock says %s s: it is not compared with this one", reply.wall_time_s)
                 return
-            measured.append((duration_s, reply.wall_time_s - (start_wall_s + duration_s / 2)))
-        duration_s, offset_s = min(measured)
+            sent_s = reply.wall_time_s - duration_s / 2
+            measured.append((duration_s, sent_s - start_wall_s, sent_s - start_s))
+        duration_s, offset_s, self._monotonic_offset_s = min(measured)
         self._statistics.clock_offset_s = offset_s
         if abs(offset_s) > _NOTED_OFFSET_S:
             logger.warning(
@@ -248,6 +262,12 @@ class Link:
             logger.warning("learner at %s: %s; %s", self._address, problem, outcome)
         self._statistics.trainer_state = "unknown"
         self._statistics.last_error = problem
+
+
+def _backoff_s(attempt: int) -> float:
+    """Return how long to wait after this many attempts without use, which may be any number."""
+    # The exponent is bounded as well: a float has no room for 2**1024, which a night without a learner comes to.
+    return random.uniform(_MIN_BACKOFF_S, min(_MAX_BACKOFF_S, _MIN_BACKOFF_S * 2 ** min(attempt, 10)))
 
 
 class _Stopping(Exception):

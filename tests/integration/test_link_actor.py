@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import NoReturn
 
 import grpc
@@ -14,6 +15,7 @@ import pytest
 import torch
 from cgpo_proto import link_pb2, link_pb2_grpc
 
+from actor import link
 from policy.errors import ConfigError
 from policy.grpc_options import PROTOCOL_VERSION, SESSION_KEY
 from policy.transition import RecordId
@@ -245,6 +247,30 @@ def test_the_clocks_are_compared_and_a_difference_is_said(
     assert robot.link.statistics.clock_offset_s == pytest.approx(-3600.0, abs=1.0)
     assert robot.link.learner_time_s() == pytest.approx(time.time() - 3600.0, abs=1.0)
     assert "the learner's clock is -3600." in caplog.text
+
+
+def test_setting_the_clock_while_connected_makes_no_weights_old(
+    learner: FakeLearner, start: Callable[..., Actor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    robot = start()
+    wait_until(lambda: is_connected(robot))
+    now_s = time.time()
+    monkeypatch.setattr("actor.link.time", SimpleNamespace(time=lambda: now_s + 3600.0, monotonic=time.monotonic))
+    assert robot.link.learner_time_s() == pytest.approx(now_s, abs=60.0)
+
+
+def test_a_learner_that_is_away_for_long_is_waited_for_at_the_same_pace() -> None:
+    assert all(0.2 <= link._backoff_s(attempt) <= 1.0 for attempt in (1, 5, 1024, 5000, 10**6))
+
+
+def test_a_link_that_ends_by_a_fault_of_its_own_says_so(
+    connect: Callable[..., Actor], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("actor.link._backoff_s", lambda attempt: 1 / 0)
+    robot = connect("127.0.0.1:1")
+    wait_until(lambda: robot.link.refusal)
+    assert "the link to the learner ended: ZeroDivisionError" in str(robot.link.refusal)
+    assert "the link to the learner ended" in caplog.text
 
 
 def test_clocks_that_agree_are_not_mentioned(
