@@ -229,7 +229,7 @@ def check_same_commit(probe: LinkProbe, own_revision: str) -> Result:
     if is_equal and not own_revision.endswith("-dirty"):
         return ok(f"{short(theirs)} on both machines")
     here_and_there = f"{short(own_revision)} here, {short(theirs)} at the learner"
-    commit = (own_revision or theirs).removesuffix("-dirty") or "COMMIT"
+    commit = own_revision.removesuffix("-dirty") or "COMMIT"  # not the learner's: people paste this into a shell
     return warning(
         f"{short(theirs)} on both machines, which may differ" if is_equal else here_and_there,
         limit="equal, and no file changed",
