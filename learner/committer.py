@@ -226,7 +226,7 @@ class Committer:
                     self._commit([share])
             else:
                 shares[0].error = error
-        except (sqlite3.Error, LogUnavailableError) as error:
+        except (sqlite3.Error, OSError, LogUnavailableError) as error:
             problem = LogUnavailableError(f"the learner's episode log takes no data: {error}")
             logger.error("%s. Actors keep their steps and try again.", problem)
             for share in shares:

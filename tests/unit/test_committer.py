@@ -240,6 +240,19 @@ def test_below_the_floor_of_free_disk_nothing_is_taken(log: EpisodeLog, tmp_path
     assert log.count() == 0
 
 
+def test_a_disk_that_does_not_say_what_is_free_takes_nothing_and_ends_nothing(log: EpisodeLog, tmp_path: Path) -> None:
+    folder = tmp_path / "unmounted"
+    with contextlib.closing(Committer(log, folder, min_free_bytes=1)) as committer:
+        inbox = committer.open_inbox()
+        inbox.put(encoded(0))
+        with pytest.raises(LogUnavailableError, match="No such file"):
+            outcome(inbox)
+        folder.mkdir()
+        inbox = committer.open_inbox()
+        put_all(inbox, [encoded(0)])
+        assert outcome(inbox)[-1].next_sequence == 1
+
+
 def test_closing_an_inbox_lets_its_blocked_sender_go(committer: Committer, monkeypatch: pytest.MonkeyPatch) -> None:
     is_held = threading.Event()
     append = EpisodeLog.append_encoded
