@@ -8,6 +8,8 @@ from policy.errors import CgpoError, ConfigError, CorruptFileError
 
 LOG_FORMAT = 2
 
+_WAL_BYTES = 64 << 20  # to which the WAL shrinks again when a reader that kept it growing is gone
+
 Migration = Callable[[sqlite3.Connection], None]
 """Brings the tables of an older format to the present one, within a transaction that is not its own."""
 
@@ -47,6 +49,7 @@ def open_database(
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == 0 and not read_only:
             connection.executescript(f"BEGIN; {schema}; PRAGMA user_version = {format_version}; COMMIT;")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from policy import database
 from policy.episode_log import EpisodeLog
 from policy.log_records import EncodedRecord
 from policy.transition import RecordId
@@ -76,3 +77,21 @@ def test_a_commit_does_not_read_what_is_held(kind: str, log: EpisodeLog, tmp_pat
         log.append_encoded([encoded(sequence, refusal) for sequence in range(3000)])
         log.append_encoded([encoded(3000)])
     assert commit_steps(log, 3001) < 1000
+
+
+def test_the_wal_shrinks_again_when_a_reader_that_stood_still_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_WAL_BYTES", 1 << 20)
+    wal = tmp_path / "log.sqlite-wal"
+    with contextlib.closing(EpisodeLog(tmp_path / "log.sqlite")) as log:
+        log.append_encoded([encoded(0)])
+        with contextlib.closing(sqlite3.connect(tmp_path / "log.sqlite", isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            assert reader.execute("SELECT COUNT(*) FROM records").fetchone() == (1,)
+            for sequence in range(1, 9):
+                log.append_encoded([encoded(sequence, payload=bytes(1 << 20))])
+            assert wal.stat().st_size > 8 << 20
+        for sequence in range(9, 12):
+            log.append_encoded([encoded(sequence)])
+        assert wal.stat().st_size <= 1 << 20
