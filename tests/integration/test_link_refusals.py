@@ -227,9 +227,9 @@ def test_one_call_too_many_is_refused_at_once_and_not_left_waiting(tmp_path: Pat
     is_over = threading.Event()
     try:
         with grpc.insecure_channel(ingest.address, options=CHANNEL_OPTIONS) as channel:
-            pending = unfinished_pings(channel, 2 + 16, is_over)
+            pending = unfinished_pings(channel, 2 + 16 + 1, is_over)
+            wait_until(lambda: any(call.done() for call in pending))  # the one for which there was no room
             stub = link_pb2_grpc.LinkStub(channel)  # type: ignore[no-untyped-call]
-            wait_until(lambda: not can_join(stub))
             code, _ = refused(lambda: join(stub))
             for call in pending:
                 call.cancel()
