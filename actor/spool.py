@@ -97,6 +97,7 @@ class Spool:
         try:
             claim(self._connection, path, actor_id)
             self._newest = NewestEpisode.read(self._connection)
+            self._end_before = {} if self._newest is None else {self._newest.incarnation: self._newest.next_sequence}
             self._closed_episode = self._close_episode_before(undecided)
             self._inherited: int = self._connection.execute("SELECT COUNT(*) FROM records").fetchone()[0]
         except ConfigError:
@@ -188,12 +189,16 @@ class Spool:
             return self._changed.wait_for(lambda: self._committed >= offered, timeout_s)
 
     def oldest_sequences(self) -> dict[str, int]:
-        """Return the sequence of the oldest record on disk of each incarnation, the oldest incarnation first."""
+        """Return the sequence of the oldest record on disk of each incarnation, the oldest incarnation first.
+
+        The process before this one is named first even when all it recorded is sent: nobody else can know that it is
+        dead. Its sequence is then that of the record it did not come to.
+        """
         with self._changed:
             rows = self._connection.execute(
                 "SELECT incarnation, MIN(sequence) FROM records GROUP BY incarnation ORDER BY MIN(position)"
             )
-            return dict(rows.fetchall())
+            return self._end_before | dict(rows.fetchall())
 
     def read_after(self, position: int, limit: int, timeout_s: float = 0.0) -> list[SpooledRecord]:
         """Return up to `limit` committed records after `position`, oldest first; wait up to timeout_s for the first.

@@ -110,6 +110,17 @@ def test_an_episode_that_was_closed_gets_no_mark(path: Path, bodies: list[Record
     spool.close()
 
 
+def test_the_process_before_is_named_even_when_nothing_of_it_is_left(path: Path) -> None:
+    """Its lease at the learner is let go of at once, because only its successor can have its spool open."""
+    leave(path, "a", make_transition(0), make_transition(1, is_last=True), acknowledged=2)
+    spool = Spool(path, "robot", "b")
+    assert spool.oldest_sequences() == {"a": 2}
+    spool.offer(make_transition(0))
+    assert spool.flush(HANG_LIMIT_S)
+    assert spool.oldest_sequences() == {"a": 2, "b": 0}
+    spool.close()
+
+
 def test_a_bookmark_closes_nothing_and_another_episodes_mark_neither(path: Path) -> None:
     leave(
         path, "a", make_transition(0, is_last=True), make_transition(0, episode=1), mark(MarkKind.BOOKMARK, 1),
