@@ -6,6 +6,7 @@ from pathlib import Path
 from policy.errors import WeightsError
 from policy.weights import PolicyWeights, deserialise
 from policy.weights_store import WeightsStore
+from policy.weights_store import sha256 as sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +18,7 @@ class WeightsCache:
         """Load what an earlier process left in `directory`, if it is usable."""
         self.newest: PolicyWeights | None = None
         self.newest_sha256 = ""
+        self._damaged_sha256 = ""  # of the last weights that came damaged
         self._store = WeightsStore(directory)
         try:
             manifest = self._store.latest()
@@ -30,12 +32,18 @@ class WeightsCache:
             logger.warning("cached weights are not used: %s", error)
 
     def offer(self, data: bytes, sha256: str, version: int, learner_step: int, published_wall_s: float) -> None:
-        """Make these weights the newest, or say in the log why not and keep those before."""
+        """Make these weights the newest, or say in the log why not and keep those before.
+
+        Raises ConnectionError, once, for weights that came damaged: on another connection they come again.
+        """
         try:
             tensors = deserialise(data, sha256)
         except WeightsError as error:
             kept = f"version {self.newest.version} stays" if self.newest else "there are none before"
             logger.error("weights version %d refused, %s: %s", version, kept, error)
+            if sha256_of(data) != sha256 != self._damaged_sha256:
+                self._damaged_sha256 = sha256
+                raise ConnectionError(f"weights version {version} came damaged and are asked for again") from error
             return
         self._use(PolicyWeights(version, learner_step, published_wall_s, tensors), sha256)
         try:
