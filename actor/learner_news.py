@@ -21,6 +21,7 @@ class LearnerNews:
         self._next_absence_s = time.monotonic()
         self._said_alarm = ""
         self._said_refused = 0
+        self._said_archive: str | None = None
 
     def tell(self) -> None:
         """Say each alarm and each refusal once, and now and then that steps pile up."""
@@ -33,6 +34,9 @@ class LearnerNews:
         if statistics.refused > self._said_refused:
             self._said_refused = statistics.refused
             self._say(f"ALARM: {self.refusals()}")
+        if self._spool.archive_problem != self._said_archive:
+            self._said_archive = self._spool.archive_problem
+            self._say(f"ALARM: {self._said_archive}" if self._said_archive else "demonstrations are archived again")
         if statistics.is_connected or self._link.refusal is not None or now_s < self._next_absence_s:
             return
         self._next_absence_s = now_s + _PERIOD_S

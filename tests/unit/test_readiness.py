@@ -21,7 +21,7 @@ class Cell:
         self.meanwhile: Callable[[], Any] = lambda: None
         self.is_stopped = False
         self.statistics = LinkStatistics(is_connected=True, trainer_state="training")
-        self.spool = SimpleNamespace(obstacle=None, pending=7)
+        self.spool = SimpleNamespace(obstacle=None, archive_problem=None, pending=7)
         self.policy = SimpleNamespace(
             weights_version=3, weights_age_s=340.0, weights_lag_steps=900, swap_if_newer=lambda: False
         )
@@ -141,6 +141,15 @@ def test_alarms_and_refusals_are_said_once_each() -> None:
     assert cell.said[2] == "the learner's alarm is over"
     assert "refused 3 records" in cell.said[3]
     assert len(cell.said) == 4
+
+
+def test_an_archive_that_takes_nothing_is_said_once_and_so_is_its_return() -> None:
+    cell = Cell()
+    news = LearnerNews(cast(Any, cell.link), cast(Any, cell.spool), "lab-pc:50051", cell.said.append)
+    for problem in ("the archive is locked", "the archive is locked", None, None):
+        cell.spool.archive_problem = problem
+        news.tell()
+    assert cell.said == ["ALARM: the archive is locked", "demonstrations are archived again"]
 
 
 def test_a_missing_learner_is_said_now_and_then() -> None:
