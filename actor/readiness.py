@@ -48,16 +48,16 @@ class Readiness:
         if next_s and not obstacle:
             self._say(f"the next episode begins, after {time.monotonic() - start_s:.0f} s of waiting")
 
-    def keep_line(self, path: Path, record: Any, hold: Callable[[str], None], should_stop: Callable[[], bool]) -> None:
+    def keep_line(self, path: Path, record: Any, hold: Callable[[str], None], should_stop: Callable[[], bool]) -> bool:
         """Append a line to a file of the run; while the disk takes none the arm holds, as in `wait`.
 
-        A process that starts again here counts these lines. A stop request ends the attempts.
+        A process that starts again here counts these lines. A stop request ends the attempts. Returns whether the file has it.
         """
         next_s = 0.0
         while True:
             try:
                 append_json_line(path, record)
-                return
+                return True
             except OSError as error:
                 problem = f"{path} takes no line: {error}. Free some space there, or check the disk"
                 drop_torn_line(path)
@@ -66,7 +66,7 @@ class Readiness:
                 next_s = now_s + _PERIOD_S
                 self._say(f"HOLD: {problem}")
             if should_stop():
-                return
+                return False
             hold(problem)
 
     def _obstacle(self, needs_weights: bool) -> str:

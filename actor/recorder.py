@@ -20,7 +20,7 @@ from actor.policy_runner import PolicyRunner
 from actor.readiness import Readiness
 from actor.recording_judge import AskByKey, Decision, Judge, KeepSuccesses
 from actor.recording_state import RecordingState, discard_mark, flush
-from actor.report import append_json_line, episode_line, episode_report, read_episodes
+from actor.report import episode_line, episode_report, read_episodes
 from actor.session import check_same_task
 from actor.spool import new_incarnation
 from actor.uplink import open_uplink
@@ -192,8 +192,10 @@ class Recorder:
             control_rate_hz=self._task.control_rate_hz,
             backlog=self._spool.pending,
         )
+        if not self._readiness.keep_line(self._episodes_path, report, self._cell.rest, self._must_stop):
+            self._say(f"{self._episodes_path} has no line of this demonstration: the next start here discards it")
+            return
         self._episodes.append(report)
-        append_json_line(self._episodes_path, report)
         self._discarded += not is_kept
         line = episode_line(report, self._cell.env.rate.statistics().p99_ms)
         self._say(f"{line}  kept {self._kept} of {self._wanted}")

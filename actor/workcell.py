@@ -1,6 +1,7 @@
 """What one process has at the robot: the arm, its cameras, the person's devices, and the judge of success."""
 
 import contextlib
+import gc
 import time
 from collections.abc import Callable, Mapping
 
@@ -31,6 +32,7 @@ from robot.interface import RobotBackend, SimulatedBackend
 from robot.safety import SafetyConfig, check_gripper_force
 
 _POLL_S = 0.05
+_COLLECTION_PERIOD_S = 10.0
 
 
 def configured_task(config: ActorConfig) -> Task:
@@ -69,6 +71,7 @@ class Workcell:
         """
         self._config = config
         self._say = say
+        self._next_collection_s = 0.0
         device = connect_device(config.teleop, config.run_dir)
         if device is not None:
             closing.callback(device.close)
@@ -113,6 +116,17 @@ class Workcell:
     def rest(self, reason: str) -> None:
         """Let the arm hold for a moment between two episodes."""
         self.guard.hold(reason)
+        self._pause()
+
+    def _pause(self) -> None:
+        """Let a moment pass in which nothing moves, and collect garbage now and then: a session switches that off.
+
+        A wait may last for days, and each attempt to connect in it leaves some.
+        """
+        now_s = time.monotonic()
+        if now_s >= self._next_collection_s:
+            self._next_collection_s = now_s + _COLLECTION_PERIOD_S
+            gc.collect()
         time.sleep(_POLL_S)
 
     def recover_from(self, error: InterruptionError, should_stop: Callable[[], bool]) -> None:
@@ -147,7 +161,7 @@ class Workcell:
                     f"after {limit_s:.0f} s (cameras.return_within_s) still: {error} Everything recorded is kept: "
                     "start the actor again in the same folder when it works."
                 )
-            time.sleep(_POLL_S)
+            self._pause()
 
     def _await_go_ahead(self, should_stop: Callable[[], bool]) -> None:
         """Return when a person says that the arm may move to its next start: a hand may be at what was mended."""
@@ -159,7 +173,7 @@ class Workcell:
                 return
             with contextlib.suppress(InterruptionError):  # a fault shows in the guard's mode
                 self.env.look()
-            time.sleep(_POLL_S)
+            self._pause()
 
     def await_device(self, should_stop: Callable[[], bool]) -> None:
         """Return when the input device that failed in a person's hand works again, or that person goes on without."""
@@ -171,7 +185,7 @@ class Workcell:
         while not should_stop() and self.arbiter.misses_a_hand():
             if OperatorSignal.CONFIRM in self._keys.poll():
                 return
-            time.sleep(_POLL_S)
+            self._pause()
 
     def _await_acknowledgement(self, should_stop: Callable[[], bool]) -> None:
         """Return when a person has acknowledged the fault in two steps, and the robot has recovered from it."""
@@ -191,7 +205,7 @@ class Workcell:
                     self._say(f"acknowledged. Is the arm clear, and a hand at the stop? [{keys.confirm}] lets it move")
                 elif signal is OperatorSignal.CONFIRM and self._confirm():
                     return
-            time.sleep(_POLL_S)
+            self._pause()
 
     def _require_a_person(self) -> None:
         if not self._keys.is_heard:
