@@ -26,6 +26,7 @@ from learner.config import LearnerConfig
 from learner.metrics import MetricsWriter
 from learner.replay import Replay
 from learner.reward_classifier.feed import ClassifierFeed
+from learner.run_lock import sole_use_of
 from learner.trainer_status import StatusReporter
 from policy.config import from_dict
 from policy.encoder import ObservationEncoder
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_PERIOD_S = 0.05  # of the log; a transition waits at most this long before it can be sampled
 _READ_LIMIT = 512
+_PREDECESSOR_S = 30.0
 _MAX_SKIPPED_IN_A_ROW = 3  # optimiser steps; one bad batch passes, broken networks do not
 _MAX_ROLL_BACKS = 3
 _ROLL_BACK_WINDOW = 1000  # learner steps done, within which so many roll-backs are too many
@@ -356,15 +358,17 @@ def run_trainer(config: LearnerConfig) -> int:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda *_: stop.set())
     torch.set_num_threads(config.torch_threads)
-    specs_path = config.run_dir / "specs.json"
-    status = StatusReporter(config.run_dir)
-    while not specs_path.exists():
-        status.report(0, "for the first actor, which brings the names and units of this run's data")
-        if stop.wait(_POLL_PERIOD_S):
-            return 0
-    trainer = Trainer(config, Specs.from_json(specs_path.read_text()))
-    logger.info("training with %s on %s", config.algorithm, config.device)
-    trainer.run(stop)
+    # The trainer of a learner that was killed may be writing its last checkpoint.
+    with sole_use_of(config.run_dir, "trainer.lock", timeout_s=_PREDECESSOR_S, stop=stop):
+        specs_path = config.run_dir / "specs.json"
+        status = StatusReporter(config.run_dir)
+        while not specs_path.exists():
+            status.report(0, "for the first actor, which brings the names and units of this run's data")
+            if stop.wait(_POLL_PERIOD_S):
+                return 0
+        trainer = Trainer(config, Specs.from_json(specs_path.read_text()))
+        logger.info("training with %s on %s", config.algorithm, config.device)
+        trainer.run(stop)
     return 0
 
 

@@ -1,5 +1,9 @@
 """The trainer on a log of its own making: exact resume, publication, and what it refuses."""
 
+import contextlib
+import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from learner.run_lock import sole_use_of
 from learner.trainer import Trainer, load_config
 from policy.config import to_json
 from policy.errors import ConfigError, WeightsError
 from policy.weights import deserialise
 from policy.weights_store import WeightsStore
-from tests.trainer_runs import SPECS, assert_same_state, make_config, train, write_log
+from tests.trainer_runs import HANG_LIMIT_S, SPECS, assert_same_state, make_config, train, wait_until, write_log
 
 
 @pytest.mark.parametrize("algorithm", ["cgpo", "bc", "hil_serl_sac"])
@@ -129,3 +134,18 @@ def test_stopping_leaves_a_checkpoint_weights_and_a_summary(tmp_path: Path) -> N
     assert list((tmp_path / "checkpoints").glob("step_*"))
     assert WeightsStore(tmp_path / "weights").latest() is not None
     assert (tmp_path / "learner_summary.json").exists()
+
+
+def test_a_trainer_touches_nothing_until_that_of_a_killed_learner_has_ended(tmp_path: Path) -> None:
+    run_dir, said = tmp_path / "run", tmp_path / "said"
+    with contextlib.ExitStack() as closing:
+        with sole_use_of(run_dir, "trainer.lock"):
+            (run_dir / "config.json").write_text(to_json(make_config(run_dir)))
+            command = [sys.executable, "-m", "learner.trainer", str(run_dir / "config.json")]
+            trainer = subprocess.Popen(command, stderr=closing.enter_context(said.open("wb")))
+            closing.callback(trainer.kill)
+            wait_until(lambda: "another learner still works on" in said.read_text() or trainer.poll() is not None)
+            assert sorted(path.name for path in run_dir.iterdir()) == ["config.json", "trainer.lock"]
+        wait_until((run_dir / "trainer.json").exists)
+        trainer.send_signal(signal.SIGTERM)
+        assert trainer.wait(HANG_LIMIT_S) == 0
