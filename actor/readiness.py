@@ -51,7 +51,8 @@ class Readiness:
     def keep_line(self, path: Path, record: Any, hold: Callable[[str], None], should_stop: Callable[[], bool]) -> bool:
         """Append a line to a file of the run; while the disk takes none the arm holds, as in `wait`.
 
-        A process that starts again here counts these lines. A stop request ends the attempts. Returns whether the file has it.
+        Returns whether the file has it: a stop request ends the attempts. A process that starts again here counts these
+        lines.
         """
         next_s = 0.0
         while True:
