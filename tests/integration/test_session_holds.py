@@ -15,6 +15,7 @@ import pytest
 from actor.config import ActorConfig, RecorderConfig
 from actor.loop import EpisodeTally, run_episode
 from actor.recorder import Recorder
+from actor.report import append_json_line
 from actor.session import Session
 from actor.workcell import Workcell, configured_task
 from policy.config import PolicyConfig
@@ -132,6 +133,58 @@ def test_a_stop_ends_the_hold(
     program(configuration, lambda: bool(stops), lambda line: None).run()
     assert 5 <= disk.rests < 10
     assert episodes(tmp_path) == []
+
+
+@pytest.mark.parametrize("stops_first", [False, True])
+def test_the_recorder_holds_while_its_list_of_episodes_takes_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_first: bool
+) -> None:
+    """With its line a demonstration is kept; without one the next start discards it."""
+    disk = Disk(monkeypatch, free_gb=5.0)
+    is_full, stops = [True], list[bool]()
+    disk.at_rest = lambda: stops.append(True) if stops_first else is_full.clear()
+
+    def append(path: Path, record: Any) -> None:
+        if is_full:
+            raise OSError("no space left on device")
+        append_json_line(path, record)
+
+    monkeypatch.setattr("actor.readiness.append_json_line", append)
+    said: list[str] = []
+    Recorder(config(tmp_path, RecorderConfig, auto=True), lambda: bool(stops), said.append).run()
+    assert disk.rests >= 5
+    assert any("HOLD" in line and "no space left on device" in line for line in said)
+    assert episodes(tmp_path) == ([] if stops_first else ["demonstration"])
+    assert any("the next start here discards it" in line for line in said) == stops_first
+    assert any(f"recorded: {1 - stops_first} of 1 demonstrations" in line for line in said)
+
+
+def test_garbage_is_collected_while_the_arm_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session switches Python's own collection off, and a hold may last for days."""
+    collections, pauses = list[float](), list[float]()
+    now = SimpleNamespace(s=1000.0)
+
+    def sleep(duration_s: float) -> None:
+        now.s += duration_s
+        pauses.append(duration_s)
+
+    monkeypatch.setattr("actor.workcell.gc.collect", lambda: collections.append(now.s))
+    monkeypatch.setattr("actor.workcell.time", SimpleNamespace(monotonic=lambda: now.s, sleep=sleep))
+    configuration = config(tmp_path)
+    with contextlib.ExitStack() as closing:
+        cell = Workcell(
+            configuration,
+            configured_task(configuration),
+            SimpleNamespace(latest_weights=lambda: None),
+            closing,
+            lambda line: None,
+            operator_seed=1,
+            should_stop=lambda: False,
+        )
+        while now.s < 1035.0:
+            cell.rest("a reason")
+    assert len(pauses) > 100
+    assert 3 <= len(collections) <= 5
 
 
 def test_a_disk_that_is_not_looked_at_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
