@@ -3,6 +3,7 @@
 An episode log beside its specs, as a learner's run folder has them, so that `python -m learner --from-log` takes it.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from policy.episode_log import EpisodeLog
@@ -11,6 +12,7 @@ from policy.files import make_folder, replace_durably
 from policy.log_records import EncodedRecord
 from policy.spec import Specs
 from policy.spec_differences import spec_differences
+from policy.wire import decode_body
 
 _BUSY_TIMEOUT_S = 0.1  # steps wait for their disk meanwhile; whoever has the archive open keeps it as it is
 
@@ -32,7 +34,15 @@ class DemonstrationArchive:
             make_folder(self._folder)
             replace_durably(self._folder / "specs.json", self._specs.to_json().encode())
             self._log = EpisodeLog(self._log_path, allows_gaps=True, busy_timeout_s=_BUSY_TIMEOUT_S)
-        self._log.append_encoded(records)
+        self._log.append_encoded(map(self._checked, records))
+
+    def _checked(self, record: EncodedRecord) -> EncodedRecord:
+        """Let what no learner can use lie beside the log, which could not be read through otherwise."""
+        try:
+            decode_body(record.payload, self._specs)
+        except WireError as error:
+            return replace(record, refusal=str(error))
+        return record
 
     def close(self) -> None:
         if self._log is not None:

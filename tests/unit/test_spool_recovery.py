@@ -392,6 +392,19 @@ def test_an_archive_that_somebody_has_locked_keeps_no_step_from_the_disk(path: P
     spool.close()
 
 
+def test_what_no_learner_can_use_does_not_spoil_the_archive(path: Path) -> None:
+    spool = Spool(path, "robot", "a", archive=DemonstrationArchive(path.parent / "demonstrations", SPECS))
+    for step, reward in enumerate([0.0, float("nan"), 1.0]):
+        spool.offer(make_transition(step, source=DEMONSTRATION, reward=reward, is_last=step == 2))
+    spool.acknowledge("a", 3)
+    assert spool.wait_until_empty(HANG_LIMIT_S)
+    spool.close()
+    assert [sequence for _, sequence, _ in archived(path.parent)] == [0, 2]
+    log = EpisodeLog(path.parent / "demonstrations" / "log.sqlite", read_only=True)
+    assert [held.record_id.sequence for held in log.quarantine()] == [1]
+    log.close()
+
+
 def test_an_archive_that_the_operator_deletes_is_begun_anew(path: Path) -> None:
     spool = Spool(path, "robot", "a", archive=DemonstrationArchive(path.parent / "demonstrations", SPECS))
     for episode in range(2):
