@@ -19,7 +19,7 @@ import grpc
 from cgpo_proto import link_pb2, link_pb2_grpc
 
 from actor.channel import explain_unavailable, open_channel
-from actor.link_session import MAX_WALL_S, POLL_S, LinkSession, check_position
+from actor.link_session import MAX_WALL_S, POLL_S, LinkSession, Window, check_position
 from actor.link_statistics import LinkStatistics
 from actor.spool import Spool
 from actor.weights_cache import WeightsCache
@@ -84,6 +84,7 @@ class Link:
         )
         self._weights = WeightsCache(cache_dir)
         self._statistics = LinkStatistics()
+        self._window = Window()
         self._refusal: CgpoError | None = None
         self._monotonic_offset_s: float | None = None  # the learner's clock minus our monotonic one, once measured
         self._has_connected = False
@@ -172,7 +173,9 @@ class Link:
         session = self._say_hello(stub)
         self._measure_clock_offset(stub)
         self._statistics.is_connected = True
-        LinkSession(stub, session, self._hello.actor_id, self._spool, self._weights, self._statistics).run(self._stop)
+        LinkSession(
+            stub, session, self._hello.actor_id, self._spool, self._weights, self._statistics, self._window
+        ).run(self._stop)
 
     def _say_hello(self, stub: link_pb2_grpc.LinkStub) -> bytes:
         """Agree with the learner, let go of what it has stored without our having heard of it; return the session."""

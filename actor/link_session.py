@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
 _WINDOW = 64  # records sent and not acknowledged
+_WINDOW_BYTES = 2 << 20  # of them
+_LEAST_WINDOW_BYTES = 32 << 10
 _ACK_TIMEOUT_S = 5.0
 _GOODBYE_S = 2.0  # for the last acknowledgements
 # The largest policy so far has 50 MB. Ten times that, three times over while it is unpacked, is still memory that a
@@ -38,6 +40,28 @@ _TRAINER_STATES: dict[int, TrainerState] = {
 }
 
 
+class Window:
+    """How many bytes may be on their way: what waits before a slow network keeps gRPC's pings waiting too.
+
+    Halved whenever a connection breaks with records on their way, doubled again as they are acknowledged. One record
+    may always go.
+    """
+
+    def __init__(self) -> None:
+        self.num_bytes = _WINDOW_BYTES
+        self._acknowledged_bytes = 0  # since the last change
+
+    def note_break(self) -> None:
+        self.num_bytes = max(self.num_bytes // 2, _LEAST_WINDOW_BYTES)
+        self._acknowledged_bytes = 0
+
+    def note_acknowledged(self, num_bytes: int) -> None:
+        self._acknowledged_bytes += num_bytes
+        if self._acknowledged_bytes >= 8 * self.num_bytes:
+            self.num_bytes = min(2 * self.num_bytes, _WINDOW_BYTES)
+            self._acknowledged_bytes = 0
+
+
 class LinkSession:
     """An Append and a WatchWeights stream."""
 
@@ -49,12 +73,14 @@ class LinkSession:
         spool: Spool,
         weights: WeightsCache,
         statistics: LinkStatistics,
+        window: Window,
     ) -> None:
-        """session: what Hello replied."""
+        """session: what Hello replied. window: goes from one connection to the next."""
+        self._window = window
         self._actor_id = actor_id
         self._spool = spool
         self._statistics = statistics
-        self._in_flight: deque[tuple[str, int]] = deque()  # (incarnation, sequence) in the order of sending
+        self._in_flight: deque[tuple[str, int, int]] = deque()  # (incarnation, sequence, bytes), as they were sent
         self._progress_monotonic_s = 0.0  # last acknowledgement, or first sending after an idle time
         self._changed = threading.Condition()  # guards the two above
         self._is_leaving = threading.Event()
@@ -85,6 +111,8 @@ class LinkSession:
         acks.join()
         news.join()
         if self._error is not None and not stop.is_set():
+            if self._in_flight:
+                self._window.note_break()
             raise self._error
 
     def _records(self) -> Iterator[link_pb2.Record]:
@@ -92,8 +120,8 @@ class LinkSession:
         position = 0
         try:
             while self._goes_on:
-                for record in self._spool.read_after(position, self._wait_for_room(), POLL_S):
-                    if not self._goes_on:
+                for record in self._spool.read_after(position, _WINDOW, POLL_S):
+                    if not self._wait_for_room(len(record.body)):
                         return
                     self._note_sending(record.record_id.incarnation, record.record_id.sequence, len(record.body))
                     yield make_record(record.record_id, record.body, record.crc32)
@@ -105,18 +133,24 @@ class LinkSession:
     def _goes_on(self) -> bool:
         return not (self._is_leaving.is_set() or self._is_over.is_set())
 
-    def _wait_for_room(self) -> int:
-        """Wait for room in the window; return how many records it takes, 0 when the connection is over."""
+    def _wait_for_room(self, num_bytes: int) -> bool:
+        """Wait until a record of so many bytes may go; return False when the connection is over."""
         with self._changed:
-            while len(self._in_flight) >= _WINDOW and self._goes_on:
+            while self._goes_on and not self._has_room(num_bytes):
                 self._changed.wait(POLL_S)
-            return _WINDOW - len(self._in_flight)
+            return self._goes_on
+
+    def _has_room(self, num_bytes: int) -> bool:
+        if len(self._in_flight) >= _WINDOW:
+            return False
+        bytes_in_flight = sum(sent_bytes for _, _, sent_bytes in self._in_flight)
+        return not self._in_flight or bytes_in_flight + num_bytes <= self._window.num_bytes
 
     def _note_sending(self, incarnation: str, sequence: int, num_bytes: int) -> None:
         with self._changed:
             if not self._in_flight:
                 self._progress_monotonic_s = time.monotonic()
-            self._in_flight.append((incarnation, sequence))
+            self._in_flight.append((incarnation, sequence, num_bytes))
         self._statistics.sent += 1
         self._statistics.bytes_sent += num_bytes
 
@@ -140,13 +174,13 @@ class LinkSession:
         for ack in self._append:
             check_position(self._actor_id, ack)
             with self._changed:
-                if (ack.incarnation, ack.next_sequence - 1) not in self._in_flight:
+                if not any(sent[:2] == (ack.incarnation, ack.next_sequence - 1) for sent in self._in_flight):
                     raise ConnectionError(
                         f"all before record {ack.next_sequence} of incarnation {ack.incarnation!r} was acknowledged, "
                         "and the one before it is not on its way: the acknowledgement was damaged, or made up"
                     )
                 while self._in_flight and self._is_covered(self._in_flight[0], ack):
-                    self._in_flight.popleft()
+                    self._window.note_acknowledged(self._in_flight.popleft()[2])
                 self._progress_monotonic_s = time.monotonic()
                 self._changed.notify_all()
             self._spool.acknowledge(ack.incarnation, ack.next_sequence)
@@ -178,8 +212,8 @@ class LinkSession:
         statistics.alarm = clean(status.alarm, MAX_REASON)
 
     @staticmethod
-    def _is_covered(sent: tuple[str, int], ack: link_pb2.Ack) -> bool:
-        incarnation, sequence = sent
+    def _is_covered(sent: tuple[str, int, int], ack: link_pb2.Ack) -> bool:
+        incarnation, sequence, _ = sent
         return incarnation == ack.incarnation and sequence < ack.next_sequence
 
     def _end(self, error: Exception) -> None:

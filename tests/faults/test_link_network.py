@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 import torch
 from cgpo_proto import link_pb2, link_pb2_grpc
@@ -18,11 +19,13 @@ from cgpo_proto import link_pb2, link_pb2_grpc
 from benchmarks.fault_matrix.ends import Link, wait_until
 from benchmarks.fault_matrix.proxy import FaultProxy
 from policy.grpc_options import PROTOCOL_VERSION
+from policy.image_codec import code_images
+from policy.spec import ImageField, ObservationSpec, Specs
 from policy.transition import RecordId
 from policy.weights import serialise
 from policy.wire import position_crc32
 from tests.link_ends import Actor, Ingest
-from tests.transitions import assert_equal, make_transition
+from tests.transitions import SPECS, assert_equal, make_transition
 
 SLOW_BYTES_PER_S = 32_000  # 256 kbit/s
 DAMAGES = 4
@@ -264,3 +267,20 @@ def test_an_acknowledgement_of_what_was_never_sent_lets_nothing_go(tmp_path: Pat
     assert actor.spool.pending == 100
     actor.close()
     server.stop(0).wait()
+
+
+def test_large_records_pass_a_slow_network_one_by_one(ingest: Ingest, tmp_path: Path) -> None:
+    """98 kB take 3 s there: gRPC's pings wait for as long, and a whole window's would for minutes."""
+    specs = Specs(
+        ObservationSpec(SPECS.observation.fields, (ImageField(name="both", height=128, width=256),)), SPECS.action
+    )
+    proxy = FaultProxy(ingest.address)
+    actor = Actor(tmp_path / "actor", proxy.address, specs=specs)
+    for step in range(64):
+        image = np.random.default_rng(step).integers(0, 256, (128, 256, 3), dtype=np.uint8)
+        observation = code_images({**make_transition(step).observation, "both": image}, "raw")
+        actor.spool.offer(make_transition(step, observation=observation))
+        proxy.up.bytes_per_s = SLOW_BYTES_PER_S
+    wait_until(lambda: actor.spool.acknowledged >= 3, "three records")
+    actor.close()
+    proxy.close()
