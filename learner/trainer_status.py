@@ -20,6 +20,7 @@ _LOG_PERIOD_S = 30.0
 _LIFETIME_S = 10.0  # longer than a step or a checkpoint should take, shorter than a person waits
 _NAME = "trainer.json"
 _NUM_BYTES = 4096  # always the same: one block, which can be written again when the disk has no other left
+_ALARM_LENGTH = _NUM_BYTES // 8
 _STATES = ("training", "waiting", "down")
 
 TrainerState = Literal["training", "waiting", "down"]
@@ -42,7 +43,7 @@ def write_status(run_dir: Path, status: TrainerStatus) -> None:
     """
     path = run_dir / _NAME
     # The system's monotonic clock is the same in every process of a machine, and no one sets it.
-    text = json.dumps({**asdict(status), "alarm": status.alarm[: _NUM_BYTES // 8], "monotonic_s": time.monotonic()})
+    text = json.dumps({**asdict(status), "alarm": status.alarm[:_ALARM_LENGTH], "monotonic_s": time.monotonic()})
     data = text.encode().ljust(_NUM_BYTES)
     try:
         replace_file(path, data)
@@ -111,7 +112,9 @@ class StatusReporter:
         self._write("down", math.inf)
 
     def _write(self, state: TrainerState, now_s: float) -> None:
-        status = TrainerStatus(self._learner_step, state, " ".join(self._alarms.values()))
+        share = _ALARM_LENGTH // max(1, len(self._alarms))  # or the first would leave no room for the others
+        alarms = " ".join(text if len(text) < share else f"{text[: share - 2]}…" for text in self._alarms.values())
+        status = TrainerStatus(self._learner_step, state, alarms)
         was = self._written
         is_new = was is None or (was.state, was.alarm) != (status.state, status.alarm)
         if not is_new and now_s < self._next_write_s:
