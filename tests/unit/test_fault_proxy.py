@@ -177,6 +177,10 @@ def test_stop_reading_fills_the_senders_buffers(proxy: FaultProxy, ends: Ends) -
 def test_reset_ends_both_sides_with_an_error_and_the_next_connection_works(
     server: Server, proxy: FaultProxy, ends: Ends
 ) -> None:
+    client, target = ends
+    for sender, receiver in ((client, target), (target, client)):  # both ways are open
+        sender.sendall(b"x")
+        assert receive(receiver, 1) == b"x"
     proxy.reset()
     for end in ends:
         with pytest.raises(ConnectionResetError):
