@@ -71,6 +71,9 @@ class CgpoConfig:
 
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
+    shared_prefix: bool = True
+    """The guided and the unguided sample of a state share the noise of the steps before guidance begins, so that the
+    fast path computes these once. Each sample is distributed as without it; the two of one state are correlated."""
     actor_learning_rate: float = 3e-4
     """Adam step size of the denoiser."""
     value_learning_rate: float = 3e-4
@@ -121,7 +124,7 @@ class CgpoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SacConfig:
+class HilSerlSacConfig:
     """HIL-SERL's SAC, its code's values (`examples/experiments/config.py`); the Gaussian needs its own [policy]."""
 
     actor_learning_rate: float = 3e-4
@@ -147,11 +150,11 @@ class SacConfig:
 
     def __post_init__(self) -> None:
         if not self.initial_temperature > 0:
-            raise ConfigError(f"sac.initial_temperature = {self.initial_temperature} must be positive")
+            raise ConfigError(f"hil_serl_sac.initial_temperature = {self.initial_temperature} must be positive")
         if not 0 < self.discount < 1 or self.cta_ratio < 1 or self.critic_subset < 0:
             raise ConfigError(
-                f"sac: discount = {self.discount} must be between 0 and 1, cta_ratio = {self.cta_ratio} at least 1, "
-                f"critic_subset = {self.critic_subset} not negative"
+                f"hil_serl_sac: discount = {self.discount} must be between 0 and 1, cta_ratio = {self.cta_ratio} at "
+                f"least 1, critic_subset = {self.critic_subset} not negative"
             )
 
 
@@ -277,7 +280,7 @@ class LearnerConfig:
 
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     cgpo: CgpoConfig = field(default_factory=CgpoConfig)
-    sac: SacConfig = field(default_factory=SacConfig)
+    hil_serl_sac: HilSerlSacConfig = field(default_factory=HilSerlSacConfig)
     bc: BcConfig = field(default_factory=BcConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
@@ -308,6 +311,9 @@ class LearnerConfig:
     """Seed of networks, noise and sampling."""
     device: str = "auto"
     """torch device of the trainer; auto is cuda where there is one."""
+    kernels: Literal["auto", "plain", "fast"] = "auto"
+    """Inner loops of the update: plain is the readable reference, fast computes the same sooner; auto is the fast ones
+    wherever they exist."""
     torch_threads: int = 1
     """CPU threads of the trainer."""
     steps_per_update: int = 50
@@ -367,7 +373,8 @@ class LearnerConfig:
                 f"{policy.num_quantiles}), drop_quantiles = 0 and behavior_candidates = 1 (not "
                 f"{policy.behavior_candidates})"
             )
-        if is_sac and self.sac.critic_subset > policy.num_critics:
+        if is_sac and self.hil_serl_sac.critic_subset > policy.num_critics:
             raise ConfigError(
-                f"sac.critic_subset = {self.sac.critic_subset} of policy.num_critics = {policy.num_critics} critics"
+                f"hil_serl_sac.critic_subset = {self.hil_serl_sac.critic_subset} of policy.num_critics = "
+                f"{policy.num_critics} critics"
             )

@@ -17,11 +17,12 @@ ValueFunction = Callable[[Tensor, Tensor], Tensor]  # (feature (B, F), action (B
 _NORM_FLOOR = 1e-8  # DSG's code; keeps a zero gradient from dividing by zero
 
 
-def make_guide(config: GuidanceConfig, value: ValueFunction) -> Guide | None:
-    """Return the guide that `config` names, or None for unguided targets."""
+def make_guide(config: GuidanceConfig, value: ValueFunction, rate: Tensor | float | None = None) -> Guide | None:
+    """Return the guide that `config` names, or None for unguided targets; rate (P, 1, 1) where agents differ in it."""
     if config.type == "none" or config.steps == 0:
         return None
-    return DsgGuide(config, value) if config.type == "dsg" else NaiveGuide(config, value)
+    guide = DsgGuide if config.type == "dsg" else NaiveGuide
+    return guide(config, value, config.rate if rate is None else rate)
 
 
 class _ValueGuide:
@@ -30,9 +31,10 @@ class _ValueGuide:
     The very last step has sigma = 0, so nothing could move: it is left to the unguided sampler.
     """
 
-    def __init__(self, config: GuidanceConfig, value: ValueFunction) -> None:
+    def __init__(self, config: GuidanceConfig, value: ValueFunction, rate: Tensor | float) -> None:
         self._config = config
         self._value = value
+        self._rate = rate
 
     def is_active(self, step: int) -> bool:
         return 1 <= step < self._config.steps
@@ -54,7 +56,7 @@ class DsgGuide(_ValueGuide):
     """
 
     def _move(self, mean: Tensor, ascent: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-        return dsg_step(mean, ascent, sigma, noise, self._config.rate)
+        return dsg_step(mean, ascent, sigma, noise, self._rate)
 
 
 class NaiveGuide(_ValueGuide):
@@ -67,10 +69,10 @@ class NaiveGuide(_ValueGuide):
         return mean + self._config.naive_scale * shift + sigma * noise
 
 
-def dsg_step(mean: Tensor, ascent: Tensor, sigma: Tensor, noise: Tensor, rate: float) -> Tensor:
+def dsg_step(mean: Tensor, ascent: Tensor, sigma: Tensor, noise: Tensor, rate: Tensor | float) -> Tensor:
     """Take one step of length sqrt(A) sigma from `mean`, between the sampled and the ascent direction.
 
-    Shapes: mean, ascent (any length), noise (standard normal) (B, A), sigma (); returns (B, A).
+    Shapes: mean, ascent (any length), noise (standard normal) (..., A), sigma (); returns (..., A).
     A row without gradient keeps its sampled direction. Source: CGPO Eq 11-13.
     """
     radius: Tensor = sigma * math.sqrt(mean.shape[-1])
@@ -79,7 +81,7 @@ def dsg_step(mean: Tensor, ascent: Tensor, sigma: Tensor, noise: Tensor, rate: f
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Scale each row (B, A) to length 1; a zero row stays zero."""
+    """Scale each row (..., A) to length 1; a zero row stays zero."""
     length: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / (length + _NORM_FLOOR)
 

@@ -60,8 +60,8 @@ class CriticEnsemble(nn.Module):
 def conservative_value(quantiles: Tensor, num_dropped: int) -> Tensor:
     """Drop each critic's `num_dropped` highest quantiles and average the rest over quantiles and critics.
 
-    Shapes: quantiles (B, N, M), any order; returns (B,). Source: CGPO, arXiv:2605.30056, Eq 14. A single quantile per
-    critic means scalar critics, whose conservative value is their minimum (the twin_scalar ablation).
+    Shapes: quantiles (..., N, M), any order; returns (...). Source: CGPO, arXiv:2605.30056, Eq 14. A single quantile
+    per critic means scalar critics, whose conservative value is their minimum (the twin_scalar ablation).
     """
     num_quantiles = quantiles.shape[-1]
     if num_quantiles == 1:

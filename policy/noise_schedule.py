@@ -31,8 +31,9 @@ class NoiseSchedule:
         return len(self.beta)
 
     def add_noise(self, clean_action: Tensor, step: Tensor, noise: Tensor) -> Tensor:
-        """Sample q(x_t | a). clean_action and noise (B, A), step (B,) code indices."""
-        return self.sqrt_alpha_bar[step, None] * clean_action + self.sqrt_one_minus_alpha_bar[step, None] * noise
+        """Sample q(x_t | a). clean_action and noise (..., A), step (...) code indices."""
+        kept, added = self.sqrt_alpha_bar[step], self.sqrt_one_minus_alpha_bar[step]
+        return kept[..., None] * clean_action + added[..., None] * noise
 
     def to(self, device: torch.device | str) -> "NoiseSchedule":
         return NoiseSchedule(**{name: value.to(device) for name, value in vars(self).items()})

@@ -60,8 +60,8 @@ def sample(
 ) -> Tensor:
     """Run the reverse process from noise to actions in [-1, 1].
 
-    Shapes: feature (B, F), noise (T + 1, B, A) from draw_noise; returns (B, A), detached. With T = 20 and the posterior
-    variance the sampler is under-dispersed: a Gaussian policy of std 0.3 is sampled with std 0.245.
+    Shapes: feature (..., B, F), noise (T + 1, ..., B, A) as from draw_noise; returns (..., B, A), detached. With T = 20
+    and the posterior variance the sampler is under-dispersed: a Gaussian policy of std 0.3 is sampled with std 0.245.
     """
     x = noise[-1]
     for step in reversed(range(schedule.num_steps)):
@@ -74,6 +74,6 @@ def sample(
 
 
 def best_of(candidates: Tensor, values: Tensor) -> Tensor:
-    """Return each row's candidate with the largest value. candidates (B, K, A), values (B, K); returns (B, A)."""
-    index = values.argmax(dim=1)
-    return candidates[torch.arange(len(candidates), device=candidates.device), index]
+    """Return (..., B, A), each row's candidate with the largest value; candidates (..., B, K, A), values (..., B, K)."""
+    index = values.argmax(dim=-1)
+    return candidates.take_along_dim(index[..., None, None], dim=-2).squeeze(-2)

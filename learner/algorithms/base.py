@@ -7,9 +7,10 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from learner.agents import Noise, Population
 from learner.algorithms.guarded_adam import SkippedSteps
 from learner.replay import Batch
-from policy.encoder import ObservationHeads
+from policy.encoder import EncoderInput
 
 Module = TypeVar("Module", bound=nn.Module)
 SampleBatch = Callable[[], Batch]
@@ -17,7 +18,7 @@ Metrics = dict[str, Tensor | float]
 
 
 class NextFeature(NamedTuple):
-    """Features (B, F) of a batch's next observations by the online and the target heads, without gradient."""
+    """Features (..., B, F) of a batch's next observations by the online and the target heads, without gradient."""
 
     online: Tensor
     target: Tensor
@@ -32,6 +33,18 @@ class Algorithm(Protocol):
     def skipped_steps(self) -> dict[str, SkippedSteps]:
         """Return what each optimiser did not do, because loss or gradient was not finite. Waits for the device."""
 
+    def is_warming_up(self) -> bool:
+        """Whether the next step is one of another kind than all later ones, such as cloning. Waits for the device."""
+
+    def explore(self, observation: EncoderInput, noise: Noise) -> Tensor:
+        """Return actions (..., B, A) in [-1, 1] as they are chosen while data are collected. Without gradient."""
+
+    def exploit(self, observation: EncoderInput, noise: Noise, candidates: int) -> Tensor:
+        """Return actions (..., B, A) as they are evaluated: the best of `candidates` samples by the critic.
+
+        A policy without samples to choose from returns its one action for any number.
+        """
+
     def policy_tensors(self) -> dict[str, Tensor]:
         """Return what policy.acting.ActingPolicy loads: tensors named heads.*, denoiser.* and so on."""
 
@@ -43,20 +56,20 @@ class Algorithm(Protocol):
 
 
 @torch.no_grad()
-def next_feature_of(batch: Batch, heads: ObservationHeads, target_heads: ObservationHeads) -> NextFeature:
+def next_feature_of(batch: Batch, heads: nn.Module, target_heads: nn.Module) -> NextFeature:
     return NextFeature(heads(batch.next_observation), target_heads(batch.next_observation))
 
 
 def published_tensors(modules: Mapping[str, nn.Module | None]) -> dict[str, Tensor]:
     """Return copies of all tensors, each named "key.name"; None stands for a part that is not published.
 
-    The frozen backbone never is: both sides load it from the same file.
+    A population's have the leading axis P. The frozen backbone never is: both sides load it from the same file.
     """
     return {
         f"{key}.{name}": tensor.detach().cpu().clone()
         for key, module in modules.items()
         if module is not None
-        for name, tensor in module.state_dict().items()
+        for name, tensor in (module.stacked if isinstance(module, Population) else module).state_dict().items()
     }
 
 

@@ -2,7 +2,8 @@
 
 One learner step: critic updates towards truncated double-selected targets; then, with the new critic, one better action
 per state is synthesised by a guided chain and the denoiser is regressed onto it, weighted by its advantage; then both
-target networks follow. Letters: B batch, K candidates, A action, N critics, M quantiles, T denoising steps.
+target networks follow. Letters: B batch, K candidates, A action, N critics, M quantiles, T denoising steps; `...` is
+nothing for one agent and (P,) for a population (learner.agents). What takes time is in learner.kernels.
 
 Ours, not the paper's, each a switch: BC warm-up, human actions as competing targets, LayerNorm critic, reward scale.
 """
@@ -10,6 +11,7 @@ Ours, not the paper's, each a switch: BC warm-up, human actions as competing tar
 import torch
 from torch import Tensor, nn
 
+from learner.agents import Agents, Noise
 from learner.algorithms.base import (
     Metrics,
     NextFeature,
@@ -20,60 +22,56 @@ from learner.algorithms.base import (
     update_ema,
 )
 from learner.algorithms.gripper import make_gripper
-from learner.algorithms.guarded_adam import GuardedAdam
 from learner.algorithms.state import Resumable, Stateful
-from learner.config import LearnerConfig
-from learner.guidance import make_guide
+from learner.diffusion import Diffusion
 from learner.losses import (
     advantage_weight,
     annealed_entropy_weight,
     combine_denoising_errors,
-    denoising_error,
     mean_over_human_rows,
     quantile_huber_loss,
     scalar_critic_loss,
     target_atoms,
 )
 from learner.replay import Batch
-from policy.critic_network import CriticEnsemble, conservative_value
+from policy.critic_network import conservative_value
 from policy.diffusion_policy import make_critic, make_denoiser
-from policy.encoder import ObservationHeads
-from policy.noise_schedule import make_noise_schedule
-from policy.sampler import NoisePredictor, best_of, draw_noise, sample
+from policy.encoder import EncoderInput, ObservationHeads, feature_dim
 from policy.spec import Specs
 
 
 class Cgpo(Resumable):
     """See the module docstring; configuration in learner.config.CgpoConfig."""
 
-    def __init__(self, config: LearnerConfig, specs: Specs) -> None:
-        self._config, self._policy = config.cgpo, config.policy
-        device = torch.device(config.device)
-        torch.manual_seed(config.seed)
-        self._schedule = make_noise_schedule(self._policy.schedule, self._policy.denoising_steps).to(device)
+    def __init__(self, agents: Agents, specs: Specs) -> None:
+        self._config, self._policy = agents.config.cgpo, agents.config.policy
         self._action_dim = specs.action.continuous_dim
-        self._denoiser = make_denoiser(specs, self._policy).to(device)
-        self._critic = make_critic(specs, self._policy).to(device)
-        self._heads = ObservationHeads(specs, self._policy).to(device)
-        self._gripper = make_gripper(specs, config, self._config.discount)
-        self._value = make_value_network(self._heads.feature_dim, self._config.value_hidden).to(device)
+        self._diffusion = Diffusion(agents, self._action_dim)
+        self._kernels = self._diffusion.kernels
+        self._denoiser = agents.network(lambda: make_denoiser(specs, self._policy))
+        self._critic = agents.network(lambda: make_critic(specs, self._policy))
+        self._heads = agents.network(lambda: ObservationHeads(specs, self._policy))
+        self._gripper = make_gripper(agents, specs, self._config.discount)
+        feature_width = feature_dim(specs, self._policy)
+        self._value = agents.network(lambda: make_value_network(feature_width, self._config.value_hidden))
         self._target_denoiser = frozen_copy(self._denoiser)
         self._target_critic = frozen_copy(self._critic)
         self._target_heads = frozen_copy(self._heads)
         eps = self._config.adam_eps
-        self._denoiser_optimiser = GuardedAdam(self._denoiser.parameters(), self._config.actor_learning_rate, eps=eps)
+        actor = self._denoiser.parameters()
+        self._denoiser_optimiser = agents.optimiser(actor, lambda config: config.cgpo.actor_learning_rate, eps)
         # The heads learn from the critic alone; the actor's loss stops at the feature (DrQ, HIL-SERL).
         valued = [*self._critic.parameters(), *self._heads.parameters()]
         if self._gripper:
             valued += self._gripper.critic.parameters()
-        self._critic_optimiser = GuardedAdam(valued, self._config.critic.learning_rate, eps=eps)
-        self._value_optimiser = GuardedAdam(self._value.parameters(), self._config.value_learning_rate, eps=eps)
-        # One generator per purpose: switching guidance off does not shift the critic's noise.
-        self._critic_noise, self._actor_noise, self._loss_noise = (
-            torch.Generator(device).manual_seed(config.seed * 1000 + purpose) for purpose in range(3)
-        )
-        self._guide = make_guide(self._config.guidance, self._value_of)
-        self._actor_updates = torch.zeros((), dtype=torch.int64)
+        self._critic_optimiser = agents.optimiser(valued, lambda config: config.cgpo.critic.learning_rate, eps)
+        baseline = self._value.parameters()
+        self._value_optimiser = agents.optimiser(baseline, lambda config: config.cgpo.value_learning_rate, eps)
+        self._discount = agents.setting(lambda config: config.cgpo.discount, num_axes=1)
+        self._entropy_weight = agents.setting(lambda config: config.cgpo.entropy_weight, num_axes=2)
+        # One source per purpose: switching guidance off does not shift the critic's noise.
+        self._critic_noise, self._actor_noise, self._loss_noise = (agents.noise(purpose) for purpose in range(3))
+        self._actor_updates = torch.zeros((), dtype=torch.int64, device=agents.device)
 
     def update_step(self, sample_batch: SampleBatch) -> Metrics:
         for _ in range(self._config.cta_ratio - 1):
@@ -83,7 +81,7 @@ class Cgpo(Resumable):
         metrics = self._update_critic(batch)
         with torch.no_grad():
             feature = self._heads(batch.observation)  # once per state, for every chain and loss below
-        if int(self._actor_updates) < self._config.bc_warmup_steps:
+        if self.is_warming_up():
             metrics |= self._imitate(batch, feature)
         else:
             metrics |= self._update_actor(batch, feature)
@@ -91,6 +89,18 @@ class Cgpo(Resumable):
         self._follow_critic()
         update_ema(self._target_denoiser, self._denoiser, self._config.target_update_rate)
         return metrics
+
+    def is_warming_up(self) -> bool:
+        """Whether the next step only imitates."""
+        warmup = self._config.bc_warmup_steps
+        return warmup > 0 and int(self._actor_updates) < warmup
+
+    def explore(self, observation: EncoderInput, noise: Noise) -> Tensor:
+        return self.exploit(observation, noise, self._policy.behavior_candidates)
+
+    @torch.no_grad()
+    def exploit(self, observation: EncoderInput, noise: Noise, candidates: int) -> Tensor:
+        return self._diffusion.act(self._denoiser, self._critic, self._heads(observation), candidates, noise)
 
     def _follow_critic(self) -> None:
         update_ema(self._target_critic, self._critic, self._config.target_update_rate)
@@ -104,14 +114,14 @@ class Cgpo(Resumable):
         next_feature = next_feature_of(batch, self._heads, self._target_heads)
         targets = self._critic_targets(batch, next_feature)
         feature = self._heads(batch.observation)
-        quantiles = self._critic(feature, batch.action[:, : self._action_dim])
+        quantiles = self._kernels.quantiles(self._critic, feature, batch.action[..., : self._action_dim])
         if self._config.critic.type == "twin_scalar":
             loss = scalar_critic_loss(quantiles, targets)
         else:
             loss = quantile_huber_loss(quantiles, targets, self._config.critic.huber_kappa)
         metrics: Metrics = {
             "critic_loss": loss.detach(),
-            "q_data_mean": self._conservative(quantiles.detach()).mean(),
+            "q_data_mean": self._conservative(quantiles.detach()).mean(dim=-1),
         }
         if self._gripper:
             gripper_loss = self._gripper.loss(batch, feature, next_feature)
@@ -122,137 +132,118 @@ class Cgpo(Resumable):
 
     @torch.no_grad()
     def _critic_targets(self, batch: Batch, next_feature: NextFeature) -> Tensor:
-        """Return target atoms (B, L): r + gamma (1 - terminated) Z_target(s', a'), highest atoms dropped.
+        """Return target atoms (..., B, L): r + gamma (1 - terminated) Z_target(s', a'), highest atoms dropped.
 
         a' is the best of K_t target-policy samples by the online critic (DDQN). CGPO section 4.3, Algorithm 1.
         """
         config = self._config.critic
-        candidates = self._candidates(
+        candidates = self._diffusion.candidates(
             self._target_denoiser, next_feature.target, config.target_candidates, self._critic_noise
         )
         if config.ddqn:
-            next_action = self._best_of(self._critic, next_feature.online, candidates)
+            next_action = self._diffusion.best_of(self._critic, next_feature.online, candidates)
         else:
-            next_action = self._best_of(self._target_critic, next_feature.target, candidates)
-        quantiles = self._target_critic(next_feature.target, next_action)
+            next_action = self._diffusion.best_of(self._target_critic, next_feature.target, candidates)
+        quantiles = self._kernels.quantiles(self._target_critic, next_feature.target, next_action)
         if config.target_type == "scalar" or config.type == "twin_scalar":
-            atoms = self._conservative(quantiles)[:, None]
+            atoms = self._conservative(quantiles)[..., None]
         else:
             atoms = target_atoms(quantiles, self._policy.drop_quantiles, config.target_truncation)
-        discount = self._config.discount * (1 - batch.is_terminal)
-        return batch.reward[:, None] + discount[:, None] * atoms
+        discount = self._discount * (1 - batch.is_terminal)
+        return batch.reward[..., None] + discount[..., None] * atoms
 
     # --- actor ----------------------------------------------------------------------------------------------------
 
     def _update_actor(self, batch: Batch, feature: Tensor) -> Metrics:
         """Regress the denoiser onto one synthesised action per state, weighted by its advantage (CGPO Eq 15-19)."""
-        policy_action = self._samples(self._denoiser, feature, self._actor_noise)
+        policy_action, guided_action = self._sampled_actions(feature)
         policy_value = self._value_of(feature, policy_action)
-        target_action, metrics = self._target_actions(batch, feature, policy_action)
+        target_action, metrics = self._target_action(batch, feature, guided_action)
         target_value = self._value_of(feature, target_action)
         base_value = self._base_value(feature, policy_action, policy_value)
         weight = advantage_weight(target_value, base_value)
         metrics |= {
-            "q_mean": policy_value.mean(),
-            "target_advantage_mean": (target_value - policy_value).mean(),
-            "weight_mean": weight.mean(),
-            "weight_max": weight.max(),
-            "weight_positive_fraction": (weight > 0).float().mean(),
-            "policy_action_std": policy_action.std(dim=0).mean(),
+            "q_mean": policy_value.mean(dim=-1),
+            "target_advantage_mean": (target_value - policy_value).mean(dim=-1),
+            "target_move": (target_action - policy_action).norm(dim=-1).mean(dim=-1),
+            "weight_mean": weight.mean(dim=-1),
+            "weight_max": weight.amax(dim=-1),
+            "weight_positive_fraction": (weight > 0).float().mean(dim=-1),
+            "policy_action_std": policy_action.std(dim=-2).mean(dim=-1),
         }
         if self._config.weight_norm == "mean":
-            weight = weight / (weight.mean() + 1e-6)
+            weight = weight / (weight.mean(dim=-1, keepdim=True) + 1e-6)
         loss = self._actor_loss(feature, target_action, weight)
         self._denoiser_optimiser.descend(loss, self._config.grad_clip)
         return metrics | {"actor_loss": loss.detach()}
 
-    def _target_actions(self, batch: Batch, feature: Tensor, policy_action: Tensor) -> tuple[Tensor, Metrics]:
-        """Return a^g (B, A): guided sample, or the human's action where it is allowed to compete and wins."""
+    def _sampled_actions(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each state's unguided sample and its synthesised better action, both (..., B, A)."""
         guidance = self._config.guidance
+        noise = self._diffusion.chain_noise(feature.shape[-2], self._actor_noise)
         if guidance.type == "none":
-            candidates = self._candidates(self._denoiser, feature, guidance.best_of, self._actor_noise)
-            target = self._best_of(self._critic, feature, candidates)
-        else:
-            noise = draw_noise(self._schedule, len(feature), self._action_dim, self._actor_noise)
-            target = sample(self._denoiser, self._schedule, feature, noise, self._guide)
-        metrics: Metrics = {"target_move": (target - policy_action).norm(dim=-1).mean()}
-        if self._config.human_targets:
-            human_action = batch.action[:, : self._action_dim]
-            human_value = self._value_of(feature, human_action)
-            human_wins = batch.is_human & (human_value > self._value_of(feature, target))
-            target = torch.where(human_wins[:, None], human_action, target)
-            metrics["human_target_fraction"] = human_wins.float().mean()
-        return target, metrics
+            candidates = self._diffusion.candidates(self._denoiser, feature, guidance.best_of, self._actor_noise)
+            best = self._diffusion.best_of(self._critic, feature, candidates)
+            return self._kernels.sample(self._denoiser, feature, noise), best
+        guided_noise = self._diffusion.chain_noise(feature.shape[-2], self._actor_noise)
+        if self._config.shared_prefix:
+            guided_noise = torch.cat([guided_noise[: guidance.steps], noise[guidance.steps :]])
+        return self._kernels.sample_pair(self._denoiser, self._critic, feature, noise, guided_noise)
+
+    def _target_action(self, batch: Batch, feature: Tensor, guided_action: Tensor) -> tuple[Tensor, Metrics]:
+        """Return a^g (..., B, A): the guided sample, or the human's action where it may compete and wins."""
+        if not self._config.human_targets:
+            return guided_action, {}
+        human_action = batch.action[..., : self._action_dim]
+        human_value = self._value_of(feature, human_action)
+        human_wins = batch.is_human & (human_value > self._value_of(feature, guided_action))
+        target = torch.where(human_wins[..., None], human_action, guided_action)
+        return target, {"human_target_fraction": human_wins.float().mean(dim=-1)}
 
     def _base_value(self, feature: Tensor, policy_action: Tensor, policy_value: Tensor) -> Tensor:
-        """Return the weight's baseline (B,), training the value network where it is learned (CGPO Eq 16-17)."""
+        """Return the weight's baseline (..., B), training the value network where it is learned (CGPO Eq 16-17)."""
         if self._config.vbase == "zero":
             return torch.zeros_like(policy_value)
         if self._config.vbase == "sampled":
             count = self._config.vbase_samples
-            repeated = feature.repeat_interleave(count, dim=0)
-            actions = self._samples(self._denoiser, repeated, self._actor_noise)
-            return self._value_of(repeated, actions).view(-1, count).mean(dim=1)
+            actions = self._diffusion.candidates(self._denoiser, feature, count, self._actor_noise)
+            values = self._value_of(feature, actions.flatten(-3, -2))
+            return values.view(*policy_value.shape, count).mean(dim=-1)
         if self._config.vbase_critic == "target":
-            with torch.no_grad():
-                policy_value = self._conservative(self._target_critic(feature, policy_action))
+            policy_value = self._kernels.value(self._target_critic, feature, policy_action)
         predicted = self._value(feature).squeeze(-1)
-        self._value_optimiser.descend((predicted - policy_value).square().mean(), self._config.grad_clip)
+        self._value_optimiser.descend((predicted - policy_value).square().mean(dim=-1), self._config.grad_clip)
         with torch.no_grad():
             base_value: Tensor = self._value(feature).squeeze(-1)
         return base_value
 
     def _actor_loss(self, feature: Tensor, target_action: Tensor, weight: Tensor) -> Tensor:
         count = self._config.entropy_samples
-        uniform = (
-            2 * torch.rand((len(feature), count, self._action_dim), generator=self._loss_noise, device=feature.device)
-            - 1
+        uniform = 2 * self._loss_noise.uniform(feature.shape[-2], count, self._action_dim) - 1
+        actions = torch.cat([target_action[..., None, :], uniform], dim=-2).flatten(-3, -2)  # (..., B (1 + N_e), A)
+        error = self._diffusion.denoising_error(self._denoiser, actions, feature, self._loss_noise).unflatten(
+            -1, (-1, 1 + count)
         )
-        actions = torch.cat([target_action[:, None], uniform], dim=1).flatten(0, 1)  # (B (1 + N_e), A)
-        repeated = feature.repeat_interleave(1 + count, dim=0)
-        error = denoising_error(self._denoiser, self._schedule, actions, repeated, self._loss_noise).view(-1, 1 + count)
         entropy_weight = annealed_entropy_weight(
-            self._config.entropy_weight, int(self._actor_updates), self._config.entropy_anneal_steps
+            self._entropy_weight, self._actor_updates, self._config.entropy_anneal_steps
         )
         return combine_denoising_errors(
-            error[:, 0], error[:, 1:], weight, entropy_weight, self._config.entropy_reduction
+            error[..., 0], error[..., 1:], weight, entropy_weight, self._config.entropy_reduction
         )
 
     def _imitate(self, batch: Batch, feature: Tensor) -> Metrics:
         """BC warm-up: plain denoising regression on human rows, none if the batch holds none."""
-        human_action = batch.action[:, : self._action_dim]
-        error = denoising_error(self._denoiser, self._schedule, human_action, feature, self._loss_noise)
+        human_action = batch.action[..., : self._action_dim]
+        error = self._diffusion.denoising_error(self._denoiser, human_action, feature, self._loss_noise)
         loss = mean_over_human_rows(error, batch.is_human)
         self._denoiser_optimiser.descend(loss, self._config.grad_clip)
         return {"actor_loss": loss.detach()}
 
     # --- shared ---------------------------------------------------------------------------------------------------
 
-    def _samples(self, denoiser: NoisePredictor, feature: Tensor, generator: torch.Generator) -> Tensor:
-        noise = draw_noise(self._schedule, len(feature), self._action_dim, generator)
-        return sample(denoiser, self._schedule, feature, noise)
-
-    def _candidates(self, denoiser: NoisePredictor, feature: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Return unguided samples (B, K, A) of each state."""
-        repeated = feature.repeat_interleave(count, dim=0)  # row-major: candidates of one state are neighbours
-        return self._samples(denoiser, repeated, generator).view(len(feature), count, -1)
-
-    @torch.no_grad()
-    def _best_of(self, critic: CriticEnsemble, feature: Tensor, candidates: Tensor) -> Tensor:
-        """Return each state's candidate (B, A) of highest conservative value."""
-        count = candidates.shape[1]
-        if count == 1:
-            return candidates[:, 0]
-        repeated = feature.repeat_interleave(count, dim=0)
-        values = self._conservative(critic(repeated, candidates.flatten(0, 1)))
-        return best_of(candidates, values.view(len(feature), count))
-
     def _value_of(self, feature: Tensor, action: Tensor) -> Tensor:
-        """Conservative value (B,) of the online critic; differentiable in the action only where grad is enabled."""
-        if action.requires_grad:
-            return self._conservative(self._critic(feature, action))
-        with torch.no_grad():
-            return self._conservative(self._critic(feature, action))
+        """Conservative value (..., B) of the online critic."""
+        return self._kernels.value(self._critic, feature, action)
 
     def _conservative(self, quantiles: Tensor) -> Tensor:
         return conservative_value(quantiles, self._policy.drop_quantiles)

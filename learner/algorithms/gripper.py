@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learner.agents import Agents
 from learner.algorithms.base import NextFeature, frozen_copy, update_ema
-from learner.config import LearnerConfig
 from learner.replay import Batch
+from policy.errors import ConfigError
 from policy.gripper_critic import GripperCritic, choice_of
 from policy.spec import Specs
 
@@ -14,8 +15,9 @@ from policy.spec import Specs
 class GripperLearner:
     """Owns the gripper's critic and its target; the algorithm adds `loss` to its critic's and steps both at once."""
 
-    def __init__(self, specs: Specs, config: LearnerConfig, discount: float) -> None:
-        self.critic = GripperCritic(specs, config.policy).to(config.device)
+    def __init__(self, agents: Agents, specs: Specs, discount: float) -> None:
+        config = agents.config
+        self.critic: GripperCritic = agents.network(lambda: GripperCritic(specs, config.policy))
         self.target = frozen_copy(self.critic)
         self._discount = discount
         self._penalty = config.gripper_penalty * config.replay.reward_scale
@@ -37,6 +39,10 @@ class GripperLearner:
         update_ema(self.target, self.critic, rate)
 
 
-def make_gripper(specs: Specs, config: LearnerConfig, discount: float) -> GripperLearner | None:
-    """Return what learns the gripper; None unless the action's gripper is discrete."""
-    return GripperLearner(specs, config, discount) if specs.action.gripper == "discrete" else None
+def make_gripper(agents: Agents, specs: Specs, discount: float) -> GripperLearner | None:
+    """Return what learns the gripper; None unless the action's gripper is discrete. ConfigError for a population."""
+    if specs.action.gripper != "discrete":
+        return None
+    if agents.is_population:
+        raise ConfigError("a discrete gripper cannot be trained for a population of agents; train one at a time")
+    return GripperLearner(agents, specs, discount)

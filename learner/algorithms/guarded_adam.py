@@ -1,6 +1,6 @@
-"""The only way in which a network is changed here: backward, check, clip, step. Nothing that is not finite gets in."""
+"""The only way in which a network is changed here: gradient, check, clip, step. Nothing that is not finite gets in."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,25 +27,29 @@ class GuardedAdam(Adam):
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, eps: float = 1e-8) -> None:
         super().__init__(parameters, learning_rate, eps=eps, fused=True)
         self._parameters: list[nn.Parameter] = self.param_groups[0]["params"]
-        zero = torch.zeros((), device=self._parameters[0].device)
-        self._total, self._in_a_row, self._loss, self._gradient_norm = zero, zero, zero, zero
+        # total, in a row, loss, gradient norm; always the same tensor, as a captured graph needs it
+        self._counters = torch.zeros(4, device=self._parameters[0].device)
 
     def descend(self, loss: Tensor, max_norm: float = 0.0) -> None:
         """Take one step down `loss`, with the gradient's norm clipped to max_norm unless that is 0."""
-        self.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._loss = loss.detach()
-        self._gradient_norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        self.step_along(torch.autograd.grad(loss, self._parameters, allow_unused=True), loss, max_norm)
+
+    def step_along(self, gradients: Sequence[Tensor | None], loss: Tensor, max_norm: float = 0.0) -> None:
+        """Take the step of `descend` from gradients that are known already, one for each parameter."""
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
         if max_norm:
-            nn.utils.clip_grads_with_norm_(self._parameters, max_norm, self._gradient_norm)
-        self.found_inf = 1.0 - (self._loss + self._gradient_norm).isfinite().float()
+            nn.utils.clip_grads_with_norm_(self._parameters, max_norm, norm)
+        self.found_inf = 1.0 - (loss.detach() + norm).isfinite().float()
         self.step()
-        self._total = self._total + self.found_inf
-        self._in_a_row = (self._in_a_row + 1) * self.found_inf
+        total, in_a_row, _, _ = self._counters
+        latest = [total + self.found_inf, (in_a_row + 1) * self.found_inf, loss.detach(), norm]
+        self._counters.copy_(torch.stack(latest))
 
     def counters(self) -> Tensor:
         """Return the fields of SkippedSteps as a tensor (4,), still on the device."""
-        return torch.stack([self._total, self._in_a_row, self._loss, self._gradient_norm])
+        return self._counters
 
 
 def read_counters(optimisers: dict[str, GuardedAdam]) -> dict[str, SkippedSteps]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from learner.agents import Agents, Noise
 from learner.algorithms.base import (
     Metrics,
     NextFeature,
@@ -26,11 +27,11 @@ from learner.algorithms.base import (
 from learner.algorithms.gripper import make_gripper
 from learner.algorithms.guarded_adam import GuardedAdam
 from learner.algorithms.state import Resumable, Stateful
-from learner.config import LearnerConfig
 from learner.losses import scalar_critic_loss
 from learner.replay import Batch
 from policy.diffusion_policy import make_critic
-from policy.encoder import ObservationHeads
+from policy.encoder import EncoderInput, ObservationHeads
+from policy.errors import ConfigError
 from policy.gaussian_policy import GaussianPolicy
 from policy.spec import Specs
 
@@ -38,15 +39,16 @@ from policy.spec import Specs
 class HilSerlSac(Resumable):
     """See the module docstring; configuration in learner.config.SacConfig."""
 
-    def __init__(self, config: LearnerConfig, specs: Specs) -> None:
-        self._config = config.sac
-        device = torch.device(config.device)
-        torch.manual_seed(config.seed)
-        self._actor = GaussianPolicy(specs, config.policy).to(device)
-        self._critic = make_critic(specs, config.policy).to(device)
-        self._heads = ObservationHeads(specs, config.policy).to(device)
-        self._gripper = make_gripper(specs, config, self._config.discount)
-        self._temperature = Temperature(self._config.initial_temperature).to(device)
+    def __init__(self, agents: Agents, specs: Specs) -> None:
+        if agents.is_population:
+            raise ConfigError("hil_serl_sac trains one agent at a time; the algorithm sac can train a population")
+        config = agents.config
+        self._config = config.hil_serl_sac
+        self._actor = agents.network(lambda: GaussianPolicy(specs, config.policy))
+        self._critic = agents.network(lambda: make_critic(specs, config.policy))
+        self._heads = agents.network(lambda: ObservationHeads(specs, config.policy))
+        self._gripper = make_gripper(agents, specs, self._config.discount)
+        self._temperature = agents.network(lambda: Temperature(self._config.initial_temperature))
         self._target_critic = frozen_copy(self._critic)
         self._target_heads = frozen_copy(self._heads)
         self._action_dim = specs.action.continuous_dim
@@ -54,13 +56,12 @@ class HilSerlSac(Resumable):
         valued = [*self._critic.parameters(), *self._heads.parameters()]
         if self._gripper:
             valued += self._gripper.critic.parameters()
-        self._actor_optimiser = GuardedAdam(self._actor.parameters(), self._config.actor_learning_rate)
-        self._critic_optimiser = GuardedAdam(valued, self._config.critic_learning_rate)
-        self._temperature_optimiser = GuardedAdam(
-            self._temperature.parameters(), self._config.temperature_learning_rate
-        )
+        rates = self._config
+        self._actor_optimiser = GuardedAdam(self._actor.parameters(), rates.actor_learning_rate)
+        self._critic_optimiser = GuardedAdam(valued, rates.critic_learning_rate)
+        self._temperature_optimiser = GuardedAdam(self._temperature.parameters(), rates.temperature_learning_rate)
         self._critic_noise, self._actor_noise = (
-            torch.Generator(device).manual_seed(config.seed * 1000 + purpose) for purpose in range(2)
+            torch.Generator(agents.device).manual_seed(config.seed * 1000 + purpose) for purpose in range(2)
         )
 
     def update_step(self, sample_batch: SampleBatch) -> Metrics:
@@ -117,6 +118,14 @@ class HilSerlSac(Resumable):
             "temperature": self._temperature.value().detach(),
             "policy_action_std": action.detach().std(dim=0).mean(),
         }
+
+    def explore(self, observation: EncoderInput, noise: Noise) -> Tensor:
+        return self.exploit(observation, noise, 1)
+
+    @torch.no_grad()
+    def exploit(self, observation: EncoderInput, noise: Noise, candidates: int) -> Tensor:
+        action: Tensor = self._actor.sample(self._heads(observation), noise.generators[0])[0]
+        return action
 
     def policy_tensors(self) -> dict[str, Tensor]:
         gripper = self._gripper.critic if self._gripper else None

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from learner.agents import Noise, PopulationAdam
 from learner.algorithms.guarded_adam import GuardedAdam, SkippedSteps, read_counters
 from policy.errors import WeightsError
 
-Stateful = nn.Module | GuardedAdam | torch.Generator | Tensor
+Part = nn.Module | GuardedAdam | torch.Generator | Tensor
+Stateful = Part | PopulationAdam | Noise
 
 
 class Resumable(ABC):
@@ -20,16 +22,32 @@ class Resumable(ABC):
         """Return everything that changes while it learns, by unique name."""
 
     def state(self) -> dict[str, Tensor]:
-        return collect_state(self._parts())
+        return collect_state(_single_parts(self._parts()))
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        restore_state(self._parts(), state)
+        restore_state(_single_parts(self._parts()), state)
 
     def skipped_steps(self) -> dict[str, SkippedSteps]:
-        return read_counters({name: part for name, part in self._parts().items() if isinstance(part, GuardedAdam)})
+        parts = _single_parts(self._parts())
+        return read_counters({name: part for name, part in parts.items() if isinstance(part, GuardedAdam)})
+
+    def is_warming_up(self) -> bool:
+        return False
 
 
-def collect_state(parts: Mapping[str, Stateful]) -> dict[str, Tensor]:
+def _single_parts(parts: Mapping[str, Stateful]) -> dict[str, Part]:
+    """Take apart what holds one thing for each agent: `name` for the first, `name.1` and so on for the others."""
+    single: dict[str, Part] = {}
+    for name, part in parts.items():
+        if isinstance(part, PopulationAdam | Noise):
+            each = part.members if isinstance(part, PopulationAdam) else part.generators
+            single |= {f"{name}.{index}" if index else name: own for index, own in enumerate(each)}
+        else:
+            single[name] = part
+    return single
+
+
+def collect_state(parts: Mapping[str, Part]) -> dict[str, Tensor]:
     """Return one flat dict: `part.tensor` for modules, `part.index.key` for Adam moments, `part` for the others."""
     state: dict[str, Tensor] = {}
     for name, part in parts.items():
@@ -45,7 +63,7 @@ def collect_state(parts: Mapping[str, Stateful]) -> dict[str, Tensor]:
     return state
 
 
-def restore_state(parts: Mapping[str, Stateful], state: Mapping[str, Tensor]) -> None:
+def restore_state(parts: Mapping[str, Part], state: Mapping[str, Tensor]) -> None:
     """Load `collect_state` back. Raises WeightsError when anything is missing or of another shape."""
     for name, part in parts.items():
         own = {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}

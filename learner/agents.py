@@ -1,0 +1,168 @@
+"""Whom an algorithm trains: one agent, or P independent ones side by side along a leading axis of every tensor.
+
+Algorithms are written for shapes (..., B, A), in which `...` is nothing for one agent and (P,) for a population: they
+reduce over named axes from the end, and draw all their networks, optimisers, noise and varied settings from `Agents`.
+Nothing is shared between the agents of a population, so each learns what it would learn alone.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learner.algorithms.guarded_adam import GuardedAdam
+from learner.config import LearnerConfig
+from policy.errors import ConfigError
+
+
+class Agents:
+    """One agent (`Agents.single`) or a population; each has its own seed, and may have its own learning rates."""
+
+    def __init__(self, configs: Sequence[LearnerConfig], *, is_population: bool) -> None:
+        if len(configs) != 1 and not (configs and is_population):
+            raise ConfigError(f"{len(configs)} configurations cannot be one agent")
+        self.configs = tuple(configs)
+        self.is_population = is_population
+        self.device = torch.device(configs[0].device)
+        self._initialisation = [_seeded_state(config.seed) for config in configs]
+
+    @staticmethod
+    def single(config: LearnerConfig) -> "Agents":
+        return Agents([config], is_population=False)
+
+    @property
+    def config(self) -> LearnerConfig:
+        """What all agents have in common; what they differ in is read by `setting` and `optimiser`."""
+        return self.configs[0]
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """The leading axes of every tensor: () or (P,)."""
+        return (len(self.configs),) if self.is_population else ()
+
+    def network(self, make: Callable[[], nn.Module]) -> Any:
+        """Make each agent's network from its own seed; a population's is one Population of them. On the device.
+
+        Called in the same order, it gives each agent the networks that it would have alone.
+        """
+        members = []
+        for index, state in enumerate(self._initialisation):
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(state)
+                members.append(make())
+                self._initialisation[index] = torch.get_rng_state()
+        network = Population(members) if self.is_population else members[0]
+        return network.to(self.device)
+
+    def noise(self, purpose: int) -> "Noise":
+        """Random numbers for one purpose: switching one source off does not shift the others."""
+        seeds = [config.seed * 1000 + purpose for config in self.configs]
+        return Noise(seeds, self.device, is_population=self.is_population)
+
+    def optimiser(
+        self, parameters: Iterable[nn.Parameter], learning_rate: Callable[[LearnerConfig], float], eps: float = 1e-8
+    ) -> "GuardedAdam | PopulationAdam":
+        rates = [learning_rate(config) for config in self.configs]
+        if self.is_population:
+            return PopulationAdam(parameters, rates, eps)
+        return GuardedAdam(parameters, rates[0], eps=eps)
+
+    def setting(self, read: Callable[[LearnerConfig], float], num_axes: int) -> "float | Tensor":
+        """Return a setting that agents may differ in: a number if they agree, else (P, 1, ...) with `num_axes` ones."""
+        values = [read(config) for config in self.configs]
+        if len(set(values)) == 1:
+            return values[0]
+        return torch.tensor(values, device=self.device).view(-1, *(1,) * num_axes)
+
+
+class Noise:
+    """Random numbers of all agents, each drawn from its own generator."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu", *, is_population: bool) -> None:
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self._device = device
+        self._is_population = is_population
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal (..., *shape)."""
+        return self._of_each(lambda generator: torch.randn(shape, generator=generator, device=self._device))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform in [0, 1), (..., *shape)."""
+        return self._of_each(lambda generator: torch.rand(shape, generator=generator, device=self._device))
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """Uniform integers in [0, high), (..., *shape)."""
+        return self._of_each(lambda generator: torch.randint(high, shape, generator=generator, device=self._device))
+
+    def chains(self, num_steps: int, rows: int, action_dim: int) -> Tensor:
+        """All noise of `rows` reverse chains, (T + 1, ..., rows, A), as policy.sampler.sample takes it."""
+        drawn = self.normal(num_steps + 1, rows, action_dim)
+        return drawn.movedim(-3, 0)
+
+    def _of_each(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        if not self._is_population:
+            return draw(self.generators[0])
+        return torch.stack([draw(generator) for generator in self.generators])
+
+
+class Population(nn.Module):
+    """P networks of one shape, run as one: every tensor in and out has a leading axis P.
+
+    `stacked` holds the parameters under the members' own names, each with that axis in front.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.stacked = copy.deepcopy(members[0])
+        parameters, buffers = torch.func.stack_module_state(list(members))
+        for name, tensor in {**parameters, **buffers}.items():
+            owner_name, _, leaf = name.rpartition(".")
+            owner = self.stacked.get_submodule(owner_name)
+            if name in buffers:
+                owner._buffers[leaf] = tensor
+            else:
+                owner._parameters[leaf] = nn.Parameter(tensor.detach())
+        self._template = [copy.deepcopy(members[0]).to("meta")]  # in a list: no part of this module's parameters
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Call each member with its slice of every tensor among `inputs`; other inputs are the same for all."""
+        state = {**dict(self.stacked.named_parameters()), **dict(self.stacked.named_buffers())}
+        axes = tuple(None if isinstance(value, int) else 0 for value in inputs)
+
+        def call(own: dict[str, Tensor], *own_inputs: Any) -> Any:
+            return torch.func.functional_call(self._template[0], own, own_inputs)
+
+        result: Tensor = torch.vmap(call, in_dims=(0, *axes))(state, *inputs)
+        return result
+
+
+class PopulationAdam:
+    """GuardedAdam for each agent of a population: one whose step is not finite does not hold up the others."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rates: Sequence[float], eps: float) -> None:
+        self._parameters = list(parameters)
+        # A member's parameters share the stacked ones' memory.
+        self.members = [
+            GuardedAdam([nn.Parameter(stacked.detach()[index]) for stacked in self._parameters], rate, eps=eps)
+            for index, rate in enumerate(learning_rates)
+        ]
+
+    def descend(self, loss: Tensor, max_norm: float = 0.0) -> None:
+        """Take one step of every agent down its element of `loss` (P,), as GuardedAdam.descend does."""
+        gradients = torch.autograd.grad(loss.sum(), self._parameters, allow_unused=True)
+        for index, member in enumerate(self.members):
+            own = [None if gradient is None else gradient[index] for gradient in gradients]
+            member.step_along(own, loss[index], max_norm)
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return a network's parameters and buffers by name; a population's have the leading axis P."""
+    module = network.stacked if isinstance(network, Population) else network
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _seeded_state(seed: int) -> Tensor:
+    return torch.Generator().manual_seed(seed).get_state()
