@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learner.agents import Noise
 from learner.algorithms.cgpo import Cgpo
 from learner.config import LearnerConfig
 from learner.replay import Batch
 from policy.config import from_dict
 from policy.encoder import EncoderInput
 from policy.noise_schedule import NoiseSchedule, make_noise_schedule
-from policy.sampler import NoisePredictor
 from policy.spec import ActionSpec, Field, ObservationSpec, Specs
 
 # The paper's chain. In float64 the closed forms below hold to the rounding of the stored coefficients (1e-7).
@@ -145,9 +145,7 @@ def random_batch(size: int, feature_dim: int, action_dim: int, seed: int = 0) ->
     )
 
 
-def best_of_samples(
-    algorithm: Cgpo, denoiser: NoisePredictor, feature: Tensor, count: int, generator: torch.Generator
-) -> Tensor:
-    """Return the best by the online critic of `count` unguided samples of each state."""
-    candidates = algorithm._candidates(denoiser, feature, count, generator)
-    return algorithm._best_of(algorithm._critic, feature, candidates)
+def best_of_samples(algorithm: Cgpo, denoiser: Any, feature: Tensor, count: int, seed: int = 0) -> Tensor:
+    """Return the best by the online critic of `count` unguided samples of each state; denoiser may be a closed form."""
+    candidates = algorithm._diffusion.candidates(denoiser, feature, count, Noise([seed], is_population=False))
+    return algorithm._diffusion.best_of(algorithm._critic, feature, candidates)

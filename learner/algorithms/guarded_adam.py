@@ -37,8 +37,9 @@ class GuardedAdam(Adam):
     def step_along(self, gradients: Sequence[Tensor | None], loss: Tensor, max_norm: float = 0.0) -> None:
         """Take the step of `descend` from gradients that are known already, one for each parameter."""
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
-        norm = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+            # The fused kernel reads both in the parameter's memory order, whatever the gradient's strides say.
+            parameter.grad = None if gradient is None else gradient.contiguous()
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
         if max_norm:
             nn.utils.clip_grads_with_norm_(self._parameters, max_norm, norm)
         self.found_inf = 1.0 - (loss.detach() + norm).isfinite().float()

@@ -29,7 +29,7 @@ class PlainKernels:
         def value(feature: Tensor, action: Tensor) -> Tensor:
             return conservative_value(critic(feature, action), self._num_dropped)
 
-        guide = make_guide(self._guidance, self._rate, value)
+        guide = make_guide(self._guidance, value, self._rate)
         unguided = sample(denoiser, self._schedule, feature, noise)
         return unguided, sample(denoiser, self._schedule, feature, guided_noise, guide)
 

@@ -29,7 +29,7 @@ FAST: dict[str, Any] = {
         "value_learning_rate": 3e-3,
         "critic": {"learning_rate": 3e-3, "target_candidates": 1},
     },
-    "sac": {"actor_learning_rate": 3e-3, "critic_learning_rate": 3e-3, "tune_temperature": False},
+    "hil_serl_sac": {"actor_learning_rate": 3e-3, "critic_learning_rate": 3e-3, "tune_temperature": False},
     "bc": {"learning_rate": 3e-3, "target_update_rate": 0.05},
 }
 

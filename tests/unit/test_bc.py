@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from learner.agents import Agents
 from learner.algorithms.bc import BehaviourCloning
 from policy.encoder import EncoderInput
 from policy.noise_schedule import make_noise_schedule
@@ -16,7 +17,7 @@ SPECS = make_specs(feature_dim=2, action_dim=2)
 
 
 def make_bc(**bc: float) -> BehaviourCloning:
-    return BehaviourCloning(small_config(algorithm="bc", bc=bc), SPECS)
+    return BehaviourCloning(Agents.single(small_config(algorithm="bc", bc=bc)), SPECS)
 
 
 def denoiser_of(algorithm: BehaviourCloning) -> dict[str, Tensor]:
@@ -73,7 +74,7 @@ def test_demonstrators_with_two_habits_are_cloned_with_both() -> None:
         policy={"denoising_steps": 10, "denoiser_hidden": [32, 32, 32], "time_embedding_dim": 16},
         bc={"learning_rate": 0.01, "target_update_rate": 0.02},
     )
-    algorithm = BehaviourCloning(config, make_specs(1, 1))
+    algorithm = BehaviourCloning(Agents.single(config), make_specs(1, 1))
     batch = random_batch(64, 1, 1)
     habits = torch.tensor([[-0.6], [0.6]]).repeat(32, 1)
     batch = replace(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from learner.agents import Agents, Noise
 from learner.algorithms.base import next_feature_of, update_ema
 from learner.algorithms.cgpo import Cgpo
 from learner.replay import Batch
@@ -18,7 +19,7 @@ Critic = Callable[[Tensor, Tensor], Tensor]
 
 
 def make_cgpo(feature_dim: int = 1, action_dim: int = 1, **tables: Any) -> Cgpo:
-    return Cgpo(small_config(**tables), make_specs(feature_dim, action_dim))
+    return Cgpo(Agents.single(small_config(**tables)), make_specs(feature_dim, action_dim))
 
 
 def batch_of(rows: int, **columns: Any) -> Batch:
@@ -58,11 +59,11 @@ def critic_by_candidate(first: list[list[float]], second: list[list[float]]) -> 
 def with_two_candidates(monkeypatch: pytest.MonkeyPatch, algorithm: Cgpo, online: Critic, target: Critic) -> None:
     """Let every next state have the candidates -0.5 and 0.5, rated by the two critics."""
 
-    def samples(denoiser: object, feature: Tensor, generator: torch.Generator) -> Tensor:
+    def candidates(denoiser: object, feature: Tensor, count: int, source: Noise) -> Tensor:
         assert denoiser is algorithm._target_denoiser  # the EMA actor proposes next actions
-        return torch.tensor([[-0.5], [0.5]]).repeat(len(feature) // 2, 1)
+        return torch.tensor([[-0.5], [0.5]]).repeat(len(feature), 1, 1)
 
-    monkeypatch.setattr(algorithm, "_samples", samples)
+    monkeypatch.setattr(algorithm._diffusion, "candidates", candidates)
     # Modules refuse plain functions as attributes; the algorithm itself does not.
     monkeypatch.setattr(algorithm, "_critic", online)
     monkeypatch.setattr(algorithm, "_target_critic", target)
@@ -110,18 +111,17 @@ def test_twin_scalar_target_is_the_smaller_value_of_the_chosen_action(monkeypatc
 def test_candidates_belong_to_their_own_state() -> None:
     """The policy of a state is the point mass on its feature, so any mix of states shows."""
     algorithm = make_cgpo(feature_dim=2, action_dim=2)
-    denoiser = ClosedFormDenoiser(lambda x, step, feature: feature, algorithm._schedule)
+    denoiser = ClosedFormDenoiser(lambda x, step, feature: feature, algorithm._diffusion.schedule)
     feature = random_batch(7, 2, 2).observation.vector
-    best = best_of_samples(algorithm, denoiser, feature, 3, algorithm._critic_noise)
+    best = best_of_samples(algorithm, denoiser, feature, 3)
     torch.testing.assert_close(best, feature, rtol=0, atol=1e-6)
 
 
 def test_best_of_many_is_worth_more_than_one() -> None:
     algorithm = make_cgpo(feature_dim=2, action_dim=2)
     feature = random_batch(200, 2, 2).observation.vector
-    noise = torch.Generator().manual_seed(0)
     values = [
-        algorithm._value_of(feature, best_of_samples(algorithm, algorithm._denoiser, feature, count, noise))
+        algorithm._value_of(feature, best_of_samples(algorithm, algorithm._denoiser, feature, count))
         for count in (1, 4, 16)
     ]
     assert values[0].mean() < values[1].mean() < values[2].mean()
@@ -171,7 +171,7 @@ def test_other_base_values_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     feature = torch.tensor([[-0.5], [0.0], [0.4]])
 
     def policy(noisy_action: Tensor, step: int, feature: Tensor) -> Tensor:
-        return gaussian(feature, 0.1, sampled._schedule)(noisy_action, step, feature)
+        return gaussian(feature, 0.1, sampled._diffusion.schedule)(noisy_action, step, feature)
 
     monkeypatch.setattr(sampled, "_denoiser", policy)
     monkeypatch.setattr(sampled, "_value_of", lambda feature, action: 10 * action.squeeze(-1))
@@ -181,8 +181,7 @@ def test_other_base_values_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_human_actions_become_targets_where_they_are_human_and_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    algorithm = make_cgpo(cgpo={"human_targets": True, "guidance": {"type": "none"}})
-    algorithm._denoiser = ClosedFormDenoiser(lambda x, step, f: torch.zeros_like(x), algorithm._schedule)  # type: ignore[assignment]
+    algorithm = make_cgpo(cgpo={"human_targets": True})
     monkeypatch.setattr(algorithm, "_value_of", lambda feature, action: feature[:, 0] * action[:, 0])
     batch = batch_of(
         4,
@@ -190,15 +189,15 @@ def test_human_actions_become_targets_where_they_are_human_and_better(monkeypatc
         is_human=torch.tensor([True, True, False, True]),
     )
     feature = torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
-    target, metrics = algorithm._target_actions(batch, feature, torch.zeros(4, 1))
-    assert target.flatten().tolist() == pytest.approx([0.5, 0, 0, 0], abs=1e-6)
+    target, metrics = algorithm._target_action(batch, feature, guided_action=torch.zeros(4, 1))
+    assert target.flatten().tolist() == [0.5, 0, 0, 0]
     assert float(metrics["human_target_fraction"]) == 0.25
 
 
 def test_actor_loss_pairs_every_row_with_its_state_and_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     """A denoiser that takes a state's feature for its action errs on uniform rows, and on rows of another state."""
     algorithm = make_cgpo(feature_dim=2, action_dim=2, cgpo={"entropy_samples": 3, "entropy_anneal_steps": 0})
-    schedule = algorithm._schedule
+    schedule = algorithm._diffusion.schedule
 
     def knowing(noisy_action: Tensor, step: Tensor, feature: Tensor) -> Tensor:
         signal = schedule.sqrt_alpha_bar[step, None] * feature
@@ -209,7 +208,7 @@ def test_actor_loss_pairs_every_row_with_its_state_and_weight(monkeypatch: pytes
     uniform_alone = algorithm._actor_loss(feature, feature, torch.ones(50))
     assert uniform_alone > 1e-3
     torch.testing.assert_close(algorithm._actor_loss(feature, feature, torch.zeros(50)), torch.tensor(0.0))
-    monkeypatch.setattr(algorithm, "_config", replace(algorithm._config, entropy_weight=0.0))
+    monkeypatch.setattr(algorithm, "_entropy_weight", 0.0)
     assert algorithm._actor_loss(feature, feature, torch.ones(50)) < 1e-9  # float32
     # Wrong targets count by their own weights.
     target, weight = feature.clone(), torch.ones(50)

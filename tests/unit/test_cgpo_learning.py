@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from learner.agents import Agents
 from learner.algorithms.cgpo import Cgpo
+from learner.algorithms.guarded_adam import GuardedAdam
 from learner.replay import Batch
 from policy.encoder import EncoderInput
 from policy.sampler import draw_noise, sample
@@ -15,7 +17,7 @@ from tests.oracles import best_of_samples, make_specs, small_config
 
 
 def one_dimensional_cgpo(**tables: Any) -> Cgpo:
-    return Cgpo(small_config(**tables), make_specs(1, 1))
+    return Cgpo(Agents.single(small_config(**tables)), make_specs(1, 1))
 
 
 def bandit_batch(feature: Tensor, action: Tensor, reward: Tensor) -> Batch:
@@ -29,8 +31,9 @@ def share_near(actions: Tensor, point: float, distance: float) -> float:
 
 
 def policy_samples(algorithm: Cgpo, count: int) -> Tensor:
-    noise = draw_noise(algorithm._schedule, count, 1, torch.Generator().manual_seed(1))
-    return sample(algorithm._denoiser, algorithm._schedule, torch.zeros(count, 1), noise)
+    schedule = algorithm._diffusion.schedule
+    noise = draw_noise(schedule, count, 1, torch.Generator().manual_seed(1))
+    return sample(algorithm._denoiser, schedule, torch.zeros(count, 1), noise)
 
 
 def test_fitted_network_samples_the_entropy_mixture() -> None:
@@ -48,6 +51,7 @@ def test_fitted_network_samples_the_entropy_mixture() -> None:
     for update in range(updates):
         # A falling step size, or the noise of the last rows would blur the point further.
         cosine = math.cos(math.pi * update / updates)
+        assert isinstance(algorithm._denoiser_optimiser, GuardedAdam)
         algorithm._denoiser_optimiser.param_groups[0]["lr"] = 0.01 * (1 + cosine) / 2
         algorithm._denoiser_optimiser.descend(algorithm._actor_loss(feature, target, weight))
     actions = policy_samples(algorithm, 20_000)
@@ -71,7 +75,7 @@ def test_both_peaks_are_tried_and_the_higher_one_wins(side: float) -> None:
         policy={"denoiser_hidden": [32, 32]},
         cgpo={"actor_learning_rate": 2e-3, "value_learning_rate": 2e-3, "value_hidden": [32]},
     )
-    algorithm = KnownValues(config, make_specs(1, 1))
+    algorithm = KnownValues(Agents.single(config), make_specs(1, 1))
     zeros = torch.zeros(64, 1)
     for update in range(250):
         if update == 20:
@@ -103,8 +107,7 @@ def test_contextual_bandit_is_learned_from_random_actions() -> None:
 
     def regret(candidates: int) -> float:
         feature = torch.linspace(-1, 1, 500)[:, None]
-        noise = torch.Generator().manual_seed(0)
-        action = best_of_samples(algorithm, algorithm._denoiser, feature, candidates, noise)
+        action = best_of_samples(algorithm, algorithm._denoiser, feature, candidates)
         return (action - feature.sin()).square().mean().item()
 
     before = regret(1)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from learner.agents import Agents
 from learner.algorithms.cgpo import Cgpo
 from learner.config import CgpoConfig
 from policy.config import PolicyConfig
@@ -43,6 +44,7 @@ SWITCHES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"human_targets": True}),
     ({}, {"bc_warmup_steps": 1}),
     ({}, {"cta_ratio": 2}),
+    ({}, {"shared_prefix": False}),
     ({}, {"policy": {"drop_quantiles": 0}}),
     ({}, {"policy": {"critic_layer_norm": True}}),
     ({}, {"policy": {"schedule": "vp"}}),
@@ -55,7 +57,7 @@ def policy_after_three_steps(table: dict[str, Any]) -> dict[str, Tensor]:
     # Coarse steps and distinct target networks, so that what a switch does shows within three steps.
     fast = {"actor_learning_rate": 0.01, "target_update_rate": 0.3, "critic": {"learning_rate": 0.05}}
     table = merged(fast, table)
-    algorithm = Cgpo(small_config(policy=table.pop("policy", {}), cgpo=table), make_specs(2, 2))
+    algorithm = Cgpo(Agents.single(small_config(policy=table.pop("policy", {}), cgpo=table)), make_specs(2, 2))
     batches = [random_batch(16, 2, 2, seed) for seed in range(6)]
     for _ in range(3):
         metrics = algorithm.update_step(lambda: batches.pop(0))

@@ -76,3 +76,13 @@ def test_no_algorithm_lets_a_bad_batch_into_its_networks(name: str, poison: floa
     skipped = algorithm.skipped_steps()
     assert sum(counters.total for counters in skipped.values()) >= 2
     assert all(counters.in_a_row == 0 for counters in skipped.values())
+
+
+def test_gradients_may_come_in_any_memory_order() -> None:
+    weights = [nn.Parameter(torch.arange(6.0).view(2, 3)) for _ in range(2)]
+    gradient = torch.arange(6.0).view(3, 2).t() - 2.5
+    assert not gradient.is_contiguous()
+    for weight, own in zip(weights, (gradient, gradient.contiguous()), strict=True):
+        GuardedAdam([weight], 0.1).step_along([own], torch.tensor(1.0))
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal((torch.arange(6.0).view(2, 3) - weights[0]).sign(), gradient.sign())

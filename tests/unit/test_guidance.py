@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.config import GuidanceConfig
-from learner.guidance import DsgGuide, NaiveGuide, ValueFunction, dsg_step, make_guide, value_ascent
+from learner.guidance import NaiveGuide, ValueFunction, dsg_step, make_guide, value_ascent
 from policy.critic_network import CriticEnsemble, conservative_value
 from policy.denoiser import Denoiser
 from policy.noise_schedule import make_noise_schedule
@@ -263,7 +263,7 @@ def test_without_guided_steps_the_chain_is_the_unguided_one_bit_for_bit() -> Non
     networks = RandomNetworks()
     unguided = networks.sample(None)
     for steps in (0, 1):  # the last step is never guided
-        assert torch.equal(networks.sample(DsgGuide(GuidanceConfig(steps=steps), networks.value)), unguided)
+        assert torch.equal(networks.sample(make_guide(GuidanceConfig(steps=steps), networks.value)), unguided)
     assert not torch.equal(networks.sample(guided(networks.value, steps=2)), unguided)
     assert make_guide(GuidanceConfig(steps=0), networks.value) is None
     assert make_guide(GuidanceConfig(type="none"), networks.value) is None

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from learner.agents import Agents
 from learner.algorithms.base import NextFeature, next_feature_of
 from learner.algorithms.gripper import GripperLearner
 from learner.algorithms.hil_serl_sac import HilSerlSac
@@ -20,7 +21,7 @@ SPECS = make_specs(feature_dim=3, action_dim=2)
 
 
 def make_sac(**tables: Any) -> HilSerlSac:
-    return HilSerlSac(small_config(algorithm="hil_serl_sac", **tables), SPECS)
+    return HilSerlSac(Agents.single(small_config(algorithm="hil_serl_sac", **tables)), SPECS)
 
 
 def test_the_log_density_is_that_of_a_squashed_normal() -> None:
@@ -55,7 +56,7 @@ def test_the_standard_deviation_keeps_its_limits() -> None:
 )
 def test_targets_by_hand(sac: dict[str, Any], expected: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three target critics value every next action 2, 5 and 8; log-density -3; r = 1; gamma = 0.5."""
-    algorithm = make_sac(policy={"num_critics": 3}, sac={"discount": 0.5, **sac})
+    algorithm = make_sac(policy={"num_critics": 3}, hil_serl_sac={"discount": 0.5, **sac})
     values = torch.tensor([2.0, 5.0, 8.0])[None, :, None]
     monkeypatch.setattr(algorithm, "_target_critic", lambda feature, action: values.expand(len(feature), -1, -1))
     monkeypatch.setattr(algorithm._actor, "sample", lambda feature, _: (torch.zeros(2, 2), torch.full((2,), -3.0)))
@@ -71,7 +72,7 @@ def test_targets_by_hand(sac: dict[str, Any], expected: float | None, monkeypatc
 
 def test_the_actor_climbs_the_mean_over_critics_and_leaves_them_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """One critic loves the first element twice as much as the other hates it: their mean rises, their minimum falls."""
-    algorithm = make_sac(sac={"actor_learning_rate": 1e-2, "tune_temperature": False})
+    algorithm = make_sac(hil_serl_sac={"actor_learning_rate": 1e-2, "tune_temperature": False})
     slopes = torch.tensor([2.0, -1.0])
     monkeypatch.setattr(algorithm, "_critic", lambda feature, action: (action[:, :1] * slopes)[:, :, None])
     batch = random_batch(32, 3, 2)
@@ -85,12 +86,12 @@ def test_the_actor_climbs_the_mean_over_critics_and_leaves_them_alone(monkeypatc
 @pytest.mark.parametrize("initial_temperature", [1e-2, 1.0])
 def test_the_temperature_moves_the_entropy_to_its_target(initial_temperature: float) -> None:
     """With values that do not depend on the action the entropy is above -A/2 at first, so alpha falls."""
-    algorithm = make_sac(sac={"initial_temperature": initial_temperature})
+    algorithm = make_sac(hil_serl_sac={"initial_temperature": initial_temperature})
     assert algorithm._temperature.value().item() == pytest.approx(initial_temperature)
     metrics = [algorithm.update_step(lambda: random_batch(32, 3, 2)) for _ in range(5)]
     assert float(metrics[0]["entropy"]) > -1
     assert float(metrics[-1]["temperature"]) < initial_temperature
-    fixed = make_sac(sac={"initial_temperature": initial_temperature, "tune_temperature": False})
+    fixed = make_sac(hil_serl_sac={"initial_temperature": initial_temperature, "tune_temperature": False})
     for _ in range(5):
         metrics = [fixed.update_step(lambda: random_batch(32, 3, 2))]
     assert float(metrics[-1]["temperature"]) == pytest.approx(initial_temperature)
@@ -103,9 +104,9 @@ def test_the_temperature_moves_the_entropy_to_its_target(initial_temperature: fl
         ({"algorithm": "hil_serl_sac", "policy": {"distribution": "diffusion"}}, "presets hil_serl_sac and"),
         ({"algorithm": "hil_serl_sac", "policy": {"num_quantiles": 25}}, "num_quantiles = 1"),
         ({"algorithm": "hil_serl_sac", "policy": {"behavior_candidates": 4}}, "behavior_candidates = 1"),
-        ({"algorithm": "hil_serl_sac", "sac": {"critic_subset": 3}}, "critic_subset = 3"),
-        ({"sac": {"discount": 1.0}}, "discount = 1.0"),
-        ({"sac": {"initial_temperature": 0.0}}, "initial_temperature"),
+        ({"algorithm": "hil_serl_sac", "hil_serl_sac": {"critic_subset": 3}}, "critic_subset = 3"),
+        ({"hil_serl_sac": {"discount": 1.0}}, "discount = 1.0"),
+        ({"hil_serl_sac": {"initial_temperature": 0.0}}, "initial_temperature"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], problem: str) -> None:
@@ -125,7 +126,7 @@ def test_choices_are_those_of_the_action_spec() -> None:
 def test_double_dqn_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Online values (1, 2, 9) choose open, which the target values 4 of (7, 6, 4); reward scale 10, penalty 0.02."""
     config = small_config(gripper_penalty=0.02, replay={"reward_scale": 10.0})
-    gripper = GripperLearner(with_gripper(SPECS), config, discount=0.5)
+    gripper = GripperLearner(Agents.single(config), with_gripper(SPECS), discount=0.5)
     online, target = torch.tensor([1.0, 2.0, 9.0]), torch.tensor([7.0, 6.0, 4.0])
     monkeypatch.setattr(gripper, "critic", lambda feature: online.expand(len(feature), 3))
     monkeypatch.setattr(gripper, "target", lambda feature: target.expand(len(feature), 3))

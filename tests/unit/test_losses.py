@@ -12,12 +12,11 @@ from learner.losses import (
     advantage_weight,
     annealed_entropy_weight,
     combine_denoising_errors,
-    denoising_error,
+    mean_over_human_rows,
     quantile_huber_loss,
     scalar_critic_loss,
     target_atoms,
 )
-from policy.noise_schedule import make_noise_schedule
 
 # --- critic -------------------------------------------------------------------------------------------------------
 
@@ -148,33 +147,27 @@ def test_weights_by_hand_and_without_gradient() -> None:
 
 
 def test_entropy_weight_falls_to_a_tenth_and_stays_there() -> None:
-    at = [annealed_entropy_weight(0.02, step, 1_000_000) for step in (0, 500_000, 900_000, 1_000_000, 5_000_000)]
+    steps = torch.tensor([0, 500_000, 900_000, 1_000_000, 5_000_000])
+    at = [float(annealed_entropy_weight(0.02, step, 1_000_000)) for step in steps]
     assert at == pytest.approx([0.02, 0.01, 0.002, 0.002, 0.002])
-    assert annealed_entropy_weight(0.02, 10**9, 0) == 0.02
+    assert annealed_entropy_weight(0.02, torch.tensor(10**9), 0) == 0.02
 
 
-def test_denoising_error_is_the_dimension_mean_of_the_squared_noise_error() -> None:
-    """A network that says 0 errs by the noise itself: expectation 1. A network that knows the action errs by 0."""
-    schedule = make_noise_schedule("cosine", 20)
-    rows = 20_000
-    action = torch.tensor([0.3, -0.8]).expand(rows, 2)
-    feature = torch.zeros(rows, 0)
-    levels: list[Tensor] = []
-
-    def silent(noisy_action: Tensor, step: Tensor, feature: Tensor) -> Tensor:
-        levels.append(step)
-        return torch.zeros_like(noisy_action)
-
-    def knowing(noisy_action: Tensor, step: Tensor, feature: Tensor) -> Tensor:
-        signal = schedule.sqrt_alpha_bar[step, None] * action
-        return (noisy_action - signal) / schedule.sqrt_one_minus_alpha_bar[step, None]
-
+def test_each_agent_of_a_population_has_the_loss_of_its_own_rows() -> None:
     generator = torch.Generator().manual_seed(0)
-    error = denoising_error(silent, schedule, action, feature, generator)  # type: ignore[arg-type]
-    assert error.shape == (rows,)
-    assert error.mean().item() == pytest.approx(1.0, abs=5 * rows**-0.5)  # five standard errors; variance 2 / A = 1
-    known = denoising_error(knowing, schedule, action, feature, generator)  # type: ignore[arg-type]
-    assert known.max() < 1e-9
-    # Every level is as likely as any other: five standard errors of a binomial share.
-    share = torch.bincount(levels[0], minlength=20) / rows
-    assert (share - 0.05).abs().max() < 5 * (0.05 * 0.95 / rows) ** 0.5
+
+    def pair(*shape: int) -> Tensor:
+        return torch.randn(2, *shape, generator=generator)
+
+    quantiles, targets, values, weight = pair(6, 3, 5), pair(6, 9), pair(6, 2, 1), pair(6).abs()
+    errors, is_human = pair(6, 4), pair(6) > 0
+    losses = {
+        "quantile": lambda p: quantile_huber_loss(quantiles[p], targets[p]),
+        "scalar": lambda p: scalar_critic_loss(values[p], targets[p][..., :1]),
+        "concat": lambda p: combine_denoising_errors(errors[p][..., 0], errors[p][..., 1:], weight[p], 0.02, "concat"),
+        "mean": lambda p: combine_denoising_errors(errors[p][..., 0], errors[p][..., 1:], weight[p], 0.02, "mean"),
+        "human": lambda p: mean_over_human_rows(errors[p][..., 0], is_human[p]),
+        "atoms": lambda p: target_atoms(quantiles[p], 1, "pooled"),
+    }
+    for loss in losses.values():
+        torch.testing.assert_close(loss(slice(None)), torch.stack([loss(0), loss(1)]))

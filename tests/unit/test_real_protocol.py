@@ -49,7 +49,7 @@ def test_all_runs_are_valid_and_share_protocol_and_budget(preset: str, tmp_path:
             for run in runs
         ]
         assert protocols[0] == protocols[1] == protocols[2]
-        cgpo, sac = runs[0].learner.cgpo, runs[1].learner.sac
+        cgpo, sac = runs[0].learner.cgpo, runs[1].learner.hil_serl_sac
         assert (cgpo.discount, cgpo.cta_ratio) == (sac.discount, sac.cta_ratio) == (0.98, 2)
         actor = runs[0].actor
         assert (actor.pixels, actor.stages.enabled, actor.seed) == (variant == "pixels", True, 1)
