@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from learner.baseline_config import DipoConfig, QvpoConfig
 from policy.config import PolicyConfig
 from policy.errors import ConfigError
 
@@ -282,6 +283,8 @@ class LearnerConfig:
     cgpo: CgpoConfig = field(default_factory=CgpoConfig)
     hil_serl_sac: HilSerlSacConfig = field(default_factory=HilSerlSacConfig)
     bc: BcConfig = field(default_factory=BcConfig)
+    qvpo: QvpoConfig = field(default_factory=QvpoConfig)
+    dipo: DipoConfig = field(default_factory=DipoConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     algorithm: str = "cgpo"

@@ -1,0 +1,86 @@
+"""Settings of the algorithms that CGPO is compared with. Defaults are each paper's; its file says where it departs."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from policy.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class QvpoConfig:
+    """QVPO, arXiv:2405.16173; with policy.num_critics 2, num_quantiles 1."""
+
+    actor_learning_rate: float = 3e-4
+    """Adam step size of the denoiser (CGPO's Table 4; QVPO's code: 1e-4)."""
+    critic_learning_rate: float = 3e-4
+    """Adam step size of both critics."""
+    adam_eps: float = 1e-5
+    """QVPO's code."""
+    grad_clip: float = 0.0
+    """Largest gradient norm of actor and critic; 0 leaves gradients alone (CGPO's Table 4; QVPO's code: 2)."""
+    discount: float = 0.99
+    """gamma."""
+    target_update_rate: float = 0.005
+    """EMA rate of both target networks."""
+    candidates: int = 64
+    """K: unguided samples per state; the best is the target, their mean value the baseline of its weight."""
+    target_candidates: int = 4
+    """K_t: target-policy samples among which the target critic chooses the next action."""
+    weight: Literal["qadv", "qrelu"] = "qadv"
+    """qadv: what the best candidate is worth above the mean of all, if anything. qrelu: its value, if positive."""
+    entropy_weight: float = 0.02
+    """lambda: weight of a uniform action relative to its state's target."""
+    entropy_samples: int = 10
+    """N_e: uniform actions per state."""
+    entropy_anneal_steps: int = 1_000_000
+    """lambda falls linearly to a tenth over this many updates (QVPO's code: over the run's length); 0: constant."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.discount < 1:
+            raise ConfigError(f"qvpo.discount = {self.discount} is outside (0, 1)")
+        if self.candidates < 2 or self.target_candidates < 1:
+            raise ConfigError(
+                f"qvpo: candidates = {self.candidates} must be at least 2, or nothing is ever better than the mean; "
+                f"target_candidates = {self.target_candidates} at least 1"
+            )
+        if self.entropy_samples < 1:
+            raise ConfigError("qvpo.entropy_samples must be at least 1; set entropy_weight = 0 to switch the term off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DipoConfig:
+    """DIPO, arXiv:2305.13122; with policy.num_critics 2, num_quantiles 1 and behavior_candidates 1."""
+
+    actor_learning_rate: float = 3e-4
+    """Adam step size of the denoiser."""
+    critic_learning_rate: float = 3e-4
+    """Adam step size of both critics."""
+    adam_eps: float = 1e-5
+    """DIPO's code, of the networks and of the actions."""
+    grad_clip: float = 2.0
+    """Largest gradient norm of actor and critic; 0 leaves gradients alone."""
+    discount: float = 0.99
+    """gamma."""
+    target_update_rate: float = 0.005
+    """EMA rate of both target networks."""
+    action_steps: int = 20
+    """Adam steps that an action is moved uphill each time it is drawn (README: 40 on HalfCheetah)."""
+    action_learning_rate: float = 0.03
+    """Adam step size of the actions."""
+    action_grad_ratio: float = 0.1
+    """Largest gradient norm of a whole batch of actions, per action element; 0 leaves it alone (README: 0.08 on
+    HalfCheetah and Walker2d, 0.1 on Ant and Humanoid, 0.3 on Hopper)."""
+    write_back: bool = True
+    """A moved action is kept, and moved on when its state is drawn again (the paper). false: it starts from the action
+    that was executed each time, which is what DIPO's code does."""
+    evaluation_noise: bool = False
+    """Whether reverse steps are noisy in evaluation too, not only while data are collected."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.discount < 1:
+            raise ConfigError(f"dipo.discount = {self.discount} is outside (0, 1)")
+        if self.action_steps < 0 or self.action_grad_ratio < 0:
+            raise ConfigError(
+                f"dipo: action_steps = {self.action_steps} and action_grad_ratio = {self.action_grad_ratio} cannot be "
+                "negative"
+            )
