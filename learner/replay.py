@@ -36,6 +36,7 @@ class Batch:
     is_terminal: Tensor  # (B,) 1 where nothing is bootstrapped
     is_human: Tensor  # (B,) the executed action was a person's
     gripper_toggled: Tensor  # (B,) the action really opened or closed the gripper
+    rows: Tensor | None = None  # (B,) int64, numbers of a TensorReplay's steps: what an algorithm keeps of each
 
 
 class Replay:
