@@ -6,6 +6,7 @@ Nothing is shared between the agents of a population, so each learns what it wou
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,12 +18,16 @@ from learner.config import LearnerConfig
 from policy.errors import ConfigError
 
 
+_VARIABLE = ("seed", "learning_rate", "discount", "guidance.rate", "entropy_weight")
+
+
 class Agents:
-    """One agent (`Agents.single`) or a population; each has its own seed, and may have its own learning rates."""
+    """One agent (`Agents.single`) or a population, whose members may differ in the settings that end in _VARIABLE."""
 
     def __init__(self, configs: Sequence[LearnerConfig], *, is_population: bool) -> None:
         if len(configs) != 1 and not (configs and is_population):
             raise ConfigError(f"{len(configs)} configurations cannot be one agent")
+        _check_alike(configs)
         self.configs = tuple(configs)
         self.is_population = is_population
         self.device = torch.device(configs[0].device)
@@ -162,6 +167,25 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     """Return a network's parameters and buffers by name; a population's have the leading axis P."""
     module = network.stacked if isinstance(network, Population) else network
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _check_alike(configs: Sequence[LearnerConfig]) -> None:
+    """Raise ConfigError where the members of a population differ in what shapes them all."""
+    first = _flat(dataclasses.asdict(configs[0]))
+    for index, config in enumerate(configs[1:], start=1):
+        for name, value in _flat(dataclasses.asdict(config)).items():
+            if value != first[name] and not name.endswith(_VARIABLE):
+                raise ConfigError(
+                    f"agents 0 and {index} of a population differ in learner.{name}: {first[name]!r} and {value!r}. They "
+                    f"may differ in {', '.join(_VARIABLE)}; train others in runs of their own."
+                )
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _seeded_state(seed: int) -> Tensor:

@@ -25,7 +25,7 @@ class Diffusion:
     def candidates(self, denoiser: nn.Module, feature: Tensor, count: int, source: Noise) -> Tensor:
         """Unguided samples (..., B, K, A) of each state's policy, K = count, for feature (..., B, F)."""
         noise = self.chain_noise(feature.shape[-2] * count, source)
-        return self.kernels.sample(denoiser, feature, noise).unflatten(-2, (-1, count))
+        return self.kernels.sample(denoiser, feature, noise).view(*feature.shape[:-1], count, self._action_dim)
 
     def best_of(self, critic: nn.Module, feature: Tensor, candidates: Tensor) -> Tensor:
         """Each state's candidate (..., B, A) of highest conservative value."""
@@ -33,7 +33,7 @@ class Diffusion:
         if count == 1:
             return candidates.squeeze(-2)
         values = self.kernels.value(critic, feature, candidates.flatten(-3, -2))
-        return best_of(candidates, values.unflatten(-1, (-1, count)))
+        return best_of(candidates, values.view(candidates.shape[:-1]))
 
     def denoising_error(self, denoiser: nn.Module, clean_action: Tensor, feature: Tensor, source: Noise) -> Tensor:
         """Squared error (..., R) of the predicted noise, mean over action elements, at a random level for each row.

@@ -221,9 +221,8 @@ class Cgpo(Resumable):
         count = self._config.entropy_samples
         uniform = 2 * self._loss_noise.uniform(feature.shape[-2], count, self._action_dim) - 1
         actions = torch.cat([target_action[..., None, :], uniform], dim=-2).flatten(-3, -2)  # (..., B (1 + N_e), A)
-        error = self._diffusion.denoising_error(self._denoiser, actions, feature, self._loss_noise).unflatten(
-            -1, (-1, 1 + count)
-        )
+        error = self._diffusion.denoising_error(self._denoiser, actions, feature, self._loss_noise)
+        error = error.view(*weight.shape, 1 + count)
         entropy_weight = annealed_entropy_weight(
             self._entropy_weight, self._actor_updates, self._config.entropy_anneal_steps
         )

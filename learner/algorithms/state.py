@@ -1,7 +1,7 @@
 """Flatten networks, optimisers, generators and counters to named tensors and back, for checkpoints without pickle."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,14 @@ def _single_parts(parts: Mapping[str, Stateful]) -> dict[str, Part]:
     """Take apart what holds one thing for each agent: `name` for the first, `name.1` and so on for the others."""
     single: dict[str, Part] = {}
     for name, part in parts.items():
-        if isinstance(part, PopulationAdam | Noise):
-            each = part.members if isinstance(part, PopulationAdam) else part.generators
-            single |= {f"{name}.{index}" if index else name: own for index, own in enumerate(each)}
+        each: Sequence[Part]
+        if isinstance(part, PopulationAdam):
+            each = part.members
+        elif isinstance(part, Noise):
+            each = part.generators
         else:
-            single[name] = part
+            each = [part]
+        single |= {f"{name}.{index}" if index else name: own for index, own in enumerate(each)}
     return single
 
 

@@ -99,3 +99,8 @@ def test_agents_may_differ_in_settings_that_are_read_for_each() -> None:
 def test_several_configurations_are_no_single_agent() -> None:
     with pytest.raises(ConfigError, match="3 configurations"):
         Agents(CONFIGS, is_population=False)
+
+
+def test_a_population_of_different_shapes_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"agents 0 and 1 .* learner.policy.num_critics: 2 and 3"):
+        population([small_config(), small_config(policy={"num_critics": 3})])

@@ -61,21 +61,21 @@ def test_fitted_network_samples_the_entropy_mixture() -> None:
 
 
 @pytest.mark.parametrize("side", [1.0, -1.0])
-def test_both_peaks_are_tried_and_the_higher_one_wins(side: float) -> None:
+def test_both_peaks_are_tried_and_the_higher_one_wins(side: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Known values: a peak of height 1 at 0.6 on one side, one of 0.7 on the other."""
 
-    class KnownValues(Cgpo):
-        def _value_of(self, feature: Tensor, action: Tensor) -> Tensor:
-            def peak(centre: float) -> Tensor:
-                return torch.exp(-(((action.squeeze(-1) - centre) / 0.25) ** 2) / 2)
+    def known_values(feature: Tensor, action: Tensor) -> Tensor:
+        def peak(centre: float) -> Tensor:
+            return torch.exp(-(((action - centre) / 0.25) ** 2) / 2)
 
-            return peak(0.6 * side) + 0.7 * peak(-0.6 * side)
+        return (peak(0.6 * side) + 0.7 * peak(-0.6 * side))[..., None]  # (B, 1, 1): one critic of one quantile
 
     config = small_config(
         policy={"denoiser_hidden": [32, 32]},
         cgpo={"actor_learning_rate": 2e-3, "value_learning_rate": 2e-3, "value_hidden": [32]},
     )
-    algorithm = KnownValues(Agents.single(config), make_specs(1, 1))
+    algorithm = Cgpo(Agents.single(config), make_specs(1, 1))
+    monkeypatch.setattr(algorithm, "_critic", known_values)
     zeros = torch.zeros(64, 1)
     for update in range(250):
         if update == 20:

@@ -1,5 +1,6 @@
 """Losses and targets by hand."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -161,7 +162,7 @@ def test_each_agent_of_a_population_has_the_loss_of_its_own_rows() -> None:
 
     quantiles, targets, values, weight = pair(6, 3, 5), pair(6, 9), pair(6, 2, 1), pair(6).abs()
     errors, is_human = pair(6, 4), pair(6) > 0
-    losses = {
+    losses: dict[str, Callable[[int | slice], Tensor]] = {
         "quantile": lambda p: quantile_huber_loss(quantiles[p], targets[p]),
         "scalar": lambda p: scalar_critic_loss(values[p], targets[p][..., :1]),
         "concat": lambda p: combine_denoising_errors(errors[p][..., 0], errors[p][..., 1:], weight[p], 0.02, "concat"),
