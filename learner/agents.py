@@ -17,7 +17,6 @@ from learner.algorithms.guarded_adam import GuardedAdam
 from learner.config import LearnerConfig
 from policy.errors import ConfigError
 
-
 _VARIABLE = ("seed", "learning_rate", "discount", "guidance.rate", "entropy_weight")
 
 
@@ -176,8 +175,8 @@ def _check_alike(configs: Sequence[LearnerConfig]) -> None:
         for name, value in _flat(dataclasses.asdict(config)).items():
             if value != first[name] and not name.endswith(_VARIABLE):
                 raise ConfigError(
-                    f"agents 0 and {index} of a population differ in learner.{name}: {first[name]!r} and {value!r}. They "
-                    f"may differ in {', '.join(_VARIABLE)}; train others in runs of their own."
+                    f"agents 0 and {index} of a population differ in learner.{name}: {first[name]!r} and {value!r}. "
+                    f"They may differ in {', '.join(_VARIABLE)}; train others in runs of their own."
                 )
 
 
