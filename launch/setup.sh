@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Create or update .venv with the versions of constraints.txt. Usage: launch/setup.sh [learner] [robot] [sim] [dev]
+# Create or update .venv with the versions of constraints.txt. Usage: launch/setup.sh [learner] [robot] [sim] [cluster] [dev]
 # Returns at once when nothing changed. Set PYTHON to choose the interpreter (3.11 or 3.12).
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,0 +1,370 @@
+"""Sweeps: many runs, one by one, several at a time, or with ray over a cluster. The only module that imports ray.
+
+A run is a command with a name and a check whether it is finished. Finished ones are skipped; one that died, or that a
+killed sweep left behind, is started again with --resume. The calling thread does it all and sleeps while runs work.
+
+    python -m learner.cluster RUNS.jsonl --out runs/sweep --jobs 2
+
+RUNS.jsonl has a line for each run: {"name": "a", "command": ["python", "-m", ...], "finished": "FILE THAT IT LEAVES"}.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Annotated, Any, Protocol
+
+import tyro
+
+from policy.cli import help_text, run_main
+from policy.errors import (
+    EXIT_CONFIG,
+    EXIT_CORRUPT_FILE,
+    EXIT_DIVERGED,
+    EXIT_INTERRUPTED,
+    EXIT_MISMATCH,
+    EXIT_OK,
+    CgpoError,
+    ConfigError,
+)
+from policy.files import make_folder
+from policy.process import die_with_parent
+
+logger = logging.getLogger(__name__)
+
+_FINAL = {EXIT_CONFIG, EXIT_CORRUPT_FILE, EXIT_DIVERGED, EXIT_MISMATCH}  # started again, it would end the same way
+_POLL_PERIOD_S = 0.05
+_PREDECESSOR_S = 60.0  # a run whose sweep was killed writes its last checkpoint
+_STOP_GRACE_S = 60.0
+_LOG_LINES_SHOWN = 10
+_LOG_BYTES_READ = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """How the runs of a sweep are spread out."""
+
+    jobs: int = 0
+    """Runs at a time; 0 is one on this machine, and with ray as many as its resources allow."""
+    retries: int = 2
+    """Times that a run which dies is started again, counted anew when the sweep is."""
+    ray_address: str = ""
+    """Hand the runs to ray: "local" for the cores of this machine, or the address of a cluster (HOST:PORT, or "auto"
+    on one of its machines). All machines need this folder, the runs' folders and .venv under the same paths."""
+    cpus_per_run: float = 1.0
+    """CPU cores that ray keeps for each run."""
+    gpus_per_run: float = 0.0
+    """GPUs that ray keeps for each run; 0.25 puts four runs on one."""
+
+    def __post_init__(self) -> None:
+        if self.jobs < 0 or self.retries < 0:
+            raise ConfigError(f"jobs = {self.jobs} and retries = {self.retries} cannot be negative")
+        if self.cpus_per_run <= 0 or self.gpus_per_run < 0:
+            raise ConfigError(
+                f"cpus_per_run = {self.cpus_per_run} must be positive, gpus_per_run = {self.gpus_per_run} not negative"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRun:
+    """One run: what starts it, and how to see that nothing is left to do."""
+
+    name: str
+    """Of its log, LOGS/NAME.log; unique in the sweep."""
+    command: tuple[str, ...]
+    """Run in the current folder; with --resume after it when it was started before."""
+    is_finished: Callable[[], bool]
+    """Asked before each start and after each end; what it says counts, not the exit code."""
+
+
+class SweepStoppedError(CgpoError):
+    """A signal ended the sweep before its runs were finished."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+class _Place(Protocol):
+    """Where runs are executed. A handle stands for one that was started."""
+
+    def start(self, command: Sequence[str], log_path: Path) -> Any: ...
+
+    def exit_code(self, handle: Any) -> int | None:
+        """Return None while it runs."""
+
+    def end(self, handles: Sequence[Any]) -> None:
+        """Ask all to end, and end them when that takes too long."""
+
+
+@dataclass
+class _Task:
+    run: SweepRun
+    log_path: Path
+    starts: int = 0
+    handle: Any = field(default=None, repr=False)
+
+
+def run_sweep(runs: Sequence[SweepRun], logs: Path, config: SweepConfig) -> list[str]:
+    """Bring every run to its end and return the names of those that failed for good.
+
+    Standard output and errors of a run are added to `logs`/NAME.log. A run keeps LOGS/NAME.lock until its last process
+    has ended, so that a new sweep waits for what a killed one left behind. Must be called from the main thread.
+    Raises SweepStoppedError after SIGINT or SIGTERM, when all runs have ended, and ConfigError for two runs of one
+    name, a run that another sweep works on, or ray that is asked for and not installed.
+    """
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two runs of the sweep have the same name: {', '.join(sorted(names))}")
+    make_folder(logs)
+    waiting = deque(_Task(run, (logs / f"{run.name}.log").absolute()) for run in runs if not _is_done_before(run, logs))
+    if not waiting:
+        return []
+    with _stop_on_signals() as stop:
+        place: _Place = _Ray(config) if config.ray_address else _ThisMachine()
+        jobs = config.jobs or (len(waiting) if config.ray_address else 1)
+        return _work_off(waiting, place, jobs, config.retries, stop)
+
+
+def _is_done_before(run: SweepRun, logs: Path) -> bool:
+    if not run.is_finished():
+        return False
+    logger.info("%s is finished already", run.name)
+    return True
+
+
+def _work_off(waiting: deque[_Task], place: _Place, jobs: int, retries: int, stop: threading.Event) -> list[str]:
+    total = len(waiting)
+    active: list[_Task] = []
+    failed: list[str] = []
+    try:
+        while (waiting or active) and not stop.is_set():
+            while waiting and len(active) < jobs:
+                active.append(_start(waiting.popleft(), place))
+            stop.wait(_POLL_PERIOD_S)
+            for task in list(active):
+                code = place.exit_code(task.handle)
+                if code is None:
+                    continue
+                active.remove(task)
+                if task.run.is_finished():
+                    logger.info("%s is finished; %d of %d to go", task.run.name, len(waiting) + len(active), total)
+                elif _may_go_on(task, code, retries):
+                    waiting.appendleft(task)
+                else:
+                    failed.append(task.run.name)
+    finally:
+        place.end([task.handle for task in active])
+    if stop.is_set():
+        left = ", ".join(task.run.name for task in [*active, *waiting])
+        raise SweepStoppedError(f"stopped with {left or 'nothing'} unfinished. The same command goes on from there.")
+    return failed
+
+
+def _start(task: _Task, place: _Place) -> _Task:
+    was_started_before = task.log_path.exists()
+    task.starts += 1
+    command = (*task.run.command, *(("--resume",) if was_started_before else ()))
+    logger.info("%s: %s", task.run.name, shlex.join(command))
+    task.handle = place.start(command, task.log_path)
+    return task
+
+
+def _may_go_on(task: _Task, code: int, retries: int) -> bool:
+    """Report a run that ended too early, and return whether it may be started again."""
+    may_go_on = code not in _FINAL and task.starts <= retries
+    consequence = "starting it again" if may_go_on else "giving it up"
+    logger.warning(
+        "%s ended with code %d before it was finished, start %d of %d: %s. The end of %s:\n%s",
+        task.run.name, code, task.starts, retries + 1, consequence, task.log_path, _last_lines(task.log_path),
+    )  # fmt: skip
+    return may_go_on
+
+
+def _last_lines(path: Path) -> str:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _LOG_BYTES_READ))
+        lines = file.read().decode(errors="replace").splitlines()
+        return "\n".join(f"    {line}" for line in lines[-_LOG_LINES_SHOWN:])
+    return "    (no log)"
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    stop = threading.Event()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+# --- this machine -----------------------------------------------------------------------------------------------------
+
+
+class _ThisMachine:
+    def start(self, command: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
+        return _start_process(command, log_path)
+
+    def exit_code(self, handle: subprocess.Popen[bytes]) -> int | None:
+        return handle.poll()
+
+    def end(self, handles: Sequence[subprocess.Popen[bytes]]) -> None:
+        for process in handles:
+            process.terminate()
+        deadline_s = time.monotonic() + _STOP_GRACE_S
+        for process in handles:
+            try:
+                process.wait(max(0.0, deadline_s - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                logger.error("killing process %d, which has not ended within %.0f s", process.pid, _STOP_GRACE_S)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _start_process(command: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
+    """Start a run in a process group of its own: Ctrl-C reaches the sweep alone, which then ends its runs."""
+    with _sole_use(log_path.with_suffix(".lock")) as lock, log_path.open("ab") as log:
+        log.write(f"== {shlex.join(command)}\n".encode())
+        log.flush()
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            preexec_fn=die_with_parent,
+            pass_fds=(lock.fileno(),),  # the run holds the lock for as long as it lives
+        )
+
+
+@contextlib.contextmanager
+def _sole_use(path: Path) -> Iterator[IO[str]]:
+    with path.open("w") as lock:
+        deadline_s = time.monotonic() + _PREDECESSOR_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline_s:
+                    raise ConfigError(
+                        f"{path.stem} is still running after {_PREDECESSOR_S:.0f} s: another sweep works on it, or one "
+                        f"that was killed left it behind. Stop that one, or give this sweep another folder. ({path})"
+                    ) from None
+            time.sleep(_POLL_PERIOD_S)
+        yield lock
+
+
+# --- ray --------------------------------------------------------------------------------------------------------------
+
+
+class _Ray:
+    """Each run is one ray task that starts the command where ray has room for it, and waits for its end."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # report nothing about this lab to ray's makers
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError(
+                f"ray_address = {config.ray_address!r} needs the package ray: launch/setup.sh cluster (on all "
+                "machines). Without ray_address the runs are done on this machine."
+            ) from error
+        self._ray = ray
+        try:
+            ray.init(address=config.ray_address, log_to_driver=False)
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(
+                f"no ray at {config.ray_address!r}: {error}. Start it there with `ray start --head`, or use 'local'."
+            ) from error
+        self._task = ray.remote(num_cpus=config.cpus_per_run, num_gpus=config.gpus_per_run, max_retries=0)(_run_to_end)
+        logger.info("ray has %s", {name: count for name, count in ray.cluster_resources().items() if ":" not in name})
+
+    def start(self, command: Sequence[str], log_path: Path) -> Any:
+        return self._task.remote(list(command), str(log_path), os.getcwd())
+
+    def exit_code(self, handle: Any) -> int | None:
+        ready, _ = self._ray.wait([handle], timeout=0)
+        if not ready:
+            return None
+        try:
+            return int(self._ray.get(handle))
+        except self._ray.exceptions.RayError as error:  # its machine or ray's worker is gone
+            logger.warning("ray lost a run: %s", str(error).splitlines()[0])
+            return 1
+
+    def end(self, handles: Sequence[Any]) -> None:
+        for handle in handles:
+            self._ray.cancel(handle, force=True)  # kills ray's worker, and the kernel tells the run
+        self._ray.shutdown()
+
+
+def _run_to_end(command: list[str], log_path: str, folder: str) -> int:
+    """What ray calls on the machine that it has chosen."""
+    os.chdir(folder)
+    try:
+        return _start_process(command, Path(log_path)).wait()
+    except (CgpoError, OSError) as error:
+        with Path(log_path).open("a") as log:
+            log.write(f"error: {error}\n")
+        return EXIT_CONFIG
+
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _CommandLine:
+    runs: tyro.conf.Positional[Path]
+    """File with a line of JSON for each run: name, command, finished (a file that exists when it is)."""
+    sweep: Annotated[SweepConfig, tyro.conf.arg(name="")] = field(default_factory=SweepConfig)
+    out: Path = Path("runs/sweep")
+    """Folder of the runs' logs."""
+
+
+def read_runs(path: Path) -> list[SweepRun]:
+    """Read the runs of a sweep from a file. Raises ConfigError naming the line that is not one."""
+    runs = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            fields = json.loads(line)
+            finished, command = Path(fields["finished"]), tuple(map(str, fields["command"]))
+            runs.append(SweepRun(name=fields["name"], command=command, is_finished=finished.exists))
+        except (ValueError, LookupError, TypeError) as error:
+            example = '{"name": "a", "command": ["python", "-m", "x"], "finished": "a/done"}'
+            raise ConfigError(f"{path}, line {number}: {error!r}. A line reads {example}.") from error
+    return runs
+
+
+def main() -> int:
+    line = tyro.cli(
+        _CommandLine,
+        prog="python -m learner.cluster",
+        args=[word for word in sys.argv[1:] if word != "--debug"],  # which run_main looks at
+        description=help_text(
+            "Do many runs: one by one, several at a time, or with ray over a cluster. Started again, it goes on.",
+            example="python -m learner.cluster RUNS.jsonl --out runs/sweep --jobs 2",
+        ),
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    failed = run_sweep(read_runs(line.runs), line.out, line.sweep)
+    if failed:
+        logger.error("failed: %s; see their logs in %s", ", ".join(failed), line.out)
+    return 1 if failed else EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
