@@ -357,6 +357,11 @@ class LearnerConfig:
                 f"num_quantiles = {policy.num_quantiles}: twin_scalar goes with 2 critics of 1 quantile (and "
                 "drop_quantiles 0), nothing else does."
             )
+        if self.algorithm in ("qvpo", "dipo") and not is_scalar:
+            raise ConfigError(
+                f"{self.algorithm} has scalar critics: set policy.num_quantiles = 1 (not {policy.num_quantiles}) and "
+                "drop_quantiles = 0. The presets paper_mujoco_qvpo and paper_mujoco_dipo fit."
+            )
         if self.classifier.retrain and not policy.success_classifier:
             raise ConfigError(
                 "classifier.retrain = true publishes a success classifier with the policy: set "

@@ -114,8 +114,12 @@ def small_config(**settings: Any) -> LearnerConfig:
             "critic_layer_norm": True,
         }
         policy |= {"num_quantiles": 1, "drop_quantiles": 0}
+    if settings.get("algorithm") in ("qvpo", "dipo"):
+        policy |= {"num_quantiles": 1, "drop_quantiles": 0}
     cgpo = {"guidance": {"steps": 3}, "value_hidden": [16], "vbase_samples": 3, "entropy_samples": 2}
-    base: dict[str, Any] = {"policy": policy, "cgpo": cgpo, "device": "cpu"}
+    qvpo = {"candidates": 6, "entropy_samples": 2}
+    dipo = {"write_back": False}  # random_batch numbers no rows
+    base: dict[str, Any] = {"policy": policy, "cgpo": cgpo, "qvpo": qvpo, "dipo": dipo, "device": "cpu"}
     return from_dict(LearnerConfig, merged(base, settings))
 
 

@@ -15,6 +15,8 @@ ALGORITHMS = {
     "cgpo": "learner.algorithms.cgpo:Cgpo",
     "hil_serl_sac": "learner.algorithms.hil_serl_sac:HilSerlSac",
     "bc": "learner.algorithms.bc:BehaviourCloning",
+    "qvpo": "learner.algorithms.qvpo:Qvpo",
+    "dipo": "learner.algorithms.dipo:Dipo",
 }
 
 
