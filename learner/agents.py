@@ -154,12 +154,12 @@ class PopulationAdam:
             for index, rate in enumerate(learning_rates)
         ]
 
-    def descend(self, loss: Tensor, max_norm: float = 0.0) -> None:
+    def descend(self, loss: Tensor, max_norm: float = 0.0, is_due: Tensor | None = None) -> None:
         """Take one step of every agent down its element of `loss` (P,), as GuardedAdam.descend does."""
         gradients = torch.autograd.grad(loss.sum(), self._parameters, allow_unused=True)
         for index, member in enumerate(self.members):
             own = [None if gradient is None else gradient[index] for gradient in gradients]
-            member.step_along(own, loss[index], max_norm)
+            member.step_along(own, loss[index], max_norm, is_due)
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:

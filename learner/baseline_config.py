@@ -7,6 +7,69 @@ from policy.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
+class SacConfig:
+    """SAC, arXiv:1812.05905, by Stable-Baselines3's values; with policy.num_critics 2, num_quantiles 1."""
+
+    actor_learning_rate: float = 3e-4
+    """Adam step size of the policy."""
+    critic_learning_rate: float = 3e-4
+    """Adam step size of the critics."""
+    temperature_learning_rate: float = 3e-4
+    """Adam step size of log alpha."""
+    initial_temperature: float = 1.0
+    """alpha at the start, and for good with tune_temperature = false (CGPO's Table 4: 0.2)."""
+    tune_temperature: bool = True
+    """Move alpha towards the target entropy."""
+    target_entropy_per_element: float = -1.0
+    """Target entropy over the number of action elements, in nats."""
+    discount: float = 0.99
+    """gamma."""
+    target_update_rate: float = 0.005
+    """EMA rate of the target critics."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.discount < 1:
+            raise ConfigError(f"sac or tqc: discount = {self.discount} is outside (0, 1)")
+        if not self.initial_temperature > 0:
+            raise ConfigError(f"sac or tqc: initial_temperature = {self.initial_temperature} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TqcConfig(SacConfig):
+    """TQC, arXiv:2005.04269: SAC's values; its critics are policy.num_critics, num_quantiles and drop_quantiles."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Td3Config:
+    """TD3, arXiv:1802.09477, by its authors' present code; with policy.num_critics 2, num_quantiles 1. Its exploration
+    noise is policy.exploration_noise."""
+
+    actor_learning_rate: float = 3e-4
+    """Adam step size of the policy (paper: 1e-3)."""
+    critic_learning_rate: float = 3e-4
+    """Adam step size of the critics (paper: 1e-3)."""
+    policy_delay: int = 2
+    """Critic updates for each update of actor and targets."""
+    target_noise: float = 0.2
+    """Standard deviation of the noise on the target actor's actions."""
+    noise_clip: float = 0.5
+    """Largest magnitude of that noise."""
+    discount: float = 0.99
+    """gamma."""
+    target_update_rate: float = 0.005
+    """EMA rate of the targets, each time they move."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.discount < 1:
+            raise ConfigError(f"td3.discount = {self.discount} is outside (0, 1)")
+        if self.policy_delay < 1 or self.target_noise < 0 or self.noise_clip < 0:
+            raise ConfigError(
+                f"td3: policy_delay = {self.policy_delay} must be at least 1, target_noise = {self.target_noise} and "
+                f"noise_clip = {self.noise_clip} not negative"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class QvpoConfig:
     """QVPO, arXiv:2405.16173; with policy.num_critics 2, num_quantiles 1."""
 

@@ -4,9 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from learner.baseline_config import DipoConfig, QvpoConfig
+from learner.baseline_config import DipoConfig, QvpoConfig, SacConfig, Td3Config, TqcConfig
 from policy.config import PolicyConfig
 from policy.errors import ConfigError
+
+# What acts under each algorithm; a diffusion policy under all others.
+_DISTRIBUTIONS = {"hil_serl_sac": "gaussian", "sac": "gaussian", "tqc": "gaussian", "td3": "deterministic"}
+_SCALAR_CRITICS = ("hil_serl_sac", "sac", "td3", "qvpo", "dipo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +287,9 @@ class LearnerConfig:
     cgpo: CgpoConfig = field(default_factory=CgpoConfig)
     hil_serl_sac: HilSerlSacConfig = field(default_factory=HilSerlSacConfig)
     bc: BcConfig = field(default_factory=BcConfig)
+    sac: SacConfig = field(default_factory=SacConfig)
+    td3: Td3Config = field(default_factory=Td3Config)
+    tqc: TqcConfig = field(default_factory=TqcConfig)
     qvpo: QvpoConfig = field(default_factory=QvpoConfig)
     dipo: DipoConfig = field(default_factory=DipoConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -335,7 +342,7 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         policy, cgpo = self.policy, self.cgpo
-        self._check_sac()
+        self._check_policy()
         if self.max_actors < 1:
             raise ConfigError(f"learner.max_actors = {self.max_actors} must be at least 1")
         if self.min_free_gb < 0:
@@ -357,31 +364,36 @@ class LearnerConfig:
                 f"num_quantiles = {policy.num_quantiles}: twin_scalar goes with 2 critics of 1 quantile (and "
                 "drop_quantiles 0), nothing else does."
             )
-        if self.algorithm in ("qvpo", "dipo") and not is_scalar:
-            raise ConfigError(
-                f"{self.algorithm} has scalar critics: set policy.num_quantiles = 1 (not {policy.num_quantiles}) and "
-                "drop_quantiles = 0. The presets paper_mujoco_qvpo and paper_mujoco_dipo fit."
-            )
         if self.classifier.retrain and not policy.success_classifier:
             raise ConfigError(
                 "classifier.retrain = true publishes a success classifier with the policy: set "
                 "policy.success_classifier = true on both sides, or retrain to false"
             )
 
-    def _check_sac(self) -> None:
-        policy, is_sac = self.policy, self.algorithm == "hil_serl_sac"
-        if is_sac != (policy.distribution == "gaussian"):
+    def _check_policy(self) -> None:
+        """Raise ConfigError for a policy or critics of another kind than the algorithm trains."""
+        policy, name = self.policy, self.algorithm
+        distribution = _DISTRIBUTIONS.get(name, "diffusion")
+        presets = "presets hil_serl_sac and sim_quick_sac fit" if "hil" in name else f"preset paper_mujoco_{name} fits"
+        hint = f" The {presets}." if name in _DISTRIBUTIONS or name in _SCALAR_CRITICS else ""
+        if policy.distribution != distribution:
             raise ConfigError(
-                f"algorithm = {self.algorithm!r} with policy.distribution = {policy.distribution!r}: hil_serl_sac goes "
-                "with 'gaussian', all others with 'diffusion'. The presets hil_serl_sac and sim_quick_sac fit."
+                f"algorithm = {name!r} with policy.distribution = {policy.distribution!r}: it goes with "
+                f"{distribution!r}.{hint}"
             )
-        if is_sac and (policy.num_quantiles, policy.behavior_candidates) != (1, 1):
+        if distribution != "diffusion" and policy.behavior_candidates != 1:
             raise ConfigError(
-                f"hil_serl_sac has scalar critics and acts without them: set policy.num_quantiles = 1 (not "
-                f"{policy.num_quantiles}), drop_quantiles = 0 and behavior_candidates = 1 (not "
-                f"{policy.behavior_candidates})"
+                f"{name} acts without a critic: set policy.behavior_candidates = 1 (not {policy.behavior_candidates})."
+                f"{hint}"
             )
-        if is_sac and self.hil_serl_sac.critic_subset > policy.num_critics:
+        if name in _SCALAR_CRITICS and policy.num_quantiles != 1:
+            raise ConfigError(
+                f"{name} has scalar critics: set policy.num_quantiles = 1 (not {policy.num_quantiles}) and "
+                f"drop_quantiles = 0.{hint}"
+            )
+        if name == "tqc" and policy.num_quantiles == 1:
+            raise ConfigError(f"tqc has critics of several quantiles: set policy.num_quantiles = 25 (not 1).{hint}")
+        if name == "hil_serl_sac" and self.hil_serl_sac.critic_subset > policy.num_critics:
             raise ConfigError(
                 f"hil_serl_sac.critic_subset = {self.hil_serl_sac.critic_subset} of policy.num_critics = "
                 f"{policy.num_critics} critics"

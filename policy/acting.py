@@ -1,6 +1,6 @@
 """The policy as the robot runs it, of whatever distribution: encoder, action head, and gripper critic if any."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from policy.config import PolicyConfig
+from policy.deterministic_policy import DeterministicActor
 from policy.diffusion_policy import DiffusionActor
 from policy.encoder import ObservationEncoder, ObservationHeads
 from policy.gaussian_policy import GaussianActor
@@ -26,9 +27,16 @@ class ActionHead(Protocol):
     def act(self, feature: Tensor, candidates: int | None, generator: torch.Generator) -> Tensor:
         """Return an action (continuous_dim,) in [-1, 1] for one state's feature (1, F).
 
-        candidates: how many samples the published critic chooses from; None: as configured. Raises ConfigError for
-        more than 1 without such a critic.
+        candidates: how many samples the published critic chooses from; None: as configured, with whatever noise the
+        policy explores. Raises ConfigError for more than 1 without such a critic.
         """
+
+
+_HEADS: dict[str, Callable[[Specs, PolicyConfig], ActionHead]] = {
+    "diffusion": DiffusionActor,
+    "gaussian": GaussianActor,
+    "deterministic": DeterministicActor,
+}
 
 
 class ActingPolicy:
@@ -41,9 +49,7 @@ class ActingPolicy:
         self._encoder = ObservationEncoder(specs, config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._head: ActionHead = (DiffusionActor if config.distribution == "diffusion" else GaussianActor)(
-                specs, config
-            )
+            self._head: ActionHead = _HEADS[config.distribution](specs, config)
             self._heads = ObservationHeads(specs, config)
             self._gripper = GripperCritic(specs, config) if specs.action.gripper == "discrete" else None
 

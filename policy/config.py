@@ -26,8 +26,9 @@ PRESET_TABLES = ("policy", "learner", "actor")
 class PolicyConfig:
     """Architecture of everything that crosses the wire as weights. Learner and actor must agree on all of it."""
 
-    distribution: Literal["diffusion", "gaussian"] = "diffusion"
-    """What acts: a diffusion policy (CGPO, cloning), or the tanh-Gaussian of HIL-SERL's SAC."""
+    distribution: Literal["diffusion", "gaussian", "deterministic"] = "diffusion"
+    """What acts: a diffusion policy (CGPO, QVPO, DIPO, cloning), a tanh-Gaussian (SAC, TQC, HIL-SERL's SAC), or one
+    action for each state (TD3)."""
     encoder: Literal["none", "resnet10"] = "none"
     """Image encoder; none for observations without images."""
     encoder_weights: str = ""
@@ -41,7 +42,14 @@ class PolicyConfig:
     gripper_critic_hidden: tuple[int, ...] = (256, 256)
     """Hidden layers of the three-way gripper critic (actor.gripper = discrete)."""
     gaussian_hidden: tuple[int, ...] = (256, 256)
-    """Hidden layers of the Gaussian policy (LayerNorm and tanh)."""
+    """Hidden layers of the Gaussian policy."""
+    gaussian_layer_norm: bool = True
+    """LayerNorm and tanh in the Gaussian policy, and its deviation from 1e-5 to 5 (HIL-SERL); false: relu, and from
+    exp(-20) to exp(2) (SAC, TQC)."""
+    deterministic_hidden: tuple[int, ...] = (256, 256)
+    """Hidden layers of the deterministic policy (relu)."""
+    exploration_noise: float = 0.1
+    """Standard deviation of what a deterministic policy adds to its actions while data are collected."""
     success_classifier: bool = False
     """Whether a success classifier is published with the policy."""
     success_classifier_vector: bool = False
@@ -63,6 +71,8 @@ class PolicyConfig:
     """M, quantiles per critic."""
     drop_quantiles: int = 2
     """k, highest quantiles of each critic left out of the conservative value (Eq 14) and of targets."""
+    critic_activation: Literal["mish", "relu"] = "mish"
+    """relu: with layers that start as PyTorch makes them, as in the codes of SAC, TD3 and TQC."""
     critic_layer_norm: bool = False
     """LayerNorm and tanh in the critic instead of mish (RLPD, HIL-SERL); needed for sparse rewards with
     demonstrations."""
@@ -85,7 +95,17 @@ class PolicyConfig:
             raise ConfigError(f"time_embedding_dim = {self.time_embedding_dim} must be even and at least 4")
         if self.behavior_candidates < 1:
             raise ConfigError(f"behavior_candidates = {self.behavior_candidates}: at least one sample is needed to act")
-        for name in ("denoiser_hidden", "critic_hidden", "gaussian_hidden", "gripper_critic_hidden"):
+        if self.exploration_noise < 0:
+            raise ConfigError(f"exploration_noise = {self.exploration_noise} must not be negative")
+        if self.critic_layer_norm and self.critic_activation == "relu":
+            raise ConfigError("critic_layer_norm = true has tanh for activation: set critic_activation to 'mish'")
+        for name in (
+            "denoiser_hidden",
+            "critic_hidden",
+            "gaussian_hidden",
+            "deterministic_hidden",
+            "gripper_critic_hidden",
+        ):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give at least one positive width")
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ class CriticEnsemble(nn.Module):
     """N independent MLPs on concat[feature, action] with M quantile outputs each, run as one batched matmul.
 
     Shapes: feature (B, F), action (B, A); returns quantiles (B, N, M), unsorted.
+    activation: mish, with layers that start like the denoiser's (QVPO), or relu, with PyTorch's own start, as in the
+    codes of SAC, TD3 and TQC.
     layer_norm: LayerNorm and tanh after each hidden layer instead of mish. Ours, not the paper's: without it the values
     of actions that no demonstration contains run away and a sparse-reward task is not learned (RLPD, arXiv:2302.02948).
     """
@@ -24,17 +27,25 @@ class CriticEnsemble(nn.Module):
         num_critics: int,
         num_quantiles: int,
         layer_norm: bool,
+        activation: Literal["mish", "relu"] = "mish",
     ) -> None:
         super().__init__()
         self.num_critics = num_critics
+        self.activation = activation
         widths = (feature_dim + action_dim, *hidden, num_quantiles)
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for fan_in, fan_out in itertools.pairwise(widths):
-            std = 1 / (2 * math.sqrt(fan_in))  # as in the denoiser, see initialise_linear
-            weight = torch.empty(num_critics, fan_in, fan_out)
-            self.weights.append(nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std))
-            self.biases.append(torch.zeros(num_critics, 1, fan_out))
+            weight, bias = torch.empty(num_critics, fan_in, fan_out), torch.zeros(num_critics, 1, fan_out)
+            if activation == "relu":
+                limit = 1 / math.sqrt(fan_in)  # torch.nn.Linear's own, of both
+                nn.init.uniform_(weight, -limit, limit)
+                nn.init.uniform_(bias, -limit, limit)
+            else:
+                std = 1 / (2 * math.sqrt(fan_in))  # as in the denoiser, see initialise_linear
+                nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+            self.weights.append(weight)
+            self.biases.append(bias)
         self.norm_gains = nn.ParameterList()
         self.norm_biases = nn.ParameterList()
         if layer_norm:
@@ -53,7 +64,7 @@ class CriticEnsemble(nn.Module):
                 normalised = F.layer_norm(x, x.shape[-1:])
                 x = torch.tanh(normalised * self.norm_gains[layer] + self.norm_biases[layer])
             else:
-                x = F.mish(x)
+                x = F.relu(x) if self.activation == "relu" else F.mish(x)
         return x.transpose(0, 1)
 
 

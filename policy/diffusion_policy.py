@@ -31,6 +31,7 @@ def make_critic(specs: Specs, config: PolicyConfig) -> CriticEnsemble:
         config.num_critics,
         config.num_quantiles,
         config.critic_layer_norm,
+        config.critic_activation,
     )
 
 

@@ -106,16 +106,23 @@ def small_config(**settings: Any) -> LearnerConfig:
         "num_quantiles": 5,
         "drop_quantiles": 1,
     }
-    if settings.get("algorithm") == "hil_serl_sac":
-        policy |= {
+    scalar: dict[str, Any] = {"num_quantiles": 1, "drop_quantiles": 0}
+    plain: dict[str, Any] = {"behavior_candidates": 1, "critic_activation": "relu"}
+    gaussian: dict[str, Any] = {"distribution": "gaussian", "gaussian_hidden": [16], "gaussian_layer_norm": False}
+    policy |= {
+        "hil_serl_sac": scalar
+        | {
             "distribution": "gaussian",
             "gaussian_hidden": [16],
             "behavior_candidates": 1,
             "critic_layer_norm": True,
-        }
-        policy |= {"num_quantiles": 1, "drop_quantiles": 0}
-    if settings.get("algorithm") in ("qvpo", "dipo"):
-        policy |= {"num_quantiles": 1, "drop_quantiles": 0}
+        },
+        "sac": scalar | plain | gaussian,
+        "tqc": plain | gaussian,
+        "td3": scalar | plain | {"distribution": "deterministic", "deterministic_hidden": [16]},
+        "qvpo": scalar,
+        "dipo": scalar,
+    }.get(settings.get("algorithm", "cgpo"), {})
     cgpo = {"guidance": {"steps": 3}, "value_hidden": [16], "vbase_samples": 3, "entropy_samples": 2}
     qvpo = {"candidates": 6, "entropy_samples": 2}
     dipo = {"write_back": False}  # random_batch numbers no rows

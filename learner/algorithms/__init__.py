@@ -13,6 +13,9 @@ if TYPE_CHECKING:  # torch takes seconds to import and the supervisor only needs
 
 ALGORITHMS = {
     "cgpo": "learner.algorithms.cgpo:Cgpo",
+    "sac": "learner.algorithms.sac:Sac",
+    "td3": "learner.algorithms.td3:Td3",
+    "tqc": "learner.algorithms.tqc:Tqc",
     "hil_serl_sac": "learner.algorithms.hil_serl_sac:HilSerlSac",
     "bc": "learner.algorithms.bc:BehaviourCloning",
     "qvpo": "learner.algorithms.qvpo:Qvpo",

@@ -73,10 +73,17 @@ def published_tensors(modules: Mapping[str, nn.Module | None]) -> dict[str, Tens
     }
 
 
-def update_ema(target: nn.Module, online: nn.Module, rate: float) -> None:
-    """Move every target parameter towards its online twin: target <- (1 - rate) target + rate online."""
+def update_ema(target: nn.Module, online: nn.Module, rate: float | Tensor) -> None:
+    """Move every target parameter towards its online twin: target <- (1 - rate) target + rate online.
+
+    rate: a number, or () on the device where it depends on the step.
+    """
     parameters = [parameter.detach() for parameter in online.parameters()]
-    if parameters:  # the heads of an observation without images have none
+    if not parameters:  # the heads of an observation without images have none
+        return
+    if isinstance(rate, Tensor):
+        torch._foreach_lerp_(list(target.parameters()), parameters, [rate] * len(parameters))
+    else:
         torch._foreach_lerp_(list(target.parameters()), parameters, rate)
 
 

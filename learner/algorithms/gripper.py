@@ -35,7 +35,7 @@ class GripperLearner:
         value = self.critic(feature).gather(1, choice_of(batch.action[:, -1:])).squeeze(1)
         return F.mse_loss(value, target)
 
-    def follow(self, rate: float) -> None:
+    def follow(self, rate: float | Tensor) -> None:
         update_ema(self.target, self.critic, rate)
 
 

@@ -30,11 +30,20 @@ class GuardedAdam(Adam):
         # total, in a row, loss, gradient norm; always the same tensor, as a captured graph needs it
         self._counters = torch.zeros(4, device=self._parameters[0].device)
 
-    def descend(self, loss: Tensor, max_norm: float = 0.0) -> None:
-        """Take one step down `loss`, with the gradient's norm clipped to max_norm unless that is 0."""
-        self.step_along(torch.autograd.grad(loss, self._parameters, allow_unused=True), loss, max_norm)
+    def descend(self, loss: Tensor, max_norm: float = 0.0, is_due: Tensor | None = None) -> None:
+        """Take one step down `loss`, with the gradient's norm clipped to max_norm unless that is 0.
 
-    def step_along(self, gradients: Sequence[Tensor | None], loss: Tensor, max_norm: float = 0.0) -> None:
+        is_due: 0 or 1 () on the device; where it is 0 nothing changes and nothing is counted (delayed updates).
+        """
+        self.step_along(torch.autograd.grad(loss, self._parameters, allow_unused=True), loss, max_norm, is_due)
+
+    def step_along(
+        self,
+        gradients: Sequence[Tensor | None],
+        loss: Tensor,
+        max_norm: float = 0.0,
+        is_due: Tensor | None = None,
+    ) -> None:
         """Take the step of `descend` from gradients that are known already, one for each parameter."""
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             # The fused kernel reads both in the parameter's memory order, whatever the gradient's strides say.
@@ -42,11 +51,12 @@ class GuardedAdam(Adam):
         norm = nn.utils.get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
         if max_norm:
             nn.utils.clip_grads_with_norm_(self._parameters, max_norm, norm)
-        self.found_inf = 1.0 - (loss.detach() + norm).isfinite().float()
+        is_bad = 1.0 - (loss.detach() + norm).isfinite().float()
+        self.found_inf = is_bad if is_due is None else torch.maximum(is_bad, 1.0 - is_due)
         self.step()
         total, in_a_row, _, _ = self._counters
-        latest = [total + self.found_inf, (in_a_row + 1) * self.found_inf, loss.detach(), norm]
-        self._counters.copy_(torch.stack(latest))
+        latest = torch.stack([total + is_bad, (in_a_row + 1) * is_bad, loss.detach(), norm])
+        self._counters.copy_(latest if is_due is None else torch.where(is_due > 0, latest, self._counters))
 
     def counters(self) -> Tensor:
         """Return the fields of SkippedSteps as a tensor (4,), still on the device."""

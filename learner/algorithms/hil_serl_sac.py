@@ -8,11 +8,8 @@ Differs from HIL-SERL's code: actor and critic share the encoder's heads, which 
 here, so that both algorithms are compared behind the same eyes.
 """
 
-import math
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from learner.agents import Agents, Noise
 from learner.algorithms.base import (
@@ -27,17 +24,18 @@ from learner.algorithms.base import (
 from learner.algorithms.gripper import make_gripper
 from learner.algorithms.guarded_adam import GuardedAdam
 from learner.algorithms.state import Resumable, Stateful
+from learner.algorithms.temperature import Temperature
 from learner.losses import scalar_critic_loss
 from learner.replay import Batch
 from policy.diffusion_policy import make_critic
 from policy.encoder import EncoderInput, ObservationHeads
 from policy.errors import ConfigError
-from policy.gaussian_policy import GaussianPolicy
+from policy.gaussian_policy import GaussianPolicy, sample_tanh_gaussian
 from policy.spec import Specs
 
 
 class HilSerlSac(Resumable):
-    """See the module docstring; configuration in learner.config.SacConfig."""
+    """See the module docstring; configuration in learner.config.HilSerlSacConfig."""
 
     def __init__(self, agents: Agents, specs: Specs) -> None:
         if agents.is_population:
@@ -48,7 +46,7 @@ class HilSerlSac(Resumable):
         self._critic = agents.network(lambda: make_critic(specs, config.policy))
         self._heads = agents.network(lambda: ObservationHeads(specs, config.policy))
         self._gripper = make_gripper(agents, specs, self._config.discount)
-        self._temperature = agents.network(lambda: Temperature(self._config.initial_temperature))
+        self._temperature = agents.network(lambda: Temperature(self._config.initial_temperature, "softplus"))
         self._target_critic = frozen_copy(self._critic)
         self._target_heads = frozen_copy(self._heads)
         self._action_dim = specs.action.continuous_dim
@@ -90,32 +88,32 @@ class HilSerlSac(Resumable):
     @torch.no_grad()
     def _critic_targets(self, batch: Batch, next_feature: NextFeature) -> Tensor:
         """Return y (B,) = r + gamma (1 - terminated) (min_i Q_target_i(s', a') [- alpha log pi(a'|s')])."""
-        next_action, log_density = self._actor.sample(next_feature.online, self._critic_noise)
+        next_action, log_density = self._sample(next_feature.online, self._critic_noise)
         values: Tensor = self._target_critic(next_feature.target, next_action).squeeze(-1)  # (B, N)
         if self._config.critic_subset:
             drawn = torch.randperm(values.shape[1], generator=self._critic_noise, device=values.device)
             values = values[:, drawn[: self._config.critic_subset]]
         next_value = values.amin(dim=1)
         if self._config.backup_entropy:
-            next_value = next_value - self._temperature.value() * log_density
+            next_value = next_value - self._temperature() * log_density
         return batch.reward + self._config.discount * (1 - batch.is_terminal) * next_value
 
     def _update_actor(self, batch: Batch) -> Metrics:
         """Ascend E[mean_i Q_i(s, a) - alpha log pi(a|s)], then move alpha towards the target entropy."""
         with torch.no_grad():
             feature = self._heads(batch.observation)
-        action, log_density = self._actor.sample(feature, self._actor_noise)
+        action, log_density = self._sample(feature, self._actor_noise)
         value = self._critic(feature, action).mean(dim=(1, 2))
-        loss = (self._temperature.value().detach() * log_density - value).mean()
+        loss = (self._temperature().detach() * log_density - value).mean()
         self._actor_optimiser.descend(loss)
         entropy = -log_density.detach().mean()
         if self._config.tune_temperature:
-            self._temperature_optimiser.descend(self._temperature.value() * (entropy - self._target_entropy))
+            self._temperature_optimiser.descend(self._temperature() * (entropy - self._target_entropy))
         return {
             "actor_loss": loss.detach(),
             "q_mean": value.detach().mean(),
             "entropy": entropy,
-            "temperature": self._temperature.value().detach(),
+            "temperature": self._temperature().detach(),
             "policy_action_std": action.detach().std(dim=0).mean(),
         }
 
@@ -124,8 +122,13 @@ class HilSerlSac(Resumable):
 
     @torch.no_grad()
     def exploit(self, observation: EncoderInput, noise: Noise, candidates: int) -> Tensor:
-        action: Tensor = self._actor.sample(self._heads(observation), noise.generators[0])[0]
-        return action
+        return self._sample(self._heads(observation), noise.generators[0])[0]
+
+    def _sample(self, feature: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return actions (B, A) and their log-densities (B,)."""
+        mean, std = self._actor(feature)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        return sample_tanh_gaussian(mean, std, noise)
 
     def policy_tensors(self) -> dict[str, Tensor]:
         gripper = self._gripper.critic if self._gripper else None
@@ -148,14 +151,3 @@ class HilSerlSac(Resumable):
         if self._gripper:
             parts |= {"gripper": self._gripper.critic, "target_gripper": self._gripper.target}
         return parts
-
-
-class Temperature(nn.Module):
-    """alpha = softplus(raw), which stays positive while Adam moves raw."""
-
-    def __init__(self, initial: float) -> None:
-        super().__init__()
-        self.raw = nn.Parameter(torch.tensor(math.log(math.expm1(initial))))
-
-    def value(self) -> Tensor:
-        return F.softplus(self.raw)
