@@ -1,4 +1,4 @@
-"""The value side that SAC, TD3 and TQC have in common: critics, their slow targets, and whatever learns with them."""
+"""The value side that the baselines have in common: critics, their slow targets, and whatever learns with them."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -36,7 +36,14 @@ class CriticLearner:
     targets of all, and one Adam. Letters: B batch, N critics, M quantiles, L target atoms, F feature, A action.
     """
 
-    def __init__(self, agents: Agents, specs: Specs, settings: Callable[[LearnerConfig], CriticSettings]) -> None:
+    def __init__(
+        self,
+        agents: Agents,
+        specs: Specs,
+        settings: Callable[[LearnerConfig], CriticSettings],
+        adam_eps: float = 1e-8,
+        grad_clip: float = 0.0,
+    ) -> None:
         policy, own = agents.config.policy, settings(agents.config)
         self._kernels = make_kernels(agents)
         self._action_dim = specs.action.continuous_dim
@@ -48,7 +55,8 @@ class CriticLearner:
         valued = [*self.critic.parameters(), *self.heads.parameters()]
         if self.gripper:
             valued += self.gripper.critic.parameters()
-        self._optimiser = agents.optimiser(valued, lambda config: settings(config).critic_learning_rate)
+        self._optimiser = agents.optimiser(valued, lambda config: settings(config).critic_learning_rate, adam_eps)
+        self._grad_clip = grad_clip
         self._discount = agents.setting(lambda config: settings(config).discount, num_axes=1)
         self._rate = own.target_update_rate
 
@@ -87,7 +95,7 @@ class CriticLearner:
             gripper_loss = self.gripper.loss(batch, feature, next_feature)
             metrics["gripper_loss"] = gripper_loss.detach()
             loss = loss + gripper_loss
-        self._optimiser.descend(loss)
+        self._optimiser.descend(loss, self._grad_clip)
         return metrics
 
     def follow(self, is_due: float | Tensor = 1.0) -> None:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from learner.agents import Agents, Noise
-from learner.algorithms.base import Metrics, SampleBatch, frozen_copy, published_tensors, update_ema
-from learner.algorithms.scalar_critics import ScalarCritics
+from learner.algorithms.base import Metrics, NextFeature, SampleBatch, frozen_copy, published_tensors, update_ema
+from learner.algorithms.critic_learner import CriticLearner
 from learner.algorithms.state import Resumable, Stateful
 from learner.diffusion import Diffusion
+from learner.losses import scalar_critic_loss
 from learner.replay import Batch
 from policy.critic_network import conservative_value
 from policy.diffusion_policy import make_denoiser
@@ -43,7 +44,13 @@ class Dipo(Resumable):
         self._kernels = self._diffusion.kernels
         self._denoiser = agents.network(lambda: make_denoiser(specs, self._policy))
         self._target_denoiser = frozen_copy(self._denoiser)
-        self._critics = ScalarCritics(agents, specs, self._kernels, lambda config: config.dipo)
+        self._critics = CriticLearner(
+            agents,
+            specs,
+            lambda config: config.dipo,
+            adam_eps=self._config.adam_eps,
+            grad_clip=self._config.grad_clip,
+        )
         actor = self._denoiser.parameters()
         self._denoiser_optimiser = agents.optimiser(
             actor, lambda config: config.dipo.actor_learning_rate, self._config.adam_eps
@@ -56,7 +63,10 @@ class Dipo(Resumable):
         self._moved_step = torch.full(kept, -1, dtype=torch.int64, device=agents.device)
 
     def update_step(self, sample_batch: SampleBatch) -> Metrics:
-        metrics = self._update_critic(sample_batch())
+        batch = sample_batch()
+        next_feature = self._critics.next_feature(batch)
+        targets = self._critic_targets(batch, next_feature)
+        metrics = self._critics.descend(batch, next_feature, targets, summed_critic_loss)
         metrics |= self._update_actor(sample_batch())
         self._critics.follow()
         update_ema(self._target_denoiser, self._denoiser, self._config.target_update_rate)
@@ -65,34 +75,37 @@ class Dipo(Resumable):
     @torch.no_grad()
     def explore(self, observation: EncoderInput, noise: Noise) -> Tensor:
         """One sample, unless policy.behavior_candidates says more: DIPO's own is 1."""
-        feature = self._critics.feature_of(observation)
+        feature = self._critics.feature(observation)
         count = self._policy.behavior_candidates
-        return self._diffusion.act(self._denoiser, self._critics.online, feature, count, noise)
+        return self._diffusion.act(self._denoiser, self._critics.critic, feature, count, noise)
 
     @torch.no_grad()
     def exploit(self, observation: EncoderInput, noise: Noise, candidates: int) -> Tensor:
-        feature = self._critics.feature_of(observation)
+        feature = self._critics.feature(observation)
         chains = self._diffusion.chain_noise(feature.shape[-2] * candidates, noise)
         if not self._config.evaluation_noise:
             chains = torch.cat([torch.zeros_like(chains[:-1]), chains[-1:]])  # only where the chains start is random
         actions = self._kernels.sample(self._denoiser, feature, chains)
         actions = actions.reshape(*feature.shape[:-1], candidates, self._action_dim)
-        return self._diffusion.best_of(self._critics.online, feature, actions)
+        return self._diffusion.best_of(self._critics.critic, feature, actions)
 
-    def _update_critic(self, batch: Batch) -> Metrics:
-        next_feature = self._critics.next_feature(batch)
-        noise = self._diffusion.chain_noise(next_feature.target.shape[-2], self._critic_noise)
-        next_action = self._kernels.sample(self._target_denoiser, next_feature.target, noise)
-        return self._critics.update(batch, next_feature, next_action)
+    @torch.no_grad()
+    def _critic_targets(self, batch: Batch, next_feature: NextFeature) -> Tensor:
+        """Return y (..., B, 1) = r + gamma (1 - terminated) min_i Q'_i(s', a'), a' one sample of the target policy."""
+        feature = next_feature.target
+        noise = self._diffusion.chain_noise(feature.shape[-2], self._critic_noise)
+        next_action = self._kernels.sample(self._target_denoiser, feature, noise)
+        next_value = self._kernels.value(self._critics.target_critic, feature, next_action)
+        return self._critics.bootstrap(batch, next_value[..., None])
 
     def _update_actor(self, batch: Batch) -> Metrics:
-        feature = self._critics.feature_of(batch.observation)
+        feature = self._critics.feature(batch.observation)
         action = self._latest_action(batch)
         moved = self._uphill(feature, action)
         self._keep(batch, moved)
         loss = self._diffusion.denoising_error(self._denoiser, moved, feature, self._loss_noise).mean(dim=-1)
         self._denoiser_optimiser.descend(loss, self._config.grad_clip)
-        gain = self._critics.value(feature, moved) - self._critics.value(feature, action)
+        gain = self._value_of(feature, moved) - self._value_of(feature, action)
         return {
             "actor_loss": loss.detach(),
             "target_gain_mean": gain.mean(dim=-1),
@@ -122,9 +135,12 @@ class Dipo(Resumable):
         """Gradient (..., B, A) of each row's smallest value with respect to its action; no parameter's is touched."""
         with torch.enable_grad():
             action = action.detach().requires_grad_(True)
-            quantiles = self._kernels.quantiles(self._critics.online, feature, action)
+            quantiles = self._kernels.quantiles(self._critics.critic, feature, action)
             (gradient,) = torch.autograd.grad(conservative_value(quantiles, num_dropped=0).sum(), action)
         return gradient
+
+    def _value_of(self, feature: Tensor, action: Tensor) -> Tensor:
+        return self._kernels.value(self._critics.critic, feature, action)
 
     # --- moved actions beside their transitions -------------------------------------------------------------------
 
@@ -152,7 +168,7 @@ class Dipo(Resumable):
             {
                 "denoiser": self._denoiser,
                 "heads": self._critics.heads,
-                "critic": self._critics.online if self._policy.behavior_candidates > 1 else None,
+                "critic": self._critics.critic if self._policy.behavior_candidates > 1 else None,
                 "gripper": self._critics.gripper.critic if self._critics.gripper else None,
             }
         )
@@ -166,6 +182,11 @@ class Dipo(Resumable):
             "loss_noise": self._loss_noise,
         }
         return parts | ({"moved": self._moved, "moved_step": self._moved_step} if self._config.write_back else {})
+
+
+def summed_critic_loss(quantiles: Tensor, targets: Tensor) -> Tensor:
+    """Sum over critics of mean squared errors, as in DIPO's code: its gradient's norm is limited, so size matters."""
+    return quantiles.shape[-2] * scalar_critic_loss(quantiles, targets)
 
 
 def _numbers(batch: Batch) -> Tensor:

@@ -9,6 +9,7 @@ Read against its code (github.com/wadx2019/qvpo), from which it departs in these
 - a time limit is no end of the task: replay.timeout_bootstrap (its code: nothing is bootstrapped there);
 - lambda falls with the updates from their first one on, by default over a million (its code: with environment steps,
   the 10,000 of the warm-up counted, over the run's length);
+- the critics' loss is the mean of their squared errors, there the sum: Adam does not see the factor;
 - every state has one target (its code's `chosen`, 1 by default); of the weights, `qadv` and `qrelu`; left out are what
   its code switches off by default: unselected actions now and then, moving targets uphill, evaluating without noise,
   fewer actor than critic updates.
@@ -21,11 +22,11 @@ import torch
 from torch import Tensor
 
 from learner.agents import Agents, Noise
-from learner.algorithms.base import Metrics, SampleBatch, frozen_copy, published_tensors, update_ema
-from learner.algorithms.scalar_critics import ScalarCritics
+from learner.algorithms.base import Metrics, NextFeature, SampleBatch, frozen_copy, published_tensors, update_ema
+from learner.algorithms.critic_learner import CriticLearner
 from learner.algorithms.state import Resumable, Stateful
 from learner.diffusion import Diffusion
-from learner.losses import annealed_entropy_weight, combine_denoising_errors
+from learner.losses import annealed_entropy_weight, combine_denoising_errors, scalar_critic_loss
 from learner.replay import Batch
 from policy.diffusion_policy import make_denoiser
 from policy.encoder import EncoderInput
@@ -40,9 +41,16 @@ class Qvpo(Resumable):
         self._config, self._policy = agents.config.qvpo, agents.config.policy
         self._action_dim = specs.action.continuous_dim
         self._diffusion = Diffusion(agents, self._action_dim)
+        self._kernels = self._diffusion.kernels
         self._denoiser = agents.network(lambda: make_denoiser(specs, self._policy))
         self._target_denoiser = frozen_copy(self._denoiser)
-        self._critics = ScalarCritics(agents, specs, self._diffusion.kernels, lambda config: config.qvpo)
+        self._critics = CriticLearner(
+            agents,
+            specs,
+            lambda config: config.qvpo,
+            adam_eps=self._config.adam_eps,
+            grad_clip=self._config.grad_clip,
+        )
         actor = self._denoiser.parameters()
         self._denoiser_optimiser = agents.optimiser(
             actor, lambda config: config.qvpo.actor_learning_rate, self._config.adam_eps
@@ -52,7 +60,10 @@ class Qvpo(Resumable):
         self._actor_updates = torch.zeros((), dtype=torch.int64, device=agents.device)
 
     def update_step(self, sample_batch: SampleBatch) -> Metrics:
-        metrics = self._update_critic(sample_batch())
+        batch = sample_batch()
+        next_feature = self._critics.next_feature(batch)
+        targets = self._critic_targets(batch, next_feature)
+        metrics = self._critics.descend(batch, next_feature, targets, scalar_critic_loss)
         metrics |= self._update_actor(sample_batch())
         self._actor_updates += 1
         self._critics.follow()
@@ -64,23 +75,28 @@ class Qvpo(Resumable):
 
     @torch.no_grad()
     def exploit(self, observation: EncoderInput, noise: Noise, candidates: int) -> Tensor:
-        feature = self._critics.feature_of(observation)
-        return self._diffusion.act(self._denoiser, self._critics.online, feature, candidates, noise)
+        feature = self._critics.feature(observation)
+        return self._diffusion.act(self._denoiser, self._critics.critic, feature, candidates, noise)
 
-    def _update_critic(self, batch: Batch) -> Metrics:
-        """The next action is the best of K_t target-policy samples by the target critics, which also rate it."""
-        next_feature = self._critics.next_feature(batch)
+    @torch.no_grad()
+    def _critic_targets(self, batch: Batch, next_feature: NextFeature) -> Tensor:
+        """Return y (..., B, 1) = r + gamma (1 - terminated) min_i Q'_i(s', a').
+
+        a' is the best of K_t target-policy samples by the target critics, which also rate it.
+        """
+        feature, target_critic = next_feature.target, self._critics.target_critic
         candidates = self._diffusion.candidates(
-            self._target_denoiser, next_feature.target, self._config.target_candidates, self._critic_noise
+            self._target_denoiser, feature, self._config.target_candidates, self._critic_noise
         )
-        next_action = self._diffusion.best_of(self._critics.target, next_feature.target, candidates)
-        return self._critics.update(batch, next_feature, next_action)
+        next_action = self._diffusion.best_of(target_critic, feature, candidates)
+        return self._critics.bootstrap(batch, self._kernels.value(target_critic, feature, next_action)[..., None])
 
     def _update_actor(self, batch: Batch) -> Metrics:
-        feature = self._critics.feature_of(batch.observation)
+        feature = self._critics.feature(batch.observation)
         count = self._config.candidates
         candidates = self._diffusion.candidates(self._denoiser, feature, count, self._actor_noise)
-        values = self._critics.value(feature, candidates.flatten(-3, -2)).reshape(candidates.shape[:-1])
+        values = self._kernels.value(self._critics.critic, feature, candidates.flatten(-3, -2))
+        values = values.reshape(candidates.shape[:-1])
         weight = q_weight(values, self._config.weight)
         loss = self._actor_loss(feature, best_of(candidates, values), weight)
         self._denoiser_optimiser.descend(loss, self._config.grad_clip)
@@ -110,7 +126,7 @@ class Qvpo(Resumable):
             {
                 "denoiser": self._denoiser,
                 "heads": self._critics.heads,
-                "critic": self._critics.online if self._policy.behavior_candidates > 1 else None,
+                "critic": self._critics.critic if self._policy.behavior_candidates > 1 else None,
                 "gripper": self._critics.gripper.critic if self._critics.gripper else None,
             }
         )
