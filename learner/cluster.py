@@ -284,12 +284,14 @@ class _Ray:
                 "machines). Without ray_address the runs are done on this machine."
             ) from error
         self._ray = ray
+        on_term = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=config.ray_address, log_to_driver=False)
         except (ConnectionError, ValueError) as error:
             raise ConfigError(
                 f"no ray at {config.ray_address!r}: {error}. Start it there with `ray start --head`, or use 'local'."
             ) from error
+        signal.signal(signal.SIGTERM, on_term)  # ray has put its own there, which ends this process at once
         self._task = ray.remote(num_cpus=config.cpus_per_run, num_gpus=config.gpus_per_run, max_retries=0)(_run_to_end)
         logger.info("ray has %s", {name: count for name, count in ray.cluster_resources().items() if ":" not in name})
 
@@ -308,15 +310,23 @@ class _Ray:
 
     def end(self, handles: Sequence[Any]) -> None:
         for handle in handles:
-            self._ray.cancel(handle, force=True)  # kills ray's worker, and the kernel tells the run
-        self._ray.shutdown()
+            self._ray.cancel(handle)  # raises KeyboardInterrupt in _run_to_end
+        if handles:
+            self._ray.wait(list(handles), num_returns=len(handles), timeout=_STOP_GRACE_S)
+        self._ray.shutdown()  # kills what is left
 
 
 def _run_to_end(command: list[str], log_path: str, folder: str) -> int:
     """What ray calls on the machine that it has chosen."""
     os.chdir(folder)
     try:
-        return _start_process(command, Path(log_path)).wait()
+        process = _start_process(command, Path(log_path))
+        try:
+            while process.poll() is None:  # ray's interrupt does not wake whoever waits in the kernel
+                time.sleep(_POLL_PERIOD_S)
+        except KeyboardInterrupt:  # the sweep is being stopped
+            process.terminate()
+        return process.wait()
     except (CgpoError, OSError) as error:
         with Path(log_path).open("a") as log:
             log.write(f"error: {error}\n")
