@@ -1,0 +1,203 @@
+"""What a run leaves on disk: config.json, curve.csv, status.json, summary.json, and checkpoints to go on from.
+
+DIR/TASK/ALGORITHM/VARIANT/seed_N/   config.json, curve.csv, status.json, at the end summary.json
+the same folder, or population_...   checkpoint.safetensors, replay/
+"""
+
+import csv
+import importlib.metadata
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from benchmarks.mujoco.settings import RunSettings
+from policy.errors import ConfigError, WeightsError
+from policy.files import make_folder, replace_durably, replace_file
+from policy.revision import read_revision
+
+Row = dict[str, float | int | None]
+
+RETURN_COLUMNS = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
+"""For each K_e a column named like return_mean_k4."""
+WALL_CLOCK_COLUMNS = ("updates_per_s", "evaluation_s", "wall_s")
+"""What differs between two runs of the same settings."""
+
+_PACKAGES = ("torch", "gymnasium", "mujoco", "numpy")
+
+
+CONTRAST_COLUMNS = ("contrast", "guided_contrast", "value_std")
+"""Critic contrast (CGPO Eq 9), that of the guided action, and the spread of values; diffusion policies only."""
+
+
+def columns(settings: RunSettings) -> list[str]:
+    """Return the columns of curve.csv. A cell is empty where nothing was measured at that evaluation."""
+    returns = [f"{name}_k{count}" for count in evaluated_candidates(settings) for name in RETURN_COLUMNS]
+    training = ["training_return_mean", "training_episodes", "skipped_steps"]
+    contrast = CONTRAST_COLUMNS if settings.has_candidates else ()
+    return ["env_step", "updates", *returns, "best_return", *training, *contrast, *WALL_CLOCK_COLUMNS]
+
+
+def evaluated_candidates(settings: RunSettings) -> tuple[int, ...]:
+    """Return every K_e of the run, the headline first; a policy without samples to choose from has 1."""
+    if not settings.has_candidates:
+        return (1,)
+    return settings.protocol.candidates + settings.protocol.more_candidates
+
+
+class RunFolder:
+    """The folder of one seed's run."""
+
+    def __init__(self, path: Path, settings: RunSettings) -> None:
+        self.path = path
+        self.settings = settings
+        self._columns = columns(settings)
+
+    def check(self, *, is_resumed: bool) -> None:
+        """Raise ConfigError where the folder holds another run, or one that is not to be resumed."""
+        path = self.path / "config.json"
+        if not path.exists():
+            return
+        self._check_same(path)
+        if not is_resumed:
+            raise ConfigError(f"{self.path} holds a run already. Continue it with --resume, or choose another --out.")
+
+    def record(self, start: Mapping[str, Any]) -> None:
+        """Write config.json, or add this start of the run to it."""
+        make_folder(self.path)
+        path = self.path / "config.json"
+        starts = self._check_same(path) if path.exists() else []
+        content = {**self.settings.to_dict(), "starts": [*starts, start]}
+        replace_durably(path, json.dumps(content, indent=1).encode())
+        (self.path / "summary.json").unlink(missing_ok=True)  # of the same run with fewer steps
+
+    def _check_same(self, path: Path) -> list[Any]:
+        """Return the run's starts so far."""
+        try:
+            stored = json.loads(path.read_text())
+            starts = list(stored.pop("starts"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}. Move its folder away to start again.") from error
+        before, now = _flat(stored), _flat(self.settings.to_dict())
+        # Settings that came with a newer program had no other value when the run began than their default.
+        differences = [
+            f"{name} was {before[name]!r}, is {now.get(name)!r}" for name in before if before[name] != now.get(name)
+        ]
+        if differences:
+            raise ConfigError(
+                f"{self.path} holds a run with another configuration: {'; '.join(differences)}. Give the options that "
+                "it was started with, or another --out."
+            )
+        return starts
+
+    def finished_steps(self) -> int:
+        """Return the steps after which the run was finished; 0 while it is not."""
+        path = self.path / "summary.json"
+        return int(json.loads(path.read_text())["env_step"]) if path.exists() else 0
+
+    def append(self, row: Row) -> None:
+        """Add a row to curve.csv."""
+        path = self.path / "curve.csv"
+        is_new = not path.exists() or not path.stat().st_size
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerow({name: _shown(value) for name, value in row.items()})
+        with path.open("a") as file:
+            file.write(text.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def curve_size(self) -> int:
+        path = self.path / "curve.csv"
+        return path.stat().st_size if path.exists() else 0
+
+    def cut_curve(self, size: int) -> None:
+        """Take off rows written after the checkpoint. Raises WeightsError when some before it are gone."""
+        if self.curve_size() < size:
+            raise WeightsError(
+                f"{self.path}/curve.csv has {self.curve_size()} bytes, {size} when the checkpoint was written: it was "
+                "changed since. Start again in another folder."
+            )
+        if self.curve_size():
+            os.truncate(self.path / "curve.csv", size)
+
+    def read_curve(self) -> list[dict[str, str]]:
+        path = self.path / "curve.csv"
+        return list(csv.DictReader(path.open())) if path.exists() else []
+
+    def write_status(self, **values: Any) -> None:
+        status = {**values, "pid": os.getpid(), "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        replace_file(self.path / "status.json", json.dumps(status, indent=1).encode())
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Say that the run is finished, and what it came to."""
+        replace_durably(self.path / "summary.json", json.dumps(summary, indent=1).encode())
+
+
+def summarise(rows: Sequence[Mapping[str, str]], headline: str) -> dict[str, float | int]:
+    """Return best return, and mean over the last tenth of the evaluations, at least one."""
+    returns = [float(row[headline]) for row in rows]
+    last = returns[-max(1, math.ceil(len(returns) / 10)) :]
+    return {
+        "env_step": int(rows[-1]["env_step"]),
+        "evaluations": len(rows),
+        "best_return": max(returns),
+        "last_tenth_return": sum(last) / len(last),
+    }
+
+
+def describe_start(env_step: int, command: Sequence[str], device: str, threads: int, machine: str) -> dict[str, Any]:
+    """Return what is worth knowing about one start of a run: program, versions, machine."""
+    return {
+        "env_step": env_step,
+        "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": list(command),
+        "revision": read_revision(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "machine": machine,
+        "device": device,
+        "threads": threads,
+    }
+
+
+def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+    """Write one file by one rename: a crash leaves the checkpoint before or this one."""
+    make_folder(folder)
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    replace_durably(folder / "checkpoint.safetensors", save(contiguous, metadata={"progress": json.dumps(progress)}))
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return tensors and progress of the newest checkpoint, None without one; raises WeightsError if it is damaged."""
+    path = folder / "checkpoint.safetensors"
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            progress = json.loads(file.metadata()["progress"])
+            return {name: file.get_tensor(name) for name in file.keys()}, progress
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise WeightsError(f"checkpoint {path} cannot be read: {error}. Start again in another folder.") from error
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _shown(value: float | int | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
