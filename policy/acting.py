@@ -24,6 +24,9 @@ class ActionHead(Protocol):
     modules: dict[str, nn.Module]
     """What the learner publishes for it, by the prefix of the tensors' names."""
 
+    def prepare(self) -> None:
+        """Make ready what acting needs of the modules' weights; to be called after every change of these."""
+
     def act(self, feature: Tensor, candidates: int | None, generator: torch.Generator) -> Tensor:
         """Return an action (continuous_dim,) in [-1, 1] for one state's feature (1, F).
 
@@ -44,7 +47,6 @@ class ActingPolicy:
 
     def __init__(self, specs: Specs, config: PolicyConfig, seed: int) -> None:
         """Raise ConfigError or WeightsError when observations hold images and the encoder's file cannot be had."""
-        self._action_spec = specs.action
         self._generator = torch.Generator().manual_seed(seed)
         self._encoder = ObservationEncoder(specs, config)
         with torch.random.fork_rng(devices=[]):
@@ -59,12 +61,13 @@ class ActingPolicy:
         if self._gripper is not None:
             modules["gripper"] = self._gripper
         load_strict(modules, tensors)
+        self._head.prepare()
 
     def reseed(self, seed: int) -> None:
         """Draw the noise of the following actions anew, as if nothing had been drawn before."""
         self._generator.manual_seed(seed)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def select_action(self, observation: Observation, candidates: int | None = None) -> NDArray[np.float32]:
         """Return an action (A,) in [-1, 1]; `candidates` as in ActionHead.act."""
         feature = self._heads(self._encoder.inputs(observation))

@@ -36,6 +36,9 @@ class DeterministicActor:
         self._noise_std = config.exploration_noise
         self.modules: dict[str, nn.Module] = {"deterministic": self._network}
 
+    def prepare(self) -> None:
+        """The network acts as it is."""
+
     def act(self, feature: Tensor, candidates: int | None, generator: torch.Generator) -> Tensor:
         refuse_candidates(candidates)
         action: Tensor = self._network(feature)[0]

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from policy.config import PolicyConfig
-from policy.critic_network import CriticEnsemble, conservative_value
+from policy.critic_network import CriticEnsemble
 from policy.denoiser import Denoiser
 from policy.encoder import feature_dim
 from policy.errors import ConfigError
 from policy.noise_schedule import make_noise_schedule
-from policy.sampler import best_of, draw_noise, sample
+from policy.prepared_sampler import PreparedChain, PreparedCritic
+from policy.sampler import draw_noise
 from policy.spec import Specs
 
 
@@ -54,18 +55,20 @@ class DiffusionActor:
         self.modules: dict[str, nn.Module] = {"denoiser": self._denoiser}
         if self._critic is not None:
             self.modules["critic"] = self._critic
+        self.prepare()
+
+    def prepare(self) -> None:
+        self._chain = PreparedChain(self._denoiser, self._schedule)
+        self._chooser = PreparedCritic(self._critic, self._config.drop_quantiles) if self._critic is not None else None
 
     def act(self, feature: Tensor, candidates: int | None, generator: torch.Generator) -> Tensor:
         count = self._config.behavior_candidates if candidates is None else candidates
-        if count > 1 and self._critic is None:
+        if count > 1 and self._chooser is None:
             raise ConfigError(
                 f"{count} candidates asked for, but this policy was published without a critic to choose with "
                 "(policy.behavior_candidates = 1). Ask for 1, or train with behavior_candidates above 1."
             )
-        feature = feature.expand(count, -1)
-        noise = draw_noise(self._schedule, count, self._action_dim, generator)
-        actions = sample(self._denoiser, self._schedule, feature, noise)
-        if self._critic is None or count == 1:
+        actions = self._chain.sample(feature, draw_noise(self._schedule, count, self._action_dim, generator))
+        if self._chooser is None or count == 1:
             return actions[0]
-        values = conservative_value(self._critic(feature, actions), self._config.drop_quantiles)
-        return best_of(actions[None], values[None])[0]
+        return actions[self._chooser.value(feature, actions).argmax()]

@@ -56,6 +56,9 @@ class GaussianActor:
         self._network = GaussianPolicy(specs, config)
         self.modules: dict[str, nn.Module] = {"gaussian": self._network}
 
+    def prepare(self) -> None:
+        """The network acts as it is."""
+
     def act(self, feature: Tensor, candidates: int | None, generator: torch.Generator) -> Tensor:
         refuse_candidates(candidates)
         mean, std = self._network(feature)
