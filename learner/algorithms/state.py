@@ -36,7 +36,7 @@ class Resumable(ABC):
 
 
 def _single_parts(parts: Mapping[str, Stateful]) -> dict[str, Part]:
-    """Take apart what holds one thing for each agent: `name` for the first, `name.1` and so on for the others."""
+    """Take apart what holds one thing for each agent: `name` for the first, `name#1` and so on for the others."""
     single: dict[str, Part] = {}
     for name, part in parts.items():
         each: Sequence[Part]
@@ -46,7 +46,7 @@ def _single_parts(parts: Mapping[str, Stateful]) -> dict[str, Part]:
             each = part.generators
         else:
             each = [part]
-        single |= {f"{name}.{index}" if index else name: own for index, own in enumerate(each)}
+        single |= {f"{name}#{index}" if index else name: own for index, own in enumerate(each)}
     return single
 
 

@@ -1,5 +1,6 @@
 """What every algorithm promises the trainer and the actor. A new algorithm is covered once it is registered."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.algorithms import ALGORITHMS, make_algorithm
+from learner.agents import Noise
+from learner.algorithms import ALGORITHMS, make_algorithm, make_population
 from learner.algorithms.base import Algorithm
 from learner.config import LearnerConfig
 from learner.replay import Batch
@@ -21,15 +23,22 @@ SPECS = make_specs(feature_dim=3, action_dim=2)
 GRIPPER_SPECS = with_gripper(SPECS)
 BANDIT_SPECS = make_specs(feature_dim=1, action_dim=1)
 
+POPULATIONS = sorted(ALGORITHMS.keys() - {"bc", "hil_serl_sac"})  # those train one agent at a time
+
+WIDE = {f"{network}_hidden": [32, 32] for network in ("denoiser", "critic", "gaussian", "deterministic")}
+GENTLE = {"actor_learning_rate": 3e-3, "critic_learning_rate": 3e-3, "tune_temperature": False}
 FAST: dict[str, Any] = {
-    "policy": {"denoiser_hidden": [32, 32], "critic_hidden": [32, 32], "gaussian_hidden": [32, 32]},
+    "policy": WIDE,
     "cgpo": {
         "entropy_samples": 10,
         "actor_learning_rate": 3e-3,
         "value_learning_rate": 3e-3,
         "critic": {"learning_rate": 3e-3, "target_candidates": 1},
     },
-    "hil_serl_sac": {"actor_learning_rate": 3e-3, "critic_learning_rate": 3e-3, "tune_temperature": False},
+    "hil_serl_sac": GENTLE,
+    "sac": {**GENTLE, "initial_temperature": 1e-2},
+    "tqc": {**GENTLE, "initial_temperature": 1e-2},
+    "td3": {"actor_learning_rate": 3e-3, "critic_learning_rate": 3e-3},
     "bc": {"learning_rate": 3e-3, "target_update_rate": 0.05},
 }
 
@@ -69,9 +78,9 @@ def test_metrics_are_finite_scalars_of_the_same_names_at_every_step(name: str) -
 
 @pytest.mark.parametrize("behavior_candidates", [1, 4])
 def test_published_tensors_are_a_policy(name: str, behavior_candidates: int) -> None:
-    is_gaussian = name == "hil_serl_sac"
-    if is_gaussian and behavior_candidates > 1:
-        pytest.skip("a Gaussian policy is published without a critic")
+    distribution = small_config(algorithm=name).policy.distribution
+    if distribution != "diffusion" and behavior_candidates > 1:
+        pytest.skip("this policy is published without a critic")
     tables: dict[str, Any] = {
         "policy": {"behavior_candidates": behavior_candidates},
         "cgpo": {"entropy_reduction": "mean"},
@@ -81,8 +90,9 @@ def test_published_tensors_are_a_policy(name: str, behavior_candidates: int) -> 
     policy = ActingPolicy(SPECS, config.policy, seed=0)
     train(algorithm, 2)
     tensors = algorithm.policy_tensors()
+    published = {"denoiser"} if distribution == "diffusion" else {distribution}
     assert {tensor_name.split(".")[0] for tensor_name in tensors} == (
-        {"gaussian"} if is_gaussian else {"denoiser", "critic"} if behavior_candidates > 1 else {"denoiser"}
+        published | {"critic"} if behavior_candidates > 1 else published
     )
     policy.load_weights(tensors)
     action = policy.select_action({"position": np.zeros(3, np.float32)})
@@ -110,11 +120,32 @@ def test_a_discrete_gripper_is_learned_published_and_resumed(name: str) -> None:
     assert_identical(again.policy_tensors(), algorithm.policy_tensors())
 
 
+@pytest.mark.parametrize("name", ["sac", "td3", "tqc"])
+def test_what_acts_without_a_critic_is_evaluated_without_noise_on_both_sides(name: str) -> None:
+    """Asked for one candidate the acting policy does what `exploit` does; left alone it explores, as `explore`."""
+    algorithm = build(name)
+    train(algorithm, 4)
+    policy = ActingPolicy(SPECS, small_config(algorithm=name).policy, seed=0)
+    policy.load_weights(algorithm.policy_tensors())
+    state = np.array([0.3, -0.4, 0.9], np.float32)
+    evaluated = [policy.select_action({"position": state}, candidates=1) for _ in range(2)]
+    observation, noise = EncoderInput(torch.from_numpy(state)[None].expand(400, -1)), Noise([0], is_population=False)
+    exploited, explored = algorithm.exploit(observation, noise, 1), algorithm.explore(observation, noise)
+    np.testing.assert_array_equal(evaluated[0], evaluated[1])
+    np.testing.assert_allclose(exploited, np.tile(evaluated[0], (400, 1)), atol=1e-6)
+    acted = np.array([policy.select_action({"position": state}) for _ in range(400)])
+    assert explored.std(dim=0).min() > 0.05
+    np.testing.assert_allclose(acted.mean(axis=0), explored.mean(dim=0), atol=0.15)
+    np.testing.assert_allclose(acted.std(axis=0), explored.std(dim=0), rtol=0.2)
+    with pytest.raises(ConfigError, match="2 candidates"):
+        policy.select_action({"position": state}, candidates=2)
+
+
 def test_published_tensors_are_a_snapshot(name: str) -> None:
     algorithm = build(name)
     published = algorithm.policy_tensors()
     before = {tensor_name: tensor.clone() for tensor_name, tensor in published.items()}
-    train(algorithm, 1)
+    train(algorithm, 2)  # TD3's actor moves at every second step
     assert_identical(published, before)
     assert any(not torch.equal(before[key], value) for key, value in algorithm.policy_tensors().items())
 
@@ -159,7 +190,7 @@ def test_a_state_that_lacks_any_tensor_is_refused(name: str) -> None:
 
 
 def test_a_state_of_another_architecture_is_refused(name: str) -> None:
-    other = build(name, policy={"denoiser_hidden": [17], "gaussian_hidden": [17]})
+    other = build(name, policy={f"{network}_hidden": [17] for network in ("denoiser", "gaussian", "deterministic")})
     train(other, 1)
     with pytest.raises(WeightsError):
         build(name).load_state(other.state())
@@ -174,6 +205,105 @@ def test_a_state_of_another_architecture_is_refused(name: str) -> None:
 def test_an_unknown_name_lists_the_valid_ones() -> None:
     with pytest.raises(ConfigError, match=r"Did you mean 'cgpo'.*Valid: bc, cgpo, .*hil_serl_sac"):
         build("cpgo")
+
+
+# --- populations ----------------------------------------------------------------------------------------------------
+
+
+def agent_batch(agent: int, step: int) -> Batch:
+    return random_batch(8, 3, 2, seed=100 * agent + step)
+
+
+def stacked(batches: list[Batch]) -> Batch:
+    """One batch of a population, (P, B, ...), of its agents' own."""
+
+    def stack(column: str) -> Any:
+        values = [getattr(batch, column) for batch in batches]
+        if isinstance(values[0], EncoderInput):
+            return EncoderInput(torch.stack([value.vector for value in values]))
+        return torch.stack(values)
+
+    return Batch(**{column: stack(column) for column in Batch.__dataclass_fields__ if column != "rows"})
+
+
+def population_configs(name: str, seeds: list[int]) -> list[LearnerConfig]:
+    """Agents that differ in what they may: seed, learning rate, discount. Odd seeds learn faster, and look less far."""
+    own = [{"discount": 0.9 if seed % 2 else 0.99, "actor_learning_rate": 1e-3 * (1 + seed % 2)} for seed in seeds]
+    return [small_config(algorithm=name, seed=seed, **{name: table}) for seed, table in zip(seeds, own, strict=True)]
+
+
+def trained_alone(config: LearnerConfig, agent: int, steps: int) -> Algorithm:
+    algorithm = make_algorithm(config, SPECS)
+    for step in range(steps):
+        algorithm.update_step(lambda step=step: agent_batch(agent, step))  # type: ignore[misc]
+    return algorithm
+
+
+def assert_agent_equals(together: Algorithm, index: int, alone: Algorithm) -> None:
+    """Published tensors and actions of one agent of a population equal those of the agent that learned alone."""
+    own = alone.policy_tensors()
+    for key, tensor in together.policy_tensors().items():
+        torch.testing.assert_close(tensor[index], own[key], rtol=0, atol=1e-5)
+    num_agents = len(next(iter(together.policy_tensors().values())))
+    feature = random_batch(6, 3, 2, seed=77).observation.vector
+    for act in ("explore", "exploit"):
+        arguments = (2,) if act == "exploit" else ()
+        noises = Noise(list(range(num_agents)), is_population=True), Noise([index], is_population=False)
+        shared = getattr(together, act)(EncoderInput(feature.expand(num_agents, -1, -1)), noises[0], *arguments)
+        expected = getattr(alone, act)(EncoderInput(feature), noises[1], *arguments)
+        torch.testing.assert_close(shared[index], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", POPULATIONS)
+@pytest.mark.parametrize("seeds", [[4], [4, 7]])
+def test_the_agents_of_a_population_learn_what_they_learn_alone(name: str, seeds: list[int]) -> None:
+    configs = population_configs(name, seeds)
+    together = make_population(configs, SPECS)
+    metrics = [
+        together.update_step(lambda step=step: stacked([agent_batch(agent, step) for agent in range(len(seeds))]))  # type: ignore[misc]
+        for step in range(3)
+    ]
+    assert {tuple(torch.as_tensor(value).shape) for value in metrics[-1].values()} == {(len(seeds),)}
+    for index, config in enumerate(configs):
+        assert_agent_equals(together, index, trained_alone(config, index, steps=3))
+
+
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_an_agent_fed_with_nan_disturbs_no_other(name: str) -> None:
+    configs = population_configs(name, [4, 7])
+    together = make_population(configs, SPECS)
+    before = together.policy_tensors()
+    for step in range(3):
+        batches = [agent_batch(0, step), agent_batch(1, step)]
+        batches[1] = replace(batches[1], reward=torch.full_like(batches[1].reward, torch.nan))
+        batches[1].observation.vector.fill_(torch.nan)
+        together.update_step(lambda batches=batches: stacked(batches))  # type: ignore[misc]
+    assert_agent_equals(together, 0, trained_alone(configs[0], 0, steps=3))
+    for key, tensor in together.policy_tensors().items():
+        assert torch.equal(tensor[1], before[key][1])  # no step of it was taken
+    skipped = together.skipped_steps()
+    assert any(counters.total == 0 for counters in skipped.values())
+    assert any(counters.total > 0 for counters in skipped.values())
+
+
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_a_restored_population_continues_bit_for_bit(name: str) -> None:
+    configs = population_configs(name, [4, 7])
+    original, restored = make_population(configs, SPECS), make_population(configs, SPECS)
+
+    def update(algorithm: Algorithm, step: int) -> None:
+        algorithm.update_step(lambda: stacked([agent_batch(0, step), agent_batch(1, step)]))
+
+    for step in range(3):
+        update(original, step)
+    restored.load_state(original.state())
+    for step in range(3, 5):
+        update(original, step)
+        update(restored, step)
+    assert_identical(restored.state(), original.state())
+
+
+# --- learning -------------------------------------------------------------------------------------------------------
 
 
 def bandit_batches(generator: torch.Generator) -> Batch:
