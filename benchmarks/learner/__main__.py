@@ -92,10 +92,15 @@ def _machine(options: argparse.Namespace, command: str) -> Machine:
         threads=torch.get_num_threads(),
         clock=options.clock,
         torch_version=torch.__version__,
-        revision=read_revision() or "unknown",
+        revision=_short_revision(),
         began_utc=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
         load_before=os.getloadavg()[0],
     )
+
+
+def _short_revision() -> str:
+    commit, _, dirty = read_revision().partition("-")
+    return (commit[:12] or "unknown") + ("-dirty" if dirty else "")
 
 
 def _processor() -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -59,11 +60,11 @@ def default_names() -> list[str]:
 
 
 def make_case(name: str, device: str) -> Case:
-    """Return the case PRESET or PRESET@SIZE; raises ConfigError with the valid names for an unknown one.
+    """Return the case PRESET or PRESET@SIZE; the preset is a name or a path. ConfigError tells the valid names.
 
     A phase of cloning before the first real update is left out: it is another update, and soon over.
     """
-    preset, _, size = name.partition("@")
+    preset, _, size = name.rpartition("@") if "@" in name else (name, "", "")
     size = size or ("HalfCheetah" if "mujoco" in preset else "peg_in_hole")
     if size not in SIZES:
         raise unknown_name("size", size, list(SIZES))
@@ -71,7 +72,9 @@ def make_case(name: str, device: str) -> Case:
     if config.policy.encoder != "none":
         raise ConfigError(f"preset {preset} learns from images; this benchmark has transitions of vectors only")
     cgpo = dataclasses.replace(config.cgpo, bc_warmup_steps=0)
-    return Case(preset, size, dataclasses.replace(config, device=device, cgpo=cgpo), make_specs(*SIZES[size]))
+    return Case(
+        Path(preset).stem, size, dataclasses.replace(config, device=device, cgpo=cgpo), make_specs(*SIZES[size])
+    )
 
 
 def make_specs(observation_dim: int, action_dim: int) -> Specs:

@@ -60,7 +60,7 @@ def written_products(config: LearnerConfig, specs: Specs) -> Products:
 
     Every row goes through whole layers, both chains of a state begin at T, and each guided step but the last (t = 1,
     where sigma = 0) takes the critic's gradient through the denoiser. The network of the time embedding, which depends
-    on the level alone, is left out. Row counts: algorithm.md, 15.1.
+    on the level alone, is left out.
     """
     policy, cgpo, batch = config.policy, config.cgpo, config.replay.batch_size
     feature, action = feature_dim(specs, config.policy), specs.action.continuous_dim
@@ -74,7 +74,14 @@ def written_products(config: LearnerConfig, specs: Specs) -> Products:
     ascent = num_critics * 2 * member.forward(batch)
     if cgpo.guidance.through_denoiser:
         ascent += denoiser.forward(batch)
+    sampled = 2 * batch  # one chain without and one with guidance
     rated = 4 * batch if cgpo.human_targets else 2 * batch
+    if cgpo.guidance.type == "none":
+        sampled = batch * (1 + cgpo.guidance.best_of)
+        rated += batch * cgpo.guidance.best_of if cgpo.guidance.best_of > 1 else 0
+    if cgpo.vbase == "sampled":
+        sampled += batch * cgpo.vbase_samples
+        rated += batch * cgpo.vbase_samples
     trained = batch * (1 + cgpo.entropy_samples)
     learned = 4 * value.forward(batch) - batch * value.first if cgpo.vbase == "learned" else 0
     return Products(
@@ -82,7 +89,7 @@ def written_products(config: LearnerConfig, specs: Specs) -> Products:
         target_values=cgpo.cta_ratio * num_critics * member.forward(selected + batch),
         # No gradient is taken with respect to the first layer's input.
         critic_training=cgpo.cta_ratio * num_critics * (3 * member.forward(batch) - batch * member.first),
-        chains=2 * steps * denoiser.forward(batch) + guided * ascent,
+        chains=steps * denoiser.forward(sampled) + guided * ascent,
         values=num_critics * member.forward(rated) + learned,
         actor_training=3 * denoiser.forward(trained),
     )
@@ -94,7 +101,7 @@ def guided_steps(config: LearnerConfig) -> int:
     return 0 if guidance.type == "none" else max(0, min(guidance.steps, config.policy.denoising_steps) - 1)
 
 
-class FlopCounter(TorchDispatchMode):
+class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations of the matrix products executed within it, whatever path takes them.
 
     The formulas are torch.utils.flop_counter's; its FlopCounterMode follows modules as well, which autograd.grad inside
@@ -102,7 +109,7 @@ class FlopCounter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
         self._formulas: dict[Any, Callable[..., int]] = dict(flop_registry)
         if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -126,10 +133,11 @@ class FlopCounter(TorchDispatchMode):
 
 def count(step: Callable[[], object]) -> int:
     """Return the operations that one call of `step` executes."""
-    with FlopCounter() as counter:
+    counter = FlopCounter()
+    with counter:
         step()
     return counter.total
 
 
 def _linear_products(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
-    return 2 * x.numel() * weight.shape[0]
+    return 2 * x.numel() * int(weight.shape[0])

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-from learner.agents import Noise, PopulationAdam
+from learner.agents import Noise
 from learner.algorithms.guarded_adam import GuardedAdam
 
 REPLAY = "drawing batches"
@@ -17,11 +17,12 @@ TARGET_CHAIN = "target chain"
 TARGETS = "target values"
 CRITIC = "critic training"
 CHAINS = "guided and unguided chains"
+UPHILL = "actions moved uphill"
 VALUES = "values and baseline"
 ACTOR = "actor training"
 STEPS = "optimisers and averages"
 REST = "rest"
-PHASES = (REPLAY, NOISE, TARGET_CHAIN, TARGETS, CRITIC, CHAINS, VALUES, ACTOR, STEPS, REST)
+PHASES = (REPLAY, NOISE, TARGET_CHAIN, TARGETS, CRITIC, CHAINS, UPHILL, VALUES, ACTOR, STEPS, REST)
 
 Choice = str | Callable[[str], str]  # a phase, or how it follows from the one that the call is made in
 
@@ -29,15 +30,16 @@ Choice = str | Callable[[str], str]  # a phase, or how it follows from the one t
 _METHODS: dict[str, Choice] = {
     "_update_critic": CRITIC,
     "_critic_targets": TARGETS,
+    "_update_actor": ACTOR,
     "_sampled_actions": CHAINS,
+    "_uphill": UPHILL,
     "_value_of": VALUES,
     "_base_value": VALUES,
-    "_actor_loss": ACTOR,
 }
 _KERNELS: dict[str, Choice] = {
     "sample": lambda caller: TARGET_CHAIN if caller in (TARGETS, CRITIC) else CHAINS,
     "sample_pair": CHAINS,
-    "value": lambda caller: VALUES if caller == REST else caller,
+    "value": lambda caller: VALUES if caller in (ACTOR, CHAINS) else caller,
 }
 
 
@@ -83,7 +85,6 @@ def ledger_of(
 def charged(algorithm: Any, gauge: Callable[[], float]) -> Iterator[Ledger]:
     """Charge the calls that this algorithm makes to the ledger while the context lasts. Its code does not know."""
     ledger = Ledger(gauge)
-    module = sys.modules[type(algorithm).__module__]
     kernels = kernels_of(algorithm)
     with ExitStack() as patches:
 
@@ -95,10 +96,10 @@ def charged(algorithm: Any, gauge: Callable[[], float]) -> Iterator[Ledger]:
             charge(type(algorithm), name, choice)
         for name, choice in _KERNELS.items():
             charge(type(kernels), name, choice)
-        for optimiser in (GuardedAdam, PopulationAdam):
-            charge(optimiser, "descend", lambda caller: ACTOR if caller == REST else caller)  # the backward pass
-        charge(GuardedAdam, "step_along", STEPS)
-        charge(module, "update_ema", STEPS)
+        charge(GuardedAdam, "step_along", STEPS)  # not `descend`, whose backward pass belongs to the loss
+        for name, module in list(sys.modules.items()):
+            if name.startswith("learner.algorithms."):
+                charge(module, "update_ema", STEPS)
         charge(Noise, "_of_each", NOISE)
         yield ledger
 

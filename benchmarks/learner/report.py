@@ -29,7 +29,7 @@ def _introduction(run: Run) -> str:
     text = (
         f"`{machine.command}` on {machine.device} ({machine.processor}), {machine.threads} "
         f"{'thread' if machine.threads == 1 else 'threads'}, PyTorch {machine.torch_version}, float32, revision "
-        f"{machine.revision[:12]}, {machine.began_utc} UTC, {machine.wall_s:.0f} s in all. Load average "
+        f"{machine.revision}, {machine.began_utc} UTC, {machine.wall_s:.0f} s in all. Load average "
         f"{machine.load_before:.1f} before and {machine.load_after:.1f} after; the process ran "
         f"{machine.running_share:.0%} of the time. "
     )
@@ -49,7 +49,7 @@ def _introduction(run: Run) -> str:
 
 def _updates(run: Run) -> Section:
     header = [
-        "preset", "size (observation, action)", "batch", "plain, ms", "fast, ms", "fast, updates/s", "fast : plain",
+        "preset", "size (observation, action)", "batch", "plain, ms", "fast, ms", "fast, updates/s", "speed-up",
         "losses differ by",
     ]  # fmt: skip
     rows = [
@@ -164,7 +164,7 @@ def _phases(case: CaseResult) -> Section:
         if any(phase in case.paths[name].phase_seconds for name in paths):
             rows.append([phase, *(cell for name in paths for cell in _phase_cells(case.paths[name], phase))])
     rows.append(["**all**", *(cell for name in paths for cell in _total_cells(case.paths[name]))])
-    text = f"{case.algorithm}; kernels {' and '.join(case.paths[name].kernels for name in paths)}."
+    text = f"{case.algorithm}; " + ", ".join(f"{name}: {case.paths[name].kernels}" for name in paths) + "."
     return Section(f"Phases of {case.name}", text, [Table(header, rows)])
 
 
