@@ -324,6 +324,11 @@ class LearnerConfig:
     kernels: Literal["auto", "plain", "fast"] = "auto"
     """Inner loops of the update: plain is the readable reference, fast computes the same sooner; auto is the fast ones
     wherever they exist."""
+    cuda_graph: Literal["auto", "off"] = "auto"
+    """auto: on a GPU the whole learner step is captured as one CUDA graph, where the algorithm allows it."""
+    matmul_precision: Literal["fp32", "tf32"] = "fp32"
+    """Matrix products on a GPU. tf32 rounds their operands to 10 bits, sums in fp32, and leaves all else (the chain's
+    state, losses, optimisers) as it is; fp32 is for comparisons to 1e-5."""
     torch_threads: int = 1
     """CPU threads of the trainer."""
     steps_per_update: int = 50

@@ -30,6 +30,9 @@ class Algorithm(Protocol):
     def update_step(self, sample_batch: SampleBatch) -> Metrics:
         """Do one learner step, drawing as many batches as it needs. Returns scalars to log."""
 
+    def counters(self) -> dict[str, Tensor]:
+        """Return each optimiser's SkippedSteps as a tensor (4,) on the device, always the same ones."""
+
     def skipped_steps(self) -> dict[str, SkippedSteps]:
         """Return what each optimiser did not do, because loss or gradient was not finite. Waits for the device."""
 

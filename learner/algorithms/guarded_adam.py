@@ -1,6 +1,6 @@
 """The only way in which a network is changed here: gradient, check, clip, step. Nothing that is not finite gets in."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ class GuardedAdam(Adam):
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, eps: float = 1e-8) -> None:
-        super().__init__(parameters, learning_rate, eps=eps, fused=True)
+        super().__init__(parameters, learning_rate, eps=eps, fused=True, capturable=True)
         self._parameters: list[nn.Parameter] = self.param_groups[0]["params"]
         # total, in a row, loss, gradient norm; always the same tensor, as a captured graph needs it
         self._counters = torch.zeros(4, device=self._parameters[0].device)
@@ -63,10 +63,10 @@ class GuardedAdam(Adam):
         return self._counters
 
 
-def read_counters(optimisers: dict[str, GuardedAdam]) -> dict[str, SkippedSteps]:
-    """Return what each optimiser skipped, by its name; waits for the device once."""
-    rows = torch.stack([optimiser.counters() for optimiser in optimisers.values()]).tolist()
+def read_counters(counters: Mapping[str, Tensor]) -> dict[str, SkippedSteps]:
+    """Return what each optimiser skipped from `GuardedAdam.counters` by name; waits once for the device they are on."""
+    rows = torch.stack(list(counters.values())).tolist()
     return {
         name: SkippedSteps(int(total), int(in_a_row), loss, gradient_norm)
-        for name, (total, in_a_row, loss, gradient_norm) in zip(optimisers, rows, strict=True)
+        for name, (total, in_a_row, loss, gradient_norm) in zip(counters, rows, strict=True)
     }

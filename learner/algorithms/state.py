@@ -27,9 +27,12 @@ class Resumable(ABC):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         restore_state(_single_parts(self._parts()), state)
 
-    def skipped_steps(self) -> dict[str, SkippedSteps]:
+    def counters(self) -> dict[str, Tensor]:
         parts = _single_parts(self._parts())
-        return read_counters({name: part for name, part in parts.items() if isinstance(part, GuardedAdam)})
+        return {name: part.counters() for name, part in parts.items() if isinstance(part, GuardedAdam)}
+
+    def skipped_steps(self) -> dict[str, SkippedSteps]:
+        return read_counters(self.counters())
 
     def is_warming_up(self) -> bool:
         return False
