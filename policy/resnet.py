@@ -56,9 +56,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=stride, bias=False)
+        # Flax's SAME is symmetric where nothing is skipped; then the convolution pads without a copy of its input.
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1 if stride == 1 else 0, bias=False)
         self.norm1 = _group_norm(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm2 = _group_norm(channels)
         self.projection: nn.Conv2d | None = None
         self.projection_norm: nn.GroupNorm | None = None
@@ -70,8 +71,9 @@ class ResidualBlock(nn.Module):
         shortcut = x
         if self.projection is not None and self.projection_norm is not None:
             shortcut = self.projection_norm(self.projection(x))
-        x = F.relu(self.norm1(self.conv1(_pad_same(x, kernel=3, stride=self.stride))))
-        x = self.norm2(self.conv2(_pad_same(x, kernel=3, stride=1)))
+        if self.stride > 1:
+            x = _pad_same(x, kernel=3, stride=self.stride)
+        x = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
         return F.relu(shortcut + x)
 
 
