@@ -173,7 +173,9 @@ def _work_off(waiting: deque[_Task], place: _Place, jobs: int, retries: int, sto
 def _start(task: _Task, place: _Place) -> _Task:
     was_started_before = task.log_path.exists()
     task.starts += 1
-    command = (*task.run.command, *(("--resume",) if was_started_before else ()))
+    command = task.run.command
+    if was_started_before and "--resume" not in command:
+        command = (*command, "--resume")
     logger.info("%s: %s", task.run.name, shlex.join(command))
     task.handle = place.start(command, task.log_path)
     return task

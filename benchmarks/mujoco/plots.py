@@ -1,0 +1,198 @@
+"""Pictures of a task: learning curves beside published ones, and the critic contrast."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display is needed; must come before pyplot
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from benchmarks.mujoco import references
+from benchmarks.mujoco.references import base_task
+from benchmarks.mujoco.table import NAMES, Group
+from policy.files import make_folder
+
+# Okabe and Ito's colours, distinct also to colour-blind readers.
+_COLORS = {
+    "cgpo": "#d55e00",
+    "sac": "#0072b2",
+    "td3": "#56b4e9",
+    "tqc": "#009e73",
+    "qvpo": "#cc79a7",
+    "dipo": "#e69f00",
+}
+_GREY = "#6b6b6b"
+_DASHES = ("-", "--", ":", "-.")  # of an algorithm's variants
+_LABEL_GAP = 0.055  # of the axes' height, between two labels
+
+Points = list[tuple[int, float]]
+
+
+def draw_task(task: str, groups: Sequence[Group], folder: Path) -> list[Path]:
+    """Write the pictures of a task into `folder` and return their paths."""
+    make_folder(folder)
+    pictures = [folder / "learning_curves.png"]
+    _draw_learning_curves(task, groups, pictures[0])
+    measured = [group for group in groups if any(curve.values("contrast") for curve in group.curves)]
+    if measured:
+        pictures.append(folder / "critic_contrast.png")
+        _draw_contrast(task, measured, pictures[1])
+    return pictures
+
+
+def common_points(series: Sequence[Points]) -> list[tuple[int, list[float]]]:
+    """Return the values of all seeds at each step that all of them have."""
+    tables = [dict(points) for points in series]
+    steps = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
+    return [(step, [table[step] for table in tables]) for step in steps]
+
+
+def _draw_learning_curves(task: str, groups: Sequence[Group], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    ends: list[tuple[float, str, str]] = []
+    for group, dashes in _with_dashes(groups):
+        headline = group.first.candidates[0]
+        series = [curve.returns(headline) for curve in group.curves]
+        color = _color(group)
+        end = _draw_band(axes, [points for points in series if points], color, dashes)
+        if end is not None:
+            seeds = f"{len(group.curves)} seed" + ("s" if len(group.curves) > 1 else "")
+            ends.append((end, f"{group.label}, K_e {headline}, {seeds}", color))
+    last_step = max(curve.env_step for group in groups for curve in group.curves)
+    axes.set_xlim(0, last_step)
+    has_published = _draw_published(axes, base_task(task), last_step)
+    _label_ends(axes, ends)
+    handles = [
+        Line2D([], [], color=_GREY, lw=2, label="mean over seeds, band from the least to the greatest"),
+        Line2D([], [], color=_GREY, lw=0.7, alpha=0.6, label="one seed"),
+    ]
+    if has_published:
+        label = "published (Stable-Baselines3, v3, one run), colour as above"
+        handles.append(Line2D([], [], color=_GREY, marker="o", mfc="white", ls=":", lw=1, label=label))
+    axes.set_title(f"{task}: mean return of an evaluation", loc="left", fontsize=12)
+    axes.set_ylabel("return")
+    _finish(axes)
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False, fontsize=8, ncols=3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw_contrast(task: str, groups: Sequence[Group], path: Path) -> None:
+    """Draw max minus mean of 64 samples' values, and the guided action's value minus that mean (CGPO Eq 9, Fig 9)."""
+    figure, (absolute, relative) = plt.subplots(2, 1, sharex=True, figsize=(9, 7), layout="constrained")
+    for axes, is_relative in ((absolute, False), (relative, True)):
+        ends: list[tuple[float, str, str]] = []
+        for group in groups:
+            for column, what, dashes in (("contrast", "best sample", "-"), ("guided_contrast", "guided action", "--")):
+                series = [
+                    _contrast(curve.values(column), curve.values("value_std"), is_relative) for curve in group.curves
+                ]
+                end = _draw_band(axes, [points for points in series if points], _color(group), dashes)
+                if end is not None:
+                    ends.append((end, f"{group.label}: {what}", _color(group)))
+        axes.set_xlim(0, max(curve.env_step for group in groups for curve in group.curves))
+        _label_ends(axes, ends)
+        _finish(axes)
+    absolute.set_title(
+        f"{task}: critic contrast, value above the mean of the policy's samples", loc="left", fontsize=12
+    )
+    absolute.set_ylabel("discounted return")
+    relative.set_ylabel("share of the values'\nstandard deviation over states")
+    absolute.set_xlabel("")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _contrast(points: Points, spread: Points, is_relative: bool) -> Points:
+    if not is_relative:
+        return points
+    at = dict(spread)
+    return [(step, value / at[step]) for step, value in points if at.get(step)]
+
+
+def _draw_band(axes: Axes, series: Sequence[Points], color: str, dashes: str) -> float | None:
+    """Draw seeds, their mean and range; return where the line ends, None if there is nothing to draw."""
+    if not series:
+        return None
+    if len(series) > 1:
+        for points in series:
+            axes.plot(*zip(*points, strict=True), color=color, lw=0.7, alpha=0.45, ls=dashes)
+    common = common_points(series)
+    if not common:
+        return series[0][-1][1]
+    steps = [step for step, _ in common]
+    means = [statistics.fmean(values) for _, values in common]
+    marker = "o" if len(common) == 1 else None
+    axes.plot(steps, means, color=color, lw=2, ls=dashes, marker=marker, markersize=4)
+    if len(series) > 1:
+        lows, highs = [min(values) for _, values in common], [max(values) for _, values in common]
+        axes.fill_between(steps, lows, highs, color=color, alpha=0.15, lw=0)
+    return means[-1]
+
+
+def _draw_published(axes: Axes, base: str, last_step: int) -> bool:
+    """Draw the published curves as far as ours reach; return whether there is anything."""
+    drawn = False
+    for algorithm, returns in references.ZOO_CURVES.get(base, {}).items():
+        points = [pair for pair in zip(references.CURVE_STEPS, returns, strict=True) if pair[0] <= last_step]
+        if points:
+            steps, values = zip(*points, strict=True)
+            axes.plot(steps, values, color=_COLORS[algorithm], ls=":", lw=1, marker="o", mfc="white", ms=6, zorder=3)
+            step, value = points[-1]
+            axes.annotate(
+                NAMES[algorithm], (step, value), (-6, 5), textcoords="offset points", ha="right", fontsize=8,
+                color=_COLORS[algorithm],
+            )  # fmt: skip
+            drawn = True
+    return drawn
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Write each line's label beside its end, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    ordered = sorted(ends)
+    heights = spread_out([(end - low) / (high - low) for end, _, _ in ordered], _LABEL_GAP)
+    for height, (_, label, color) in zip(heights, ordered, strict=True):
+        axes.annotate(
+            label, (1.0, height), (6, 0), xycoords="axes fraction", textcoords="offset points", color=color,
+            va="center", fontsize=9, annotation_clip=False,
+        )  # fmt: skip
+
+
+def spread_out(heights: Sequence[float], gap: float) -> list[float]:
+    """Move ascending heights apart by at least `gap`, no further up than 1 as long as there is room below."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    limit = 1.0
+    for index in reversed(range(len(placed))):
+        placed[index] = min(placed[index], limit)
+        limit = placed[index] - gap
+    return placed
+
+
+def _with_dashes(groups: Sequence[Group]) -> list[tuple[Group, str]]:
+    """Give the variants of one algorithm different lines."""
+    seen: dict[str, int] = {}
+    styled = []
+    for group in groups:
+        number = seen[group.first.algorithm] = seen.get(group.first.algorithm, -1) + 1
+        styled.append((group, _DASHES[number % len(_DASHES)]))
+    return styled
+
+
+def _color(group: Group) -> str:
+    return _COLORS.get(group.first.algorithm, _GREY)
+
+
+def _finish(axes: Axes) -> None:
+    axes.set_xlabel("environment steps")
+    axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.6g}"))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)

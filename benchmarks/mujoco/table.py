@@ -1,0 +1,296 @@
+"""The table of all runs beside the paper's and other people's numbers, from the curves that are kept as CSV files.
+
+    python -m benchmarks.mujoco.table --out runs/mujoco                                  writes runs/mujoco/results.md
+    python -m benchmarks.mujoco.table --out runs/mujoco --write benchmarks/results/mujoco.md
+    python -m benchmarks.mujoco.table --write benchmarks/results/mujoco.md               again, from what is kept there
+
+FILE.md is made of the curves in the folder FILE alone, to which those of --out are copied before: it grows run by run.
+"""
+
+import argparse
+import math
+import shlex
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from benchmarks.mujoco import references
+from benchmarks.mujoco.curves import Curve, keep, read_kept, read_runs
+from benchmarks.mujoco.references import Reported, base_task
+from policy.cli import run_main
+from policy.errors import ConfigError
+from policy.files import make_folder, replace_file
+
+NAMES = {"cgpo": "CGPO", "sac": "SAC", "td3": "TD3", "tqc": "TQC", "qvpo": "QVPO", "dipo": "DIPO"}
+_REVISION_SHOWN = 12  # characters of it
+_MOST_OFF_STEP = 0.05  # an evaluation this share of the step earlier still counts as one at the step
+
+
+@dataclass(frozen=True)
+class Group:
+    """The seeds of one task, algorithm and variant."""
+
+    curves: tuple[Curve, ...]
+
+    @property
+    def first(self) -> Curve:
+        return self.curves[0]
+
+    @property
+    def name(self) -> str:
+        """Algorithm, and what was set differently from its preset."""
+        name = NAMES.get(self.first.algorithm, self.first.algorithm)
+        return ", ".join([name, *self.first.overrides])
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} (reduced)" if self.first.is_reduced else self.name
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """K_e of all its runs, the headline first."""
+        return tuple(dict.fromkeys(count for curve in self.curves for count in curve.candidates))
+
+    def best(self, candidates: int) -> list[float]:
+        """Return each seed's best evaluation so far."""
+        return [max(values) for values in self._returns(candidates)]
+
+    def last_tenth(self, candidates: int) -> list[float]:
+        """Return each seed's mean over the last tenth of its evaluations, at least one."""
+        return [statistics.fmean(values[-math.ceil(len(values) / 10) :]) for values in self._returns(candidates)]
+
+    def num_evaluations(self, candidates: int) -> list[int]:
+        return [len(values) for values in self._returns(candidates)]
+
+    def at(self, step: int, candidates: int) -> list[float]:
+        """Return the seeds' returns at the last evaluation at `step` or shortly before it; not all may be there yet."""
+        found = []
+        for curve in self.curves:
+            near = [value for at, value in curve.returns(candidates) if (1 - _MOST_OFF_STEP) * step < at <= step]
+            found += near[-1:]
+        return found
+
+    def _returns(self, candidates: int) -> list[list[float]]:
+        every = ([value for _, value in curve.returns(candidates)] for curve in self.curves)
+        return [values for values in every if values]
+
+
+def group_curves(curves: Iterable[Curve]) -> dict[str, list[Group]]:
+    """Return the groups of each task, in the order of NAMES; curves without an evaluation are left out."""
+    order = [*NAMES]
+
+    def key(curve: Curve) -> tuple[str, int, str, str]:
+        rank = order.index(curve.algorithm) if curve.algorithm in order else len(order)
+        return curve.task, rank, curve.algorithm, curve.variant
+
+    measured = sorted((curve for curve in curves if curve.rows), key=lambda curve: (*key(curve), curve.seed))
+    groups = [Group(tuple(members)) for _, members in groupby(measured, key)]
+    return {task: list(own) for task, own in groupby(groups, lambda group: group.first.task)}
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def render(curves: Sequence[Curve], pictures: dict[str, list[Path]], command: str) -> str:
+    """Return the document; `pictures` are of each task, relative to where the document will be."""
+    tasks = group_curves(curves)
+    waiting = [curve.path.with_suffix("").as_posix() for curve in curves if not curve.rows]
+    lines = ["# MuJoCo tasks", "", *_introduction(command)]
+    if waiting:
+        lines += ["", f"Without an evaluation yet, and so not in the tables: {', '.join(waiting)}."]
+    for task, groups in tasks.items():
+        lines += ["", f"## {task}", "", *_results(task, groups), "", *_same_steps(task, groups)]
+        for picture in pictures.get(task, []):
+            lines += ["", f"![{task}: {picture.stem.replace('_', ' ')}]({picture.as_posix()})"]
+    lines += ["", "## Tasks' versions", "", references.VERSIONS.strip(), "", "## Runs", "", *_runs(tasks)]
+    return "\n".join([*lines, ""])
+
+
+def _introduction(command: str) -> list[str]:
+    return [
+        "Return of an evaluation: mean over its episodes, 10 unless the command says otherwise, with actions that are",
+        "the best of K_e samples by the critic. **Best so far**: largest return of all evaluations, which is biased",
+        "upwards, the more so the more evaluations there are. **Last 10 %**: mean over the last tenth of the",
+        "evaluations. Both for each seed, then mean ± standard deviation (n - 1) over seeds. K_e in bold is the one of",
+        "every evaluation; the others are evaluated more rarely. SAC, TD3 and TQC have one action, K_e = 1.",
+        "",
+        "*Reduced* marks values of a smaller network, chain and batch than the paper's, made for a CPU; they are not",
+        "the paper's algorithm at its size. SAC, TD3 and TQC have the size of their papers unless they are marked.",
+        "",
+        f"Paper's column: {references.PAPER_SOURCE}. Its K_e is not stated, and it is the best of 1,000,000 steps:",
+        "beside a shorter run it says where the way leads, not what should be there already.",
+        "",
+        f"`{command}` writes this file from the curves beside it.",
+    ]
+
+
+def _results(task: str, groups: Sequence[Group]) -> list[str]:
+    paper = references.PAPER_BEST.get(base_task(task), {})
+    rows = []
+    for group in groups:
+        mark = " (reduced)" if group.first.is_reduced else ""
+        headline = group.first.candidates[0]
+        for count in group.candidates:
+            if not group.num_evaluations(count):
+                continue
+            is_headline = count == headline
+            rows.append(
+                [
+                    group.name if is_headline else "",
+                    f"`{group.first.preset}`" if is_headline else "",
+                    f"{len(group.best(count))}",
+                    _steps(group) if is_headline else "",
+                    f"**{count}**" if is_headline else f"{count}",
+                    _range(group.num_evaluations(count)),
+                    f"{_spread(group.best(count))}{mark}",
+                    f"{_spread(group.last_tenth(count))}{mark}",
+                    _reported(paper.get(group.first.algorithm)) if is_headline else "",
+                ]
+            )
+    head = ["algorithm", "preset", "seeds", "steps", "K_e", "evaluations", "best so far", "last 10 %"]
+    lines = _table([*head, "paper: v3, best in 1,000,000 steps"], rows)
+    missing = {name: value for name, value in paper.items() if name not in {group.first.algorithm for group in groups}}
+    if missing:
+        values = ", ".join(f"{NAMES[name]} {_reported(value)}" for name, value in missing.items())
+        lines += ["", f"In the paper and not run here: {values}."]
+    return lines
+
+
+def _same_steps(task: str, groups: Sequence[Group]) -> list[str]:
+    """Return the comparison with published curves at the steps that at least one of our runs has reached."""
+    headline = {group: group.first.candidates[0] for group in groups}
+    steps = [step for step in references.CURVE_STEPS if any(group.at(step, headline[group]) for group in groups)]
+    if not steps:
+        return [f"No run has reached {references.CURVE_STEPS[0]:,} steps yet."]
+    rows = []
+    for group in groups:
+        cells = []
+        for step in steps:
+            values = group.at(step, headline[group])
+            is_part = 0 < len(values) < len(group.curves)
+            cells.append(_spread(values) + (f" ({len(values)} of {len(group.curves)} seeds)" if is_part else ""))
+        rows.append([f"{group.label}, K_e = {headline[group]}", *cells])
+    base = base_task(task)
+    for algorithm, returns in references.ZOO_CURVES.get(base, {}).items():
+        at = dict(zip(references.CURVE_STEPS, returns, strict=True))
+        rows.append([f"*{NAMES[algorithm]}, published (1)*", *(_number(at[step]) for step in steps)])
+    authors = references.TD3_AUTHORS_CURVES.get(base)
+    if authors:
+        rows.append(["*TD3, published (2)*", *(_reported(authors.get(step), "±") for step in steps)])
+    lines = ["Return at the same number of steps:", "", *_table(["", *(f"{step:,}" for step in steps)], rows)]
+    if base in references.ZOO_CURVES:
+        lines += ["", f"(1) {references.ZOO_SOURCE}. (2) {references.TD3_AUTHORS_SOURCE}."]
+    return lines
+
+
+def _runs(tasks: dict[str, list[Group]]) -> list[str]:
+    curves = [curve for groups in tasks.values() for group in groups for curve in group.curves]
+    rows = [
+        [
+            curve.path.with_suffix("").as_posix(),
+            f"{curve.env_step:,}" if curve.is_finished else f"{curve.env_step:,}, unfinished",
+            _number(max(value for _, value in curve.returns(curve.candidates[0]))),
+            _number(statistics.median(speeds)) if (speeds := [v for _, v in curve.values("updates_per_s")]) else "-",
+            f"{curve.rows[-1]['wall_s'] / 3600:.1f}" if "wall_s" in curve.rows[-1] else "-",
+            f"{curve.rows[-1].get('skipped_steps', 0):.0f}",
+            ", ".join(dict.fromkeys(_revision(start.get("revision", "")) for start in curve.starts)) or "-",
+        ]
+        for curve in curves
+    ]
+    head = ["run", "steps", "best", "updates/s (median)", "hours", "updates left out", "revision"]
+    commands = {shlex.join(curve.starts[-1]["command"]): _machine(curve) for curve in curves if curve.starts}
+    lines = [f"{command}   # {machine}" for command, machine in commands.items()]
+    return [*_table(head, rows), "", "Commands of these runs, as last started:", "", "```", *lines, "```"]
+
+
+def _machine(curve: Curve) -> str:
+    start = curve.starts[-1]
+    return f"{start.get('device', '?')}, {start.get('threads', '?')} threads, {start.get('machine', '?')}"
+
+
+def _revision(revision: str) -> str:
+    commit, _, rest = revision.partition("-")
+    return commit[:_REVISION_SHOWN] + (f"-{rest}" if rest else "") or "unknown"
+
+
+def _steps(group: Group) -> str:
+    reached = _range([curve.env_step for curve in group.curves])
+    unfinished = [curve for curve in group.curves if not curve.is_finished]
+    if not unfinished:
+        return reached
+    return f"{reached} of {max(curve.steps for curve in group.curves):,}, **{len(unfinished)} unfinished**"
+
+
+def _range(values: Sequence[int]) -> str:
+    return f"{values[0]:,}" if len(set(values)) == 1 else f"{min(values):,} to {max(values):,}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation; one seed has none."""
+    if not values:
+        return "-"
+    deviation = f" ± {_number(statistics.stdev(values))}" if len(values) > 1 else ""
+    return f"{_number(statistics.fmean(values))}{deviation}"
+
+
+def _reported(value: Reported | float | None, sign: str = "") -> str:
+    if not isinstance(value, Reported):
+        return "-" if value is None else _number(value)
+    return f"{value.mean:,.0f} ± {value.std:,.0f}" if sign else f"{value.mean:,.1f} ({value.std:,.1f})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+
+def write_results(out: Path | None, document: Path) -> list[Curve]:
+    """Keep the runs of `out`, then write document and pictures from all that is kept beside it; return those curves."""
+    from benchmarks.mujoco.plots import draw_task  # matplotlib takes a second
+
+    folder = document.with_suffix("")
+    if out is not None:
+        keep(read_runs(out), folder)
+    curves = read_kept(folder)
+    if not curves:
+        raise ConfigError(f"there is no run in {out or folder}: give --out the folder that runs were told to use")
+    pictures = {
+        task: [path.relative_to(document.parent) for path in draw_task(task, groups, folder / task)]
+        for task, groups in group_curves(curves).items()
+    }
+    make_folder(document.parent)
+    command = f"python -m benchmarks.mujoco.table --write {document.name if document.is_absolute() else document}"
+    replace_file(document, render(curves, pictures, command).encode())
+    return curves
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.mujoco.table",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, help="folder of runs to take up")
+    parser.add_argument("--write", type=Path, metavar="FILE.md", help="document (default: OUT/results.md)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(argv)
+    document = options.write or (options.out and options.out / "results.md")
+    if document is None:
+        parser.error("give --out, --write or both")
+    curves = write_results(options.out, document)
+    unfinished = sum(not curve.is_finished for curve in curves)
+    print(f"{document}: {len(curves)} runs" + (f", {unfinished} of them unfinished" if unfinished else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
