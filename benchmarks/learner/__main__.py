@@ -15,6 +15,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -23,6 +24,7 @@ from benchmarks.learner.measure import measure_case, measure_products
 from benchmarks.learner.race import Clock
 from benchmarks.learner.report import markdown
 from benchmarks.learner.results import Machine, Run
+from learner.graphed_update import set_matmul_precision
 from policy.cli import run_main
 from policy.errors import ConfigError
 from policy.revision import read_revision
@@ -63,9 +65,9 @@ def measure(options: argparse.Namespace, command: str) -> Run:
         raise ConfigError("--clock cpu adds up all threads' time: it means something for --device cpu --threads 1 only")
     if options.population < 1:
         raise ConfigError(f"--population {options.population}: at least one agent is needed")
-    if options.tf32:
-        torch.backends.cuda.matmul.allow_tf32 = True
-    cases = [make_case(name, options.device) for name in options.preset or default_names()]
+    precision: Literal["fp32", "tf32"] = "tf32" if options.tf32 else "fp32"
+    set_matmul_precision(precision)  # of the products that the machine's speed is measured with
+    cases = [make_case(name, options.device, precision) for name in options.preset or default_names()]
     run = Run(_machine(options, command))
     clock = Clock(options.device, is_wall=options.clock == "wall")
     began_s, ran_s = time.perf_counter(), time.process_time()

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ def default_names() -> list[str]:
     ]
 
 
-def make_case(name: str, device: str) -> Case:
+def make_case(name: str, device: str, matmul_precision: Literal["fp32", "tf32"] = "fp32") -> Case:
     """Return the case PRESET or PRESET@SIZE; the preset is a name or a path. ConfigError tells the valid names.
 
     A phase of cloning before the first real update is left out: it is another update, and soon over.
@@ -72,9 +73,8 @@ def make_case(name: str, device: str) -> Case:
     if config.policy.encoder != "none":
         raise ConfigError(f"preset {preset} learns from images; this benchmark has transitions of vectors only")
     cgpo = dataclasses.replace(config.cgpo, bc_warmup_steps=0)
-    return Case(
-        Path(preset).stem, size, dataclasses.replace(config, device=device, cgpo=cgpo), make_specs(*SIZES[size])
-    )
+    config = dataclasses.replace(config, device=device, matmul_precision=matmul_precision, cgpo=cgpo)
+    return Case(Path(preset).stem, size, config, make_specs(*SIZES[size]))
 
 
 def make_specs(observation_dim: int, action_dim: int) -> Specs:

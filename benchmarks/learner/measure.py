@@ -34,7 +34,7 @@ def measure_case(
         with torch.inference_mode():
             product.call()
 
-    times = race({_PRODUCT: multiply, **{name: path.update for name, path in paths.items()}}, clock, seconds)
+    times = race({_PRODUCT: multiply, **{name: path.updates.step for name, path in paths.items()}}, clock, seconds)
     is_cgpo = case.config.algorithm == "cgpo"
     difference = None
     if FAST in paths:

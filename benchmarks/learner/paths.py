@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -12,10 +12,12 @@ from benchmarks.learner.flops import FlopCounter, count
 from benchmarks.learner.phases import kernels_of, ledger_of
 from benchmarks.learner.race import Clock, Times
 from learner.algorithms import make_algorithm, make_population
+from learner.config import LearnerConfig
+from learner.graphed_update import GraphedUpdate
 from policy.errors import ConfigError
 
 PLAIN, FAST, POPULATION = "plain", "fast", "population"
-_UPDATES_BEFORE = 3  # the critic has moved, and everything that is prepared at first use is there
+_STEPS_BEFORE = 5  # the critic has moved, and what is prepared at first use is there: moments, workspaces, a graph
 _PHASE_S = 3.0
 
 
@@ -23,10 +25,11 @@ _PHASE_S = 3.0
 class Path:
     """One algorithm on one path, with transitions to learn from."""
 
-    name: str
+    agents: int
+    is_population: bool
     algorithm: Any
     sample_batch: Callable[[], Any]
-    agents: int
+    updates: GraphedUpdate
     first_losses: dict[str, float]  # of its first update, which every path does from the same weights and noise
 
     @property
@@ -34,15 +37,12 @@ class Path:
         kernels = kernels_of(self.algorithm)
         return type(kernels).__name__ if kernels is not None else "none"
 
-    def update(self) -> object:
-        return self.algorithm.update_step(self.sample_batch)
-
 
 @dataclass(frozen=True)
 class PathResult:
-    """Times of one update and the operations it executes; a population's are those of all its agents together."""
+    """Times of one learner step and the operations it executes; a population's are those of its agents together."""
 
-    kernels: str
+    how: str
     agents: int
     operations: int
     seconds: tuple[float, ...]
@@ -60,24 +60,28 @@ class PathResult:
 
 
 def make_paths(case: Case, num_agents: int) -> tuple[dict[str, Path], list[str]]:
-    """Return the paths that this preset has, by name, and why it lacks the others."""
-    paths, missing = {PLAIN: _make_path(PLAIN, case, "plain", None)}, []
-    plain = paths[PLAIN]
+    """Return the paths that this preset has, by name, and why it lacks the others.
+
+    plain: the reference kernels, call by call. fast: what the learner chooses on this device, on CUDA one graph.
+    population: the same for several agents.
+    """
+    config = case.config
+    plain = _make_path(case, dataclasses.replace(config, kernels="plain", cuda_graph="off"), None)
+    paths, missing = {PLAIN: plain}, []
     for name, agents in ((FAST, None), (POPULATION, num_agents)):
         try:
-            path = _make_path(name, case, "auto", agents)
+            path = _make_path(case, dataclasses.replace(config, kernels="auto", cuda_graph="auto"), agents)
         except ConfigError as error:
             missing.append(f"{case.name}, {name}: {error}")
             continue
-        if name == FAST and path.kernels == plain.kernels:
-            missing.append(f"{case.name}, fast: its inner loops ({plain.kernels}) are the plain path's")
+        if name == FAST and _how(path) == _how(plain):
+            missing.append(f"{case.name}, fast: it is the plain path here ({_how(plain)})")
         else:
             paths[name] = path
     return paths, missing
 
 
-def _make_path(name: str, case: Case, kernels: Literal["plain", "auto"], num_agents: int | None) -> Path:
-    config = dataclasses.replace(case.config, kernels=kernels)
+def _make_path(case: Case, config: LearnerConfig, num_agents: int | None) -> Path:
     if num_agents is None:
         algorithm = make_algorithm(config, case.specs)
     else:
@@ -86,21 +90,32 @@ def _make_path(name: str, case: Case, kernels: Literal["plain", "auto"], num_age
     sample_batch = SyntheticReplay(case, num_agents).sample
     metrics = algorithm.update_step(sample_batch)
     losses = {key: float(torch.as_tensor(value).flatten()[0]) for key, value in metrics.items() if key.endswith("loss")}
-    for _ in range(_UPDATES_BEFORE - 1):
-        algorithm.update_step(sample_batch)
-    return Path(name, algorithm, sample_batch, num_agents or 1, losses)
+    updates = GraphedUpdate(algorithm, sample_batch, config)
+    for _ in range(_STEPS_BEFORE):
+        updates.step()
+    return Path(num_agents or 1, num_agents is not None, algorithm, sample_batch, updates, losses)
+
+
+def _how(path: Path) -> str:
+    return f"{path.kernels}, {path.updates.path}"
 
 
 def result_of(path: Path, times: Times, clock: Clock) -> PathResult:
     """Complete what the race measured by the operations, and by the phases of a single agent's update."""
-    operations = count(path.update)
+    how = _how(path)
+
+    def update() -> object:
+        return path.algorithm.update_step(path.sample_batch)
+
+    operations = count(update)
     seconds_by_phase, operations_by_phase = {}, {}
-    if path.agents == 1:
+    if not path.is_population:
         updates = max(2, min(100, round(_PHASE_S / times.median)))
         seconds_by_phase = ledger_of(path.algorithm, path.sample_batch, updates, clock.now)
-        with FlopCounter() as counter:
+        counter = FlopCounter()
+        with counter:
             operations_by_phase = ledger_of(path.algorithm, path.sample_batch, 1, lambda: counter.total)
-    return PathResult(path.kernels, path.agents, operations, times.seconds, seconds_by_phase, operations_by_phase)
+    return PathResult(how, path.agents, operations, times.seconds, seconds_by_phase, operations_by_phase)
 
 
 def largest_difference(losses: Mapping[str, float], reference: Mapping[str, float]) -> float:

@@ -26,7 +26,7 @@ PHASES = (REPLAY, NOISE, TARGET_CHAIN, TARGETS, CRITIC, CHAINS, UPHILL, VALUES, 
 
 Choice = str | Callable[[str], str]  # a phase, or how it follows from the one that the call is made in
 
-# By the names that the algorithms of learner.algorithms give their parts; one without a part has nothing to charge.
+# By the names that learner.algorithms gives its parts; an algorithm without one of them has nothing to charge there.
 _METHODS: dict[str, Choice] = {
     "_update_critic": CRITIC,
     "_critic_targets": TARGETS,
@@ -36,6 +36,8 @@ _METHODS: dict[str, Choice] = {
     "_value_of": VALUES,
     "_base_value": VALUES,
 }
+_CRITIC_LEARNER: dict[str, Choice] = {"descend": CRITIC}
+_SOFT_ACTOR: dict[str, Choice] = {"ascend": ACTOR}
 _KERNELS: dict[str, Choice] = {
     "sample": lambda caller: TARGET_CHAIN if caller in (TARGETS, CRITIC) else CHAINS,
     "sample_pair": CHAINS,
@@ -85,22 +87,23 @@ def ledger_of(
 def charged(algorithm: Any, gauge: Callable[[], float]) -> Iterator[Ledger]:
     """Charge the calls that this algorithm makes to the ledger while the context lasts. Its code does not know."""
     ledger = Ledger(gauge)
-    kernels = kernels_of(algorithm)
+    parts: dict[Any, dict[str, Choice]] = {
+        type(algorithm): _METHODS,
+        type(kernels_of(algorithm)): _KERNELS,
+        type(getattr(algorithm, "_critics", None)): _CRITIC_LEARNER,
+        type(getattr(algorithm, "_actor", None)): _SOFT_ACTOR,
+        GuardedAdam: {"step_along": STEPS},  # not `descend`, whose backward pass belongs to the loss
+        Noise: {"_of_each": NOISE},
+    }
+    for name, module in list(sys.modules.items()):
+        if name.startswith("learner.algorithms."):
+            parts[module] = {"update_ema": STEPS}
     with ExitStack() as patches:
-
-        def charge(owner: Any, name: str, choice: Choice) -> None:
-            if hasattr(owner, name):
-                patches.enter_context(mock.patch.object(owner, name, charging(ledger, choice, getattr(owner, name))))
-
-        for name, choice in _METHODS.items():
-            charge(type(algorithm), name, choice)
-        for name, choice in _KERNELS.items():
-            charge(type(kernels), name, choice)
-        charge(GuardedAdam, "step_along", STEPS)  # not `descend`, whose backward pass belongs to the loss
-        for name, module in list(sys.modules.items()):
-            if name.startswith("learner.algorithms."):
-                charge(module, "update_ema", STEPS)
-        charge(Noise, "_of_each", NOISE)
+        for owner, names in parts.items():
+            for name, choice in names.items():
+                if hasattr(owner, name):
+                    function = charging(ledger, choice, getattr(owner, name))
+                    patches.enter_context(mock.patch.object(owner, name, function))
         yield ledger
 
 
@@ -115,5 +118,5 @@ def charging(ledger: Ledger, choice: Choice, function: Callable[..., Any]) -> Ca
 
 def kernels_of(algorithm: Any) -> Any:
     """Return an algorithm's learner.kernels.Kernels; None if it has none."""
-    diffusion = getattr(algorithm, "_diffusion", None)
-    return diffusion.kernels if diffusion is not None else None
+    owner = getattr(algorithm, "_critics", algorithm)
+    return getattr(owner, "_kernels", None)

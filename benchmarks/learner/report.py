@@ -164,7 +164,7 @@ def _phases(case: CaseResult) -> Section:
         if any(phase in case.paths[name].phase_seconds for name in paths):
             rows.append([phase, *(cell for name in paths for cell in _phase_cells(case.paths[name], phase))])
     rows.append(["**all**", *(cell for name in paths for cell in _total_cells(case.paths[name]))])
-    text = f"{case.algorithm}; " + ", ".join(f"{name}: {case.paths[name].kernels}" for name in paths) + "."
+    text = f"{case.algorithm}; " + ", ".join(f"{name}: {case.paths[name].how}" for name in paths) + "."
     return Section(f"Phases of {case.name}", text, [Table(header, rows)])
 
 
