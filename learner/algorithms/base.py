@@ -14,7 +14,7 @@ from policy.encoder import EncoderInput
 
 Module = TypeVar("Module", bound=nn.Module)
 SampleBatch = Callable[[], Batch]
-Metrics = dict[str, Tensor | float]
+Metrics = dict[str, Tensor]
 
 
 class NextFeature(NamedTuple):

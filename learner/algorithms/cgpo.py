@@ -8,6 +8,8 @@ nothing for one agent and (P,) for a population (learner.agents). What takes tim
 Ours, not the paper's, each a switch: BC warm-up, human actions as competing targets, LayerNorm critic, reward scale.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -72,6 +74,7 @@ class Cgpo(Resumable):
         # One source per purpose: switching guidance off does not shift the critic's noise.
         self._critic_noise, self._actor_noise, self._loss_noise = (agents.noise(purpose) for purpose in range(3))
         self._actor_updates = torch.zeros((), dtype=torch.int64, device=agents.device)
+        self._is_warm = self._config.bc_warmup_steps == 0
 
     def update_step(self, sample_batch: SampleBatch) -> Metrics:
         for _ in range(self._config.cta_ratio - 1):
@@ -91,9 +94,13 @@ class Cgpo(Resumable):
         return metrics
 
     def is_warming_up(self) -> bool:
-        """Whether the next step only imitates."""
-        warmup = self._config.bc_warmup_steps
-        return warmup > 0 and int(self._actor_updates) < warmup
+        """Whether the next step only imitates. Once that is over, nothing more is asked of the device."""
+        self._is_warm = self._is_warm or int(self._actor_updates) >= self._config.bc_warmup_steps
+        return not self._is_warm
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state(state)
+        self._is_warm = self._config.bc_warmup_steps == 0
 
     def explore(self, observation: EncoderInput, noise: Noise) -> Tensor:
         return self.exploit(observation, noise, self._policy.behavior_candidates)
