@@ -8,13 +8,13 @@ for that is in learner.algorithms.base. Nothing here changes what is computed.
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from learner.algorithms.base import Algorithm, Metrics, SampleBatch
+from learner.algorithms.base import Algorithm, SampleBatch
 from learner.algorithms.guarded_adam import SkippedSteps, read_counters
 from learner.config import LearnerConfig
 from learner.metric_sums import Average, MetricSums
@@ -47,8 +47,8 @@ class GraphedUpdate:
         self._prepare = prepare
         self._device = torch.device(config.device)
         self._may_capture = self._device.type == "cuda" and config.cuda_graph == "auto"
-        self._sums = MetricSums(self._device)
-        self._names: Mapping[str, object] = {}  # of the metrics in the graph
+        self._sums = MetricSums()
+        self._names: list[str] = []  # of the metrics in the graph
         self._graph: torch.cuda.CUDAGraph | None = None
         self._batch_kind: Hashable = None
         self._steps_of_kind = 0  # since batches are made like this and the algorithm is warm
@@ -100,11 +100,11 @@ class GraphedUpdate:
             return self._algorithm.skipped_steps()
         return self._counters.read()
 
-    def _work(self) -> Metrics:
-        """All that a graph does."""
+    def _work(self) -> list[str]:
+        """Do all that belongs in a graph; returns the names of the metrics that it adds to."""
         metrics = self._algorithm.update_step(self._sample_batch)
         self._sums.add(metrics)
-        return metrics
+        return list(metrics)
 
     def _step_before_capture(self) -> None:
         """Do one step call by call, on the stream that the capture will use: libraries prepare for one stream each."""
@@ -150,7 +150,7 @@ class _LateCounters:
         self._device = device
         self._counters = algorithm.counters()
         # Of the latest step and of the one before it, in turn.
-        self._copies = [torch.zeros((len(self._counters), 4), pin_memory=True) for _ in range(2)]
+        self._copies = [torch.zeros(len(self._counters), 4).pin_memory() for _ in range(2)]
         self._are_there = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
         self._latest = 0
 

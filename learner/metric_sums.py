@@ -12,22 +12,22 @@ Average = float | list[float]  # of one agent, or of each of a population's
 class MetricSums:
     """Sums by name. Their tensors stay the same, so a captured graph can go on adding to them."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: Counter[str] = Counter()
 
     @torch.no_grad()
-    def add(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Add one step's metrics, () or (P,); `count` has to be called too, for steps in a graph at each replay."""
-        values = [torch.as_tensor(value, dtype=torch.float32, device=self._device) for value in metrics.values()]
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Add one step's metrics, () or (P,), where they are. In a graph this happens at each replay."""
+        values = [value.detach().float() for value in metrics.values()]
         for name, value in zip(metrics, values, strict=True):
             if name not in self._sums:
                 self._sums[name] = torch.zeros_like(value)
         torch._foreach_add_([self._sums[name] for name in metrics], values)
 
-    def count(self, names: Mapping[str, object]) -> None:
-        self._counts.update(names.keys())
+    def count(self, names: list[str]) -> None:
+        """Say that metrics of these names were added once more."""
+        self._counts.update(names)
 
     def take(self) -> dict[str, Average]:
         """Return the averages since the last call, by name, and begin anew. Waits for the device, once."""
