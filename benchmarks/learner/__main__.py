@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 
+from benchmarks.acting import DECISIONS, measure_acting
 from benchmarks.learner.cases import default_names, make_case
 from benchmarks.learner.measure import measure_case, measure_products
 from benchmarks.learner.race import Clock
@@ -31,7 +32,7 @@ from policy.revision import read_revision
 
 
 def main() -> int:
-    options = _parse(sys.argv[1:])
+    options = parse(sys.argv[1:])
     torch.set_num_threads(options.threads)
     run = measure(options, shlex.join(["python", "-m", "benchmarks.learner", *sys.argv[1:]]))
     text = markdown(run)
@@ -43,13 +44,15 @@ def main() -> int:
     return 0
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Return the options of `measure`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
     parser.add_argument("--preset", nargs="+", metavar="NAME", help="cases (default: CGPO and every baseline)")
     parser.add_argument("--population", type=int, default=5, help="agents trained as one (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=15.0, help="timed for each case (default: %(default)s)")
+    parser.add_argument("--decisions", type=int, default=DECISIONS, help="of acting (default: %(default)s); 0: none")
     parser.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="default: %(default)s")
     parser.add_argument("--tf32", action="store_true", help="let CUDA round the factors of its products to 10 bits")
     parser.add_argument("--json", type=Path, help="keep all figures there")
@@ -77,6 +80,11 @@ def measure(options: argparse.Namespace, command: str) -> Run:
         result, missing = measure_case(case, options.population, fastest, clock, options.seconds)
         run.cases.append(result)
         run.skipped += missing
+    if options.decisions:
+        print("acting ...", file=sys.stderr, flush=True)
+        run.acting = measure_acting(decisions=options.decisions)
+    else:
+        run.skipped.append("acting: --decisions 0")
     if options.device == "cpu":
         run.skipped.append("CUDA, its captured graphs included: this run was on the CPU")
     run.machine.wall_s = time.perf_counter() - began_s

@@ -48,7 +48,7 @@ def measure_case(
         written_operations=written_products(case.config, case.specs).total if is_cgpo else None,
         product_operations=product.operations,
         product_seconds=times[_PRODUCT].seconds,
-        paths={name: result_of(path, times[name], clock) for name, path in paths.items()},
+        paths={name: result_of(path, times[name], clock, seconds / 4) for name, path in paths.items()},
         loss_difference=difference,
     )
     return result, missing

@@ -18,7 +18,7 @@ from policy.errors import ConfigError
 
 PLAIN, FAST, POPULATION = "plain", "fast", "population"
 _STEPS_BEFORE = 5  # the critic has moved, and what is prepared at first use is there: moments, workspaces, a graph
-_PHASE_S = 3.0
+_MAX_UPDATES_BY_PHASE = 100
 
 
 @dataclass
@@ -100,8 +100,8 @@ def _how(path: Path) -> str:
     return f"{path.kernels}, {path.updates.path}"
 
 
-def result_of(path: Path, times: Times, clock: Clock) -> PathResult:
-    """Complete what the race measured by the operations, and by the phases of a single agent's update."""
+def result_of(path: Path, times: Times, clock: Clock, seconds: float) -> PathResult:
+    """Complete what the race measured by the operations and, in about `seconds`, by the phases of one agent's update."""
     how = _how(path)
 
     def update() -> object:
@@ -110,7 +110,7 @@ def result_of(path: Path, times: Times, clock: Clock) -> PathResult:
     operations = count(update)
     seconds_by_phase, operations_by_phase = {}, {}
     if not path.is_population:
-        updates = max(2, min(100, round(_PHASE_S / times.median)))
+        updates = max(2, min(_MAX_UPDATES_BY_PHASE, round(seconds / times.median)))
         seconds_by_phase = ledger_of(path.algorithm, path.sample_batch, updates, clock.now)
         counter = FlopCounter()
         with counter:

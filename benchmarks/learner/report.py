@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 
+from benchmarks import acting
 from benchmarks.learner.paths import FAST, PLAIN, POPULATION, PathResult
 from benchmarks.learner.phases import PHASES
 from benchmarks.learner.results import CaseResult, Run
 from benchmarks.link.report import Section, Table, Target, target_table
 
 _QUIET_SHARE = 0.95  # of wall time: below it something else ran on this core
+_ACTING_LIMITS_MS = {("paper_mujoco", 0): 2.0, ("paper_robot", 2): 25.0}
 _ANT, _TWIN = "paper_mujoco@Ant", "sim_quick@peg_in_hole"
 
 
@@ -200,7 +202,21 @@ def _products(run: Run) -> Section:
 
 
 def _acting(run: Run) -> list[Section]:
-    return []
+    if not run.acting:
+        return []
+    text = (
+        "How long the robot PC takes to choose an action, on one thread of this machine's CPU whatever trains "
+        "(benchmarks/acting.py): *prepared*, as the actor runs it, and *plain*, by turns. Wall time. *Differs by*: the "
+        "largest difference between any elements of their actions.\n\n" + acting.table(run.acting)
+    )
+    prepared = {row.case: row for row in run.acting if row.form == "prepared"}
+    targets = []
+    for case, row in prepared.items():
+        limit_ms = _ACTING_LIMITS_MS.get((case.partition("@")[0], row.cameras))
+        if limit_ms is not None:
+            promise = f"acting {case}, {row.cameras} cameras, T = {row.denoising_steps}: p99 at most {limit_ms:g} ms"
+            targets.append(Target(promise, f"{row.p99_ms:.2f} ms", row.p99_ms <= limit_ms))
+    return [Section("Acting", text, targets=targets)]
 
 
 def _milliseconds(path: PathResult | None) -> str:

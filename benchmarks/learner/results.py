@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.acting import ActingRow
 from benchmarks.learner.paths import FAST, PLAIN, POPULATION, PathResult
 from benchmarks.learner.race import median_ratio
 
@@ -91,7 +92,7 @@ class Run:
     machine: Machine
     products: list[ProductSpeed] = field(default_factory=list)
     cases: list[CaseResult] = field(default_factory=list)
-    acting: list[dict[str, Any]] = field(default_factory=list)
+    acting: list[ActingRow] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
@@ -105,7 +106,8 @@ class Run:
             paths = {name: _from_json(PathResult, entry) for name, entry in case.pop("paths").items()}
             cases.append(_from_json(CaseResult, case | {"paths": paths}))
         products = [_from_json(ProductSpeed, product) for product in raw["products"]]
-        return Run(Machine(**raw["machine"]), products, cases, raw["acting"], raw["skipped"])
+        acting = [ActingRow(**row) for row in raw["acting"]]
+        return Run(Machine(**raw["machine"]), products, cases, acting, raw["skipped"])
 
 
 def _from_json(cls: Any, raw: dict[str, Any]) -> Any:

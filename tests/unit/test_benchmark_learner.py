@@ -1,6 +1,7 @@
 """The learner's benchmark: its counts of operations, its phases, its turns, and a tiny run of all of it."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import acting
+from benchmarks.learner import __main__ as program
 from benchmarks.learner import peak
-from benchmarks.learner.__main__ import _parse, measure
 from benchmarks.learner.cases import SIZES, SyntheticReplay, default_names, make_case, make_specs
 from benchmarks.learner.flops import FlopCounter, count, written_products
 from benchmarks.learner.paths import PLAIN, POPULATION
@@ -194,9 +196,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         """
     )
     arguments = ["--preset", f"{preset}@Hopper", "--seconds", "0.1", "--population", "2", "--clock", "cpu"]
+    arguments += ["--decisions", "2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(peak, "SHAPES", ((64, 64, 64), (8, 32, 16)))
-        return measure(_parse(arguments), "python -m benchmarks.learner")
+        patch.setattr(program, "measure_acting", functools.partial(acting.measure_acting, ["sim_quick"]))
+        return program.measure(program.parse(arguments), "python -m benchmarks.learner")
 
 
 def test_run_holds_what_it_says(run: Run, tmp_path: Path) -> None:
@@ -213,6 +217,7 @@ def test_run_holds_what_it_says(run: Run, tmp_path: Path) -> None:
     assert len(plain.seconds) == len(population.seconds) == len(case.product_seconds) >= 3
     assert 0 < case.share(PLAIN) < 1
     assert any("CUDA" in reason for reason in run.skipped)
+    assert [row.form for row in run.acting] == ["plain", "prepared"]
     run.save(tmp_path / "run.json")
     assert Run.load(tmp_path / "run.json") == run
 
@@ -242,4 +247,4 @@ def test_default_cases_exist_and_cover_every_baseline() -> None:
 )
 def test_refuses_what_it_cannot_measure(arguments: list[str], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
-        measure(_parse(arguments), "python -m benchmarks.learner")
+        program.measure(program.parse(arguments), "python -m benchmarks.learner")
