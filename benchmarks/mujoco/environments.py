@@ -3,7 +3,7 @@
 import multiprocessing
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -24,6 +24,8 @@ _TRAINING, _EVALUATION = 1, 2  # first word of what an episode's seed is made of
 
 def make_environment(task: str) -> Env:
     """Make an environment; raises ConfigError for an unknown one, a missing simulator or spaces that do not fit."""
+    if task.endswith(("-v2", "-v3")):
+        raise ConfigError(f"task {task!r}: Gymnasium no longer has it. Take {task[:-1]}4, which is nearest, or v5.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # v4 is meant: it is nearest to the paper's v3
@@ -138,8 +140,7 @@ class TrainingEnvironments:
 
     def __init__(self, task: str, seeds: Sequence[int], *, in_workers: bool) -> None:
         makers = [_Maker(task, seed) for seed in seeds]
-        vector = AsyncVectorEnv if in_workers else SyncVectorEnv
-        self._envs = vector(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        self._envs = vector_environment(makers, AutoresetMode.SAME_STEP, in_workers=in_workers)
         env = make_environment(task)
         self._scale = ActionScale(env)
         env.close()
@@ -170,6 +171,21 @@ class TrainingEnvironments:
         self._envs.close()
 
 
+def vector_environment(
+    makers: Sequence[Callable[[], Env]], autoreset: AutoresetMode, *, in_workers: bool
+) -> AsyncVectorEnv | SyncVectorEnv:
+    """Return environments that are stepped as one: in this process, or each in a worker process."""
+    return (AsyncVectorEnv if in_workers else SyncVectorEnv)(makers, autoreset_mode=autoreset)
+
+
+def keep_from_signals() -> None:
+    """Have a worker process ignore Ctrl-C, which is for its parent alone, and end with it."""
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's own, inherited, only asks it to stop
+        die_with_parent()
+
+
 class _Maker:
     """Makes the environment of one seed, in the process that will step it."""
 
@@ -177,7 +193,5 @@ class _Maker:
         self._task, self._seed = task, seed
 
     def __call__(self) -> Env:
-        if multiprocessing.parent_process() is not None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's: it still needs the environments
-            die_with_parent()
+        keep_from_signals()
         return SeededEpisodes(make_environment(self._task), self._seed)

@@ -33,7 +33,10 @@ from learner.algorithms.state import Resumable, Stateful
 from learner.run_lock import sole_use_of
 from learner.tensor_replay import TensorReplay
 from policy.encoder import EncoderInput
+from policy.errors import DivergedError
 from policy.failpoints import failpoint
+
+_HOPELESS = 1000  # optimiser steps in a row that were not finite
 
 
 class Stopped(Exception):
@@ -102,7 +105,7 @@ class Training(Resumable):
         seeds = [each.seed for each in configs]
         # Worker processes come first: what is forked must not hold a GPU.
         self._environments = TrainingEnvironments(self._settings.task, seeds, in_workers=is_population)
-        self._evaluator = Evaluator(self._settings.task, seeds, self._protocol.episodes)
+        self._evaluator = Evaluator(self._settings.task, seeds, self._protocol.episodes, in_workers=is_population)
         specs = specs_of(self._settings.task)
         self._agents = Agents(configs, is_population=is_population)
         self._algorithm = make_population(configs, specs) if is_population else make_algorithm(config, specs)
@@ -229,6 +232,7 @@ class Training(Resumable):
         began_s = time.monotonic()
         number = progress.evaluations + 1
         is_last = progress.env_step >= self._host.steps
+        skipped_steps = self._skipped_steps()
         due = self._protocol.due_candidates(number, is_last=is_last) if self._settings.has_candidates else (1,)
         outcomes = {count: self._outcome(number, count) for count in due}
         contrast = self._contrast()
@@ -242,7 +246,7 @@ class Training(Resumable):
             row: Row = {"env_step": progress.env_step, "updates": progress.updates}
             for count, outcome in outcomes.items():
                 row |= _return_cells(outcome, agent, count)
-            row |= self._training_cells(agent)
+            row |= {**self._training_cells(agent), "skipped_steps": skipped_steps[agent]}
             row |= {name: values[agent] for name, values in contrast.items()}
             folder.append({**row, "evaluation_s": ended_s - began_s, "wall_s": progress.wall_s})
         failpoint("mujoco.curve")
@@ -273,15 +277,29 @@ class Training(Resumable):
             "best_return": progress.best[agent],
             "training_return_mean": float(np.mean(returns)) if returns else None,
             "training_episodes": len(returns),
-            "skipped_steps": self._skipped_steps(agent),
             "updates_per_s": updates / progress.training_s if updates and progress.training_s else None,
         }
 
-    def _skipped_steps(self, agent: int) -> int:
-        """Return how many optimiser steps were not taken, because something was not finite."""
-        skipped = self._algorithm.skipped_steps()
-        own = [steps.total for name, steps in skipped.items() if _member(name) == agent]
-        return sum(own)
+    def _skipped_steps(self) -> list[int]:
+        """Return how many optimiser steps each agent has not taken, because something was not finite.
+
+        Raises DivergedError when none of them learns any more.
+        """
+        total, diverged = [0] * len(self._folders), {}
+        for name, steps in self._algorithm.skipped_steps().items():
+            agent = _member(name)
+            total[agent] += steps.total
+            if steps.in_a_row >= _HOPELESS:
+                diverged[agent] = (
+                    f"{name} took none of its last {steps.in_a_row} steps (loss {steps.loss}, gradient norm "
+                    f"{steps.gradient_norm}; limit {_HOPELESS})"
+                )
+        if len(diverged) == len(self._folders):
+            raise DivergedError(
+                f"{self._folders[0].path}: training has diverged: {diverged[0]}. Try a smaller learning rate or "
+                "another seed."
+            )
+        return total
 
     def _contrast(self) -> dict[str, list[float]]:
         """Return the critic contrast of each agent on its probe states, drawn once from the replay."""
@@ -375,8 +393,8 @@ def _return_cells(outcome: Outcome, agent: int, candidates: int) -> Row:
 
 
 def _member(name: str) -> int:
-    """Return the agent that a part belongs to, which learner.algorithms.state names PART or PART.NUMBER."""
-    _, _, number = name.rpartition(".")
+    """Return the agent that a part belongs to, which learner.algorithms.state names PART or PART#NUMBER."""
+    _, _, number = name.rpartition("#")
     return int(number) if number.isdigit() else 0
 
 

@@ -1,0 +1,347 @@
+"""Runs of the MuJoCo benchmark: complete curves, and the same curve whenever and however often a run is interrupted."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.mujoco import __main__ as command
+from benchmarks.mujoco import training
+from benchmarks.mujoco.run_folder import WALL_CLOCK_COLUMNS
+from benchmarks.mujoco.settings import Protocol, RunSettings, default_preset, parse_seeds, variant_name
+from benchmarks.mujoco.training import Host, Stopped, is_finished, train
+from learner.config import CgpoConfig, GuidanceConfig, LearnerConfig, ReplayConfig
+from policy.config import PolicyConfig
+from policy.errors import EXIT_INTERRUPTED, ConfigError
+
+STEPS, EVERY, WARM_UP = 100, 25, 40
+POLICY = PolicyConfig(
+    denoising_steps=3, denoiser_hidden=(16,), critic_hidden=(16,), num_critics=2, num_quantiles=5, drop_quantiles=1
+)
+CONFIG = LearnerConfig(
+    policy=POLICY,
+    cgpo=CgpoConfig(guidance=GuidanceConfig(steps=1), value_hidden=(16,), entropy_samples=2),
+    replay=ReplayConfig(capacity=1000, batch_size=8, training_starts=WARM_UP),
+    device="cpu",
+    torch_threads=1,
+)
+PROTOCOL = Protocol(
+    evaluation_every=EVERY, episodes=2, candidates=(2,), more_candidates=(1,), more_every=3, probe_states=4
+)
+SETTINGS = RunSettings(task="InvertedPendulum-v4", preset="tiny", overrides=(), config=CONFIG, protocol=PROTOCOL)
+
+
+class Killed(BaseException):
+    """Ends a run as SIGKILL would: nothing of ours catches it."""
+
+
+def host(out: Path, **values: Any) -> Host:
+    return Host(**{"out": out, "steps": STEPS, "say": lambda text: None, **values})
+
+
+def rows(out: Path, settings: RunSettings = SETTINGS) -> list[dict[str, str]]:
+    with (out / settings.folder / "curve.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def curve(out: Path, settings: RunSettings = SETTINGS) -> list[dict[str, str]]:
+    """Return the rows without what the clock says."""
+    return [
+        {name: value for name, value in row.items() if name not in WALL_CLOCK_COLUMNS} for row in rows(out, settings)
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupts."""
+    out = tmp_path_factory.mktemp("whole")
+    train([SETTINGS], host(out), is_resumed=False)
+    return out
+
+
+def test_a_curve_has_a_row_for_each_evaluation_with_the_candidates_that_are_due(whole: Path) -> None:
+    found = rows(whole)
+    assert [int(row["env_step"]) for row in found] == [25, 50, 75, 100]
+    assert [int(row["updates"]) for row in found] == [0, 10, 35, 60]
+    assert all(row["return_mean_k2"] and row["length_mean_k2"] for row in found)
+    assert [bool(row["return_mean_k1"]) for row in found] == [False, False, True, True], "every third and the last"
+    means = [float(row["return_mean_k2"]) for row in found]
+    assert [float(row["best_return"]) for row in found] == [max(means[: end + 1]) for end in range(4)]
+    for row in found:
+        assert float(row["return_min_k2"]) <= float(row["return_mean_k2"]) <= float(row["return_max_k2"])
+        # One of InvertedPendulum's points for each step but the last: the task's own figure.
+        assert float(row["length_mean_k2"]) - 1 <= float(row["return_mean_k2"]) <= float(row["length_mean_k2"])
+    assert found[0]["updates_per_s"] == ""
+    assert float(found[3]["updates_per_s"]) > 0
+    assert sum(int(row["training_episodes"]) for row in found) > 5
+    assert all(float(row["training_return_mean"]) > 0 for row in found)
+
+
+def test_the_folder_says_what_was_run_and_what_it_came_to(whole: Path) -> None:
+    folder = whole / "InvertedPendulum-v4/cgpo/tiny/seed_0"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["learner"]["policy"]["denoising_steps"] == 3
+    assert config["protocol"]["candidates"] == [2]
+    (start,) = config["starts"]
+    assert set(start["versions"]) == {"torch", "gymnasium", "mujoco", "numpy"}
+    assert start["device"] == "cpu"
+    found = rows(whole)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["env_step"] == STEPS
+    assert summary["best_return"] == float(found[-1]["best_return"])
+    assert summary["last_tenth_return"] == float(found[-1]["return_mean_k2"])
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("place", "passages"),
+    [
+        ("mujoco.step", (7, 30, 38, 12)),  # during and after the warm-up, more than once
+        ("mujoco.curve", (3,)),  # a row is written, its checkpoint is not
+        ("mujoco.replay_saved", (2, 30)),  # rows are saved, the checkpoint that knows of them is not
+        ("mujoco.saved", (40,)),
+    ],
+)
+def test_a_run_that_is_killed_anywhere_ends_with_the_same_curve(
+    place: str, passages: tuple[int, ...], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for nth in passages:
+        _kill_at(place, nth, monkeypatch)
+        with pytest.raises(Killed):
+            train([SETTINGS], host(tmp_path, checkpoint_period_s=0), is_resumed=True)
+    monkeypatch.undo()
+    train([SETTINGS], host(tmp_path), is_resumed=True)
+    assert curve(tmp_path) == curve(whole)
+    assert len(json.loads((tmp_path / SETTINGS.folder / "config.json").read_text())["starts"]) == len(passages) + 1
+
+
+def test_a_run_that_is_killed_between_checkpoints_repeats_what_came_after_the_last(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for nth in (10, 60, 40):  # before the first checkpoint, after the second, and after that again
+        _kill_at("mujoco.step", nth, monkeypatch)
+        with pytest.raises(Killed):
+            train([SETTINGS], host(tmp_path), is_resumed=True)
+    monkeypatch.undo()
+    train([SETTINGS], host(tmp_path), is_resumed=True)
+    assert curve(tmp_path) == curve(whole)
+
+
+def _kill_at(place: str, nth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = 0
+
+    def failpoint(name: str) -> None:
+        nonlocal passed
+        passed += name == place
+        if passed == nth:
+            raise Killed
+
+    monkeypatch.setattr(training, "failpoint", failpoint)
+
+
+def stop_after(calls: int) -> Callable[[], bool]:
+    left = iter(range(calls))
+    return lambda: next(left, None) is None
+
+
+@pytest.mark.parametrize("calls", [1, 35, 60])  # at the first step, in an evaluation, in training
+def test_a_run_that_is_asked_to_stop_can_go_on(calls: int, whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train([SETTINGS], host(tmp_path, should_stop=stop_after(calls)), is_resumed=False)
+    status = json.loads((tmp_path / SETTINGS.folder / "status.json").read_text())
+    assert status["state"] == "stopped"
+    assert not is_finished([SETTINGS], host(tmp_path))
+    train([SETTINGS], host(tmp_path), is_resumed=True)
+    assert curve(tmp_path) == curve(whole)
+
+
+def test_more_steps_continue_a_finished_run(whole: Path, tmp_path: Path) -> None:
+    # The number of evaluations and K_e are those of a run that had meant to go on.
+    protocol = replace(PROTOCOL, more_every=1)
+    settings = replace(SETTINGS, protocol=protocol)
+    train([settings], host(tmp_path / "twice", steps=50), is_resumed=False)
+    assert is_finished([settings], host(tmp_path / "twice", steps=50))
+    assert not is_finished([settings], host(tmp_path / "twice"))
+    train([settings], host(tmp_path / "twice"), is_resumed=True)
+    train([settings], host(tmp_path / "once"), is_resumed=False)
+    assert curve(tmp_path / "twice", settings) == curve(tmp_path / "once", settings)
+
+
+def test_a_population_learns_what_each_seed_learns_alone(whole: Path, tmp_path: Path) -> None:
+    seeds = (0, 1)
+    alone = [replace(SETTINGS, config=replace(CONFIG, seed=seed)) for seed in seeds]
+    together = [replace(settings, population=seeds) for settings in alone]
+    _stop_and_go_on(together, tmp_path)
+    train([alone[1]], host(tmp_path), is_resumed=False)
+    for settings, single in ((together[0], curve(whole)), (together[1], curve(tmp_path, alone[1]))):
+        found = curve(tmp_path / "population", settings)
+        assert found[0] == single[0], "before any update nothing is batched"
+        for row, expected in zip(found, single, strict=True):
+            for name, value in expected.items():
+                # Batched sums round otherwise, and 60 updates carry that on.
+                assert (float(row[name] or 0)) == pytest.approx(float(value or 0), rel=0.02, abs=1e-3), name
+
+
+def _stop_and_go_on(together: list[RunSettings], tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train(together, host(tmp_path / "population", should_stop=stop_after(120)), is_resumed=False)
+    train(together, host(tmp_path / "population"), is_resumed=True)
+
+
+@pytest.mark.parametrize("bootstraps", [True, False])
+def test_only_a_time_limit_that_counts_as_an_end_is_stored_as_one(bootstraps: bool, tmp_path: Path) -> None:
+    config = replace(CONFIG, replay=replace(CONFIG.replay, training_starts=500, timeout_bootstrap=bootstraps))
+    settings = replace(SETTINGS, task="Pendulum-v1", config=config)  # ends by its limit of 200 steps alone
+    run = training.Training([settings], host(tmp_path))
+    for _ in range(400):
+        run._step()
+    stored = run._replay._rows[:400]
+    ends = stored[:, -1].nonzero().flatten().tolist()
+    assert ends == ([] if bootstraps else [199, 399])
+    # The next observation is the episode's own last one: each row but an episode's last continues in the next.
+    continues = (stored[:-1, 5:8] == stored[1:, :3]).all(dim=1)
+    assert (~continues).nonzero().flatten().tolist() == [199]
+    action = stored[:, 3]
+    assert action.abs().max() <= 1, "the replay holds normalised actions; Pendulum's go to 2"
+    assert action.abs().max() > 0.9
+    run.close()
+
+
+# --- folders and the command line -------------------------------------------------------------------------------------
+
+
+def test_another_configuration_is_refused_and_named(whole: Path) -> None:
+    config = replace(CONFIG, cgpo=replace(CONFIG.cgpo, discount=0.9))
+    other = replace(SETTINGS, config=config, protocol=replace(PROTOCOL, episodes=3))
+    with pytest.raises(ConfigError, match=r"learner\.cgpo\.discount was 0\.99, is 0\.9") as caught:
+        train([other], host(whole, steps=200), is_resumed=True)
+    assert "protocol.episodes was 2, is 3" in str(caught.value)
+    with pytest.raises(ConfigError, match="--resume"):
+        train([SETTINGS], host(whole, steps=200), is_resumed=False)
+
+
+def test_settings_that_a_newer_program_added_do_not_hinder_a_resume(tmp_path: Path) -> None:
+    train([SETTINGS], host(tmp_path, steps=10), is_resumed=False)
+    path = tmp_path / SETTINGS.folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["learner"]["cgpo"]["shared_prefix"]
+    path.write_text(json.dumps(config))
+    train([SETTINGS], host(tmp_path, steps=20), is_resumed=True)
+
+
+def test_a_folder_is_one_runs_at_a_time(tmp_path: Path) -> None:
+    inner: list[BaseException] = []
+
+    def should_stop() -> bool:
+        try:
+            train([SETTINGS], host(tmp_path), is_resumed=True)
+        except ConfigError as error:
+            inner.append(error)
+        return True
+
+    with pytest.raises(Stopped):
+        train([SETTINGS], host(tmp_path, should_stop=should_stop), is_resumed=False)
+    assert "another" in str(inner[0])
+
+
+ARGUMENTS = [
+    "--task",
+    "InvertedPendulum",
+    "--seeds",
+    "3",
+    "--steps",
+    "30",
+    "--evaluation-every",
+    "15",
+    "--episodes",
+    "1",
+]
+TINY = [
+    *("--set", "policy.denoising_steps=3", "denoiser_hidden=[8]", "critic_hidden=[8]", "num_critics=2"),
+    *("--set", "training_starts=20", "batch_size=4", "guidance.steps=1"),
+]
+
+
+def test_the_command_runs_a_task_and_skips_it_when_it_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*ARGUMENTS, *TINY, "--out", str(tmp_path)]
+    assert command.main(arguments) == 0
+    (folder,) = tmp_path.glob("InvertedPendulum-v4/cgpo/paper_mujoco,*/seed_3")
+    header = (folder / "curve.csv").read_text().splitlines()[0]
+    assert [count in header for count in ("_k4", "_k1,", "_k32")] == [True] * 3
+    config = json.loads((folder / "config.json").read_text())
+    assert config["starts"][0]["command"][:3] == ["python", "-m", "benchmarks.mujoco"]
+    assert config["learner"]["seed"] == 3
+    shown = capsys.readouterr().out
+    assert "step 15 of 30" in shown
+    assert "left" in shown
+    monkeypatch.setattr(command, "train", lambda *_, **__: pytest.fail("it was started again"))
+    assert command.main(arguments) == 0
+    assert "finished already" in capsys.readouterr().out
+
+
+@pytest.mark.e2e
+def test_a_process_that_is_interrupted_and_then_killed_is_continued_by_the_next(tmp_path: Path) -> None:
+    arguments = [*ARGUMENTS, *TINY, "--steps", "120", "--checkpoint-minutes", "0.001", "--more-candidates", ""]
+    interrupted, whole = tmp_path / "interrupted", tmp_path / "whole"
+    code, shown = _signalled([*arguments, "--out", str(interrupted)], "step 30 of", signal.SIGINT)
+    assert code == EXIT_INTERRUPTED
+    assert "--resume" in shown, "it says how to go on"
+    code, _ = _signalled([*arguments, "--out", str(interrupted), "--resume"], "step 60 of", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    for out in (interrupted, whole):
+        assert command.main([*arguments, "--out", str(out), "--resume"]) == 0
+    names = [next(out.rglob("curve.csv")) for out in (interrupted, whole)]
+    one, other = ([row[: -len(WALL_CLOCK_COLUMNS)] for row in csv.reader(name.open())] for name in names)
+    assert one == other
+    assert len(one) == 1 + 120 // 15
+
+
+def _signalled(arguments: list[str], awaited: str, number: int) -> tuple[int, str]:
+    """Start the command and send it a signal after the line with `awaited`; returns exit code and the output after."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.mujoco", *arguments], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while awaited not in (line := process.stdout.readline()):
+        assert line, "it ended before the signal"
+    process.send_signal(number)
+    rest, _ = process.communicate(timeout=100)
+    return process.returncode, rest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "Hoper-v4"], "unknown task"),
+        (["--algorithm", "scao"], "unknown algorithm 'scao'"),
+        (["--seeds", "0-"], "not like 0-4"),
+        (["--set", "learner_rate=1"], "learner_rate"),
+        (["--preset", "paper_mujoco", "--reduced"], "leave --reduced out"),
+        (["--preset", "paper_mujoco", "--algorithm", "dipo"], "for algorithm 'cgpo', not 'dipo'"),
+        (["--candidates", "4,x"], "not like 4 or 1,32"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(arguments: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        command.main([*ARGUMENTS, *arguments, "--out", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_names_follow_from_what_is_asked_for() -> None:
+    assert parse_seeds("0-2,7") == (0, 1, 2, 7)
+    assert default_preset("cgpo", is_reduced=False) == "paper_mujoco"
+    assert default_preset("qvpo", is_reduced=True) == "reduced_mujoco_qvpo"
+    one, other = ["guidance.type=none", "critic.ddqn = false"], ["critic.ddqn=false", "guidance.type=none"]
+    assert variant_name("reduced_mujoco", one) == variant_name("reduced_mujoco", other)
+    long = [f"cgpo.entropy_weight={'0' * 300}{end}" for end in "12"]
+    assert len(variant_name("reduced_mujoco", long[:1])) <= 120
+    assert variant_name("reduced_mujoco", long[:1]) != variant_name("reduced_mujoco", long[1:])
