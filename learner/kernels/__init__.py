@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from learner.agents import Agents
+from learner.kernels.fast import FastKernels
 from learner.kernels.plain import PlainKernels
 
 logger = logging.getLogger(__name__)
@@ -45,5 +46,12 @@ class Kernels(Protocol):
 
 
 def make_kernels(agents: Agents) -> Kernels:
-    """Return what `learner.kernels` names; auto is the fast ones wherever they exist."""
-    return PlainKernels(agents)
+    """Return what `learner.kernels` names, and log it; auto is the fast ones."""
+    if agents.config.kernels == "plain":
+        logger.info("plain kernels on %s, as learner.kernels asks", agents.device.type)
+        return PlainKernels(agents)
+    if agents.device.type != "cpu":
+        return PlainKernels(agents)
+    fast = FastKernels(agents)
+    logger.info("fast kernels on %s: %s", agents.device.type, fast.how())
+    return fast
