@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from benchmarks.mujoco import references
-from benchmarks.mujoco.references import base_task
 from benchmarks.mujoco.table import NAMES, Group
 from policy.files import make_folder
 
@@ -27,10 +26,12 @@ _COLORS = {
     "dipo": "#e69f00",
 }
 _GREY = "#6b6b6b"
-_DASHES = ("-", "--", ":", "-.")  # of an algorithm's variants
+_DASHES = ("-", "--", "-.", (0, (1, 1)))  # of an algorithm's variants
+_MARKERS = ("", "s", "^", "D")  # the same where dashes mean something else
 _LABEL_GAP = 0.055  # of the axes' height, between two labels
 
 Points = list[tuple[int, float]]
+Dashes = str | tuple[int, tuple[int, int]]
 
 
 def draw_task(task: str, groups: Sequence[Group], folder: Path) -> list[Path]:
@@ -53,46 +54,42 @@ def common_points(series: Sequence[Points]) -> list[tuple[int, list[float]]]:
 
 
 def _draw_learning_curves(task: str, groups: Sequence[Group], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(11, 5.5), layout="constrained")
     ends: list[tuple[float, str, str]] = []
-    for group, dashes in _with_dashes(groups):
-        headline = group.first.candidates[0]
-        series = [curve.returns(headline) for curve in group.curves]
+    for group, number in _numbered(groups):
+        series = [curve.returns(group.headline) for curve in group.curves]
         color = _color(group)
-        end = _draw_band(axes, [points for points in series if points], color, dashes)
+        end = _draw_band(axes, [points for points in series if points], color, _DASHES[number])
         if end is not None:
-            seeds = f"{len(group.curves)} seed" + ("s" if len(group.curves) > 1 else "")
-            ends.append((end, f"{group.label}, K_e {headline}, {seeds}", color))
+            ends.append((end, f"{group.label}, K_e {group.headline}, n = {len(group.curves)}", color))
     last_step = max(curve.env_step for group in groups for curve in group.curves)
     axes.set_xlim(0, last_step)
-    has_published = _draw_published(axes, base_task(task), last_step)
-    _label_ends(axes, ends)
     handles = [
-        Line2D([], [], color=_GREY, lw=2, label="mean over seeds, band from the least to the greatest"),
+        Line2D([], [], color=_GREY, lw=2, label="mean over n seeds, band from the least to the greatest"),
         Line2D([], [], color=_GREY, lw=0.7, alpha=0.6, label="one seed"),
+        *_draw_published(axes, task, last_step),
     ]
-    if has_published:
-        label = "published (Stable-Baselines3, v3, one run), colour as above"
-        handles.append(Line2D([], [], color=_GREY, marker="o", mfc="white", ls=":", lw=1, label=label))
+    _label_ends(axes, ends)
     axes.set_title(f"{task}: mean return of an evaluation", loc="left", fontsize=12)
     axes.set_ylabel("return")
     _finish(axes)
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False, fontsize=8, ncols=3)
+    figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=8, ncols=2)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def _draw_contrast(task: str, groups: Sequence[Group], path: Path) -> None:
     """Draw max minus mean of 64 samples' values, and the guided action's value minus that mean (CGPO Eq 9, Fig 9)."""
-    figure, (absolute, relative) = plt.subplots(2, 1, sharex=True, figsize=(9, 7), layout="constrained")
+    figure, (absolute, relative) = plt.subplots(2, 1, sharex=True, figsize=(11, 7.5), layout="constrained")
     for axes, is_relative in ((absolute, False), (relative, True)):
         ends: list[tuple[float, str, str]] = []
-        for group in groups:
+        for group, number in _numbered(groups):
             for column, what, dashes in (("contrast", "best sample", "-"), ("guided_contrast", "guided action", "--")):
                 series = [
                     _contrast(curve.values(column), curve.values("value_std"), is_relative) for curve in group.curves
                 ]
-                end = _draw_band(axes, [points for points in series if points], _color(group), dashes)
+                drawn = [points for points in series if points]
+                end = _draw_band(axes, drawn, _color(group), dashes, _MARKERS[number])
                 if end is not None:
                     ends.append((end, f"{group.label}: {what}", _color(group)))
         axes.set_xlim(0, max(curve.env_step for group in groups for curve in group.curves))
@@ -115,7 +112,7 @@ def _contrast(points: Points, spread: Points, is_relative: bool) -> Points:
     return [(step, value / at[step]) for step, value in points if at.get(step)]
 
 
-def _draw_band(axes: Axes, series: Sequence[Points], color: str, dashes: str) -> float | None:
+def _draw_band(axes: Axes, series: Sequence[Points], color: str, dashes: Dashes, marker: str = "") -> float | None:
     """Draw seeds, their mean and range; return where the line ends, None if there is nothing to draw."""
     if not series:
         return None
@@ -127,29 +124,34 @@ def _draw_band(axes: Axes, series: Sequence[Points], color: str, dashes: str) ->
         return series[0][-1][1]
     steps = [step for step, _ in common]
     means = [statistics.fmean(values) for _, values in common]
-    marker = "o" if len(common) == 1 else None
-    axes.plot(steps, means, color=color, lw=2, ls=dashes, marker=marker, markersize=4)
+    axes.plot(steps, means, color=color, lw=2, ls=dashes, marker="o" if len(common) == 1 else marker, markersize=4)
     if len(series) > 1:
         lows, highs = [min(values) for _, values in common], [max(values) for _, values in common]
         axes.fill_between(steps, lows, highs, color=color, alpha=0.15, lw=0)
     return means[-1]
 
 
-def _draw_published(axes: Axes, base: str, last_step: int) -> bool:
-    """Draw the published curves as far as ours reach; return whether there is anything."""
-    drawn = False
-    for algorithm, returns in references.ZOO_CURVES.get(base, {}).items():
+def _draw_published(axes: Axes, task: str, last_step: int) -> list[Line2D]:
+    """Draw the published curves as far as ours reach; return what the legend says of them."""
+    handles = []
+    for algorithm, returns in references.zoo_curves(task).items():
         points = [pair for pair in zip(references.CURVE_STEPS, returns, strict=True) if pair[0] <= last_step]
         if points:
             steps, values = zip(*points, strict=True)
-            axes.plot(steps, values, color=_COLORS[algorithm], ls=":", lw=1, marker="o", mfc="white", ms=6, zorder=3)
-            step, value = points[-1]
-            axes.annotate(
-                NAMES[algorithm], (step, value), (-6, 5), textcoords="offset points", ha="right", fontsize=8,
+            label = f"{NAMES[algorithm]}, published: Stable-Baselines3, v3, one run"
+            handles += axes.plot(
+                steps,
+                values,
                 color=_COLORS[algorithm],
-            )  # fmt: skip
-            drawn = True
-    return drawn
+                ls=":",
+                lw=1,
+                marker="o",
+                mfc="white",
+                ms=6,
+                zorder=3,
+                label=label,
+            )
+    return handles
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
@@ -176,14 +178,14 @@ def spread_out(heights: Sequence[float], gap: float) -> list[float]:
     return placed
 
 
-def _with_dashes(groups: Sequence[Group]) -> list[tuple[Group, str]]:
-    """Give the variants of one algorithm different lines."""
+def _numbered(groups: Sequence[Group]) -> list[tuple[Group, int]]:
+    """Number the variants of each algorithm, to tell their lines apart."""
     seen: dict[str, int] = {}
-    styled = []
+    numbered = []
     for group in groups:
         number = seen[group.first.algorithm] = seen.get(group.first.algorithm, -1) + 1
-        styled.append((group, _DASHES[number % len(_DASHES)]))
-    return styled
+        numbered.append((group, number % len(_DASHES)))
+    return numbered
 
 
 def _color(group: Group) -> str:

@@ -141,6 +141,22 @@ the end of the task.
 """
 
 
-def base_task(task: str) -> str:
-    """Return a task's name without its version."""
-    return task.rpartition("-v")[0] or task
+def paper_best(task: str) -> dict[str, Reported]:
+    """Return the paper's results by algorithm, none for a task that is another one than the paper's."""
+    return PAPER_BEST.get(_comparable(task), {})
+
+
+def zoo_curves(task: str) -> dict[str, tuple[float, ...]]:
+    """Return published returns at CURVE_STEPS by algorithm."""
+    return ZOO_CURVES.get(_comparable(task), {})
+
+
+def td3_authors_curve(task: str) -> dict[int, Reported | float]:
+    """Return the published returns of TD3's authors by step."""
+    return TD3_AUTHORS_CURVES.get(_comparable(task), {})
+
+
+def _comparable(task: str) -> str:
+    """Return a task's name without its version, nothing if that version is not to be compared with v3."""
+    name, _, version = task.rpartition("-v")
+    return name if version == "4" else ""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.mujoco import references
 from benchmarks.mujoco.curves import Curve, keep, read_kept, read_runs
-from benchmarks.mujoco.references import Reported, base_task
+from benchmarks.mujoco.references import Reported
 from policy.cli import run_main
 from policy.errors import ConfigError
 from policy.files import make_folder, replace_file
@@ -53,6 +53,11 @@ class Group:
     def candidates(self) -> tuple[int, ...]:
         """K_e of all its runs, the headline first."""
         return tuple(dict.fromkeys(count for curve in self.curves for count in curve.candidates))
+
+    @property
+    def headline(self) -> int:
+        """K_e of every evaluation."""
+        return self.candidates[0]
 
     def best(self, candidates: int) -> list[float]:
         """Return each seed's best evaluation so far."""
@@ -128,15 +133,14 @@ def _introduction(command: str) -> list[str]:
 
 
 def _results(task: str, groups: Sequence[Group]) -> list[str]:
-    paper = references.PAPER_BEST.get(base_task(task), {})
+    paper = references.paper_best(task)
     rows = []
     for group in groups:
         mark = " (reduced)" if group.first.is_reduced else ""
-        headline = group.first.candidates[0]
         for count in group.candidates:
             if not group.num_evaluations(count):
                 continue
-            is_headline = count == headline
+            is_headline = count == group.headline
             rows.append(
                 [
                     group.name if is_headline else "",
@@ -161,27 +165,25 @@ def _results(task: str, groups: Sequence[Group]) -> list[str]:
 
 def _same_steps(task: str, groups: Sequence[Group]) -> list[str]:
     """Return the comparison with published curves at the steps that at least one of our runs has reached."""
-    headline = {group: group.first.candidates[0] for group in groups}
-    steps = [step for step in references.CURVE_STEPS if any(group.at(step, headline[group]) for group in groups)]
+    steps = [step for step in references.CURVE_STEPS if any(group.at(step, group.headline) for group in groups)]
     if not steps:
         return [f"No run has reached {references.CURVE_STEPS[0]:,} steps yet."]
     rows = []
     for group in groups:
         cells = []
         for step in steps:
-            values = group.at(step, headline[group])
+            values = group.at(step, group.headline)
             is_part = 0 < len(values) < len(group.curves)
             cells.append(_spread(values) + (f" ({len(values)} of {len(group.curves)} seeds)" if is_part else ""))
-        rows.append([f"{group.label}, K_e = {headline[group]}", *cells])
-    base = base_task(task)
-    for algorithm, returns in references.ZOO_CURVES.get(base, {}).items():
+        rows.append([f"{group.label}, K_e = {group.headline}", *cells])
+    zoo, authors = references.zoo_curves(task), references.td3_authors_curve(task)
+    for algorithm, returns in zoo.items():
         at = dict(zip(references.CURVE_STEPS, returns, strict=True))
         rows.append([f"*{NAMES[algorithm]}, published (1)*", *(_number(at[step]) for step in steps)])
-    authors = references.TD3_AUTHORS_CURVES.get(base)
     if authors:
         rows.append(["*TD3, published (2)*", *(_reported(authors.get(step), "±") for step in steps)])
     lines = ["Return at the same number of steps:", "", *_table(["", *(f"{step:,}" for step in steps)], rows)]
-    if base in references.ZOO_CURVES:
+    if zoo:
         lines += ["", f"(1) {references.ZOO_SOURCE}. (2) {references.TD3_AUTHORS_SOURCE}."]
     return lines
 
