@@ -25,6 +25,7 @@ from learner.algorithms.base import (
 )
 from learner.algorithms.gripper import make_gripper
 from learner.algorithms.state import Resumable, Stateful
+from learner.critic_contrast import critic_contrast
 from learner.diffusion import Diffusion
 from learner.losses import (
     advantage_weight,
@@ -109,6 +110,13 @@ class Cgpo(Resumable):
     def exploit(self, observation: EncoderInput, noise: Noise, candidates: int) -> Tensor:
         return self._diffusion.act(self._denoiser, self._critic, self._heads(observation), candidates, noise)
 
+    @torch.no_grad()
+    def contrast(self, observation: EncoderInput, noise: Noise, num_candidates: int = 64) -> dict[str, Tensor]:
+        """Return contrast, guided_contrast and value_std on probe states, see learner.critic_contrast."""
+        feature = self._heads(observation)
+        guided = self._sampled_actions(feature, noise)[1]
+        return critic_contrast(self._diffusion, self._denoiser, self._critic, feature, noise, num_candidates, guided)
+
     def _follow_critic(self) -> None:
         update_ema(self._target_critic, self._critic, self._config.target_update_rate)
         update_ema(self._target_heads, self._heads, self._config.target_update_rate)
@@ -163,7 +171,7 @@ class Cgpo(Resumable):
 
     def _update_actor(self, batch: Batch, feature: Tensor) -> Metrics:
         """Regress the denoiser onto one synthesised action per state, weighted by its advantage (CGPO Eq 15-19)."""
-        policy_action, guided_action = self._sampled_actions(feature)
+        policy_action, guided_action = self._sampled_actions(feature, self._actor_noise)
         policy_value = self._value_of(feature, policy_action)
         target_action, metrics = self._target_action(batch, feature, guided_action)
         target_value = self._value_of(feature, target_action)
@@ -184,15 +192,15 @@ class Cgpo(Resumable):
         self._denoiser_optimiser.descend(loss, self._config.grad_clip)
         return metrics | {"actor_loss": loss.detach()}
 
-    def _sampled_actions(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+    def _sampled_actions(self, feature: Tensor, source: Noise) -> tuple[Tensor, Tensor]:
         """Return each state's unguided sample and its synthesised better action, both (..., B, A)."""
         guidance = self._config.guidance
-        noise = self._diffusion.chain_noise(feature.shape[-2], self._actor_noise)
+        noise = self._diffusion.chain_noise(feature.shape[-2], source)
         if guidance.type == "none":
-            candidates = self._diffusion.candidates(self._denoiser, feature, guidance.best_of, self._actor_noise)
+            candidates = self._diffusion.candidates(self._denoiser, feature, guidance.best_of, source)
             best = self._diffusion.best_of(self._critic, feature, candidates)
             return self._kernels.sample(self._denoiser, feature, noise), best
-        guided_noise = self._diffusion.chain_noise(feature.shape[-2], self._actor_noise)
+        guided_noise = self._diffusion.chain_noise(feature.shape[-2], source)
         if self._config.shared_prefix:
             guided_noise = torch.cat([guided_noise[: guidance.steps], noise[guidance.steps :]])
         return self._kernels.sample_pair(self._denoiser, self._critic, feature, noise, guided_noise)

@@ -21,6 +21,7 @@ from learner.agents import Agents, Noise
 from learner.algorithms.base import Metrics, NextFeature, SampleBatch, frozen_copy, published_tensors, update_ema
 from learner.algorithms.critic_learner import CriticLearner
 from learner.algorithms.state import Resumable, Stateful
+from learner.critic_contrast import critic_contrast
 from learner.diffusion import Diffusion
 from learner.losses import scalar_critic_loss
 from learner.replay import Batch
@@ -88,6 +89,11 @@ class Dipo(Resumable):
         actions = self._kernels.sample(self._denoiser, feature, chains)
         actions = actions.reshape(*feature.shape[:-1], candidates, self._action_dim)
         return self._diffusion.best_of(self._critics.critic, feature, actions)
+
+    def contrast(self, observation: EncoderInput, noise: Noise, num_candidates: int = 64) -> dict[str, Tensor]:
+        """Return contrast and value_std on probe states, see learner.critic_contrast."""
+        feature, critic = self._critics.feature(observation), self._critics.critic
+        return critic_contrast(self._diffusion, self._denoiser, critic, feature, noise, num_candidates)
 
     @torch.no_grad()
     def _critic_targets(self, batch: Batch, next_feature: NextFeature) -> Tensor:

@@ -25,6 +25,7 @@ from learner.agents import Agents, Noise
 from learner.algorithms.base import Metrics, NextFeature, SampleBatch, frozen_copy, published_tensors, update_ema
 from learner.algorithms.critic_learner import CriticLearner
 from learner.algorithms.state import Resumable, Stateful
+from learner.critic_contrast import critic_contrast
 from learner.diffusion import Diffusion
 from learner.losses import annealed_entropy_weight, combine_denoising_errors, scalar_critic_loss
 from learner.replay import Batch
@@ -77,6 +78,11 @@ class Qvpo(Resumable):
     def exploit(self, observation: EncoderInput, noise: Noise, candidates: int) -> Tensor:
         feature = self._critics.feature(observation)
         return self._diffusion.act(self._denoiser, self._critics.critic, feature, candidates, noise)
+
+    def contrast(self, observation: EncoderInput, noise: Noise, num_candidates: int = 64) -> dict[str, Tensor]:
+        """Return contrast and value_std on probe states, see learner.critic_contrast."""
+        feature, critic = self._critics.feature(observation), self._critics.critic
+        return critic_contrast(self._diffusion, self._denoiser, critic, feature, noise, num_candidates)
 
     @torch.no_grad()
     def _critic_targets(self, batch: Batch, next_feature: NextFeature) -> Tensor:
