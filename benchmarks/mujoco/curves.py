@@ -49,7 +49,7 @@ class Curve:
     @property
     def path(self) -> Path:
         """Where it is kept, below the folder of all."""
-        return Path(self.task) / f"{self.algorithm}-{self.variant}-s{self.seed}.csv"
+        return Path(self.task.rpartition(":")[2]) / f"{self.algorithm}-{self.variant}-s{self.seed}.csv"
 
     @property
     def is_reduced(self) -> bool:

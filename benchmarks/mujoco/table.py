@@ -149,13 +149,13 @@ def _results(task: str, groups: Sequence[Group]) -> list[str]:
                     _steps(group) if is_headline else "",
                     f"**{count}**" if is_headline else f"{count}",
                     _range(group.num_evaluations(count)),
-                    f"{_spread(group.best(count))}{mark}",
-                    f"{_spread(group.last_tenth(count))}{mark}",
+                    f"{spread(group.best(count))}{mark}",
+                    f"{spread(group.last_tenth(count))}{mark}",
                     _reported(paper.get(group.first.algorithm)) if is_headline else "",
                 ]
             )
     head = ["algorithm", "preset", "seeds", "steps", "K_e", "evaluations", "best so far", "last 10 %"]
-    lines = _table([*head, "paper: v3, best in 1,000,000 steps"], rows)
+    lines = markdown_table([*head, "paper: v3, best in 1,000,000 steps"], rows)
     missing = {name: value for name, value in paper.items() if name not in {group.first.algorithm for group in groups}}
     if missing:
         values = ", ".join(f"{NAMES[name]} {_reported(value)}" for name, value in missing.items())
@@ -174,7 +174,7 @@ def _same_steps(task: str, groups: Sequence[Group]) -> list[str]:
         for step in steps:
             values = group.at(step, group.headline)
             is_part = 0 < len(values) < len(group.curves)
-            cells.append(_spread(values) + (f" ({len(values)} of {len(group.curves)} seeds)" if is_part else ""))
+            cells.append(spread(values) + (f" ({len(values)} of {len(group.curves)} seeds)" if is_part else ""))
         rows.append([f"{group.label}, K_e = {group.headline}", *cells])
     zoo, authors = references.zoo_curves(task), references.td3_authors_curve(task)
     for algorithm, returns in zoo.items():
@@ -182,7 +182,7 @@ def _same_steps(task: str, groups: Sequence[Group]) -> list[str]:
         rows.append([f"*{NAMES[algorithm]}, published (1)*", *(_number(at[step]) for step in steps)])
     if authors:
         rows.append(["*TD3, published (2)*", *(_reported(authors.get(step), "±") for step in steps)])
-    lines = ["Return at the same number of steps:", "", *_table(["", *(f"{step:,}" for step in steps)], rows)]
+    lines = ["Return at the same number of steps:", "", *markdown_table(["", *(f"{step:,}" for step in steps)], rows)]
     if zoo:
         lines += ["", f"(1) {references.ZOO_SOURCE}. (2) {references.TD3_AUTHORS_SOURCE}."]
     return lines
@@ -203,9 +203,14 @@ def _runs(tasks: dict[str, list[Group]]) -> list[str]:
         for curve in curves
     ]
     head = ["run", "steps", "best", "updates/s (median)", "hours", "updates left out", "revision"]
+    return [*markdown_table(head, rows), "", *commands_of(curves)]
+
+
+def commands_of(curves: Iterable[Curve]) -> list[str]:
+    """Return a block with the commands that the runs were last started with, each once."""
     commands = {shlex.join(curve.starts[-1]["command"]): _machine(curve) for curve in curves if curve.starts}
     lines = [f"{command}   # {machine}" for command, machine in commands.items()]
-    return [*_table(head, rows), "", "Commands of these runs, as last started:", "", "```", *lines, "```"]
+    return ["Commands of these runs, as last started:", "", "```", *lines, "```"]
 
 
 def _machine(curve: Curve) -> str:
@@ -230,7 +235,7 @@ def _range(values: Sequence[int]) -> str:
     return f"{values[0]:,}" if len(set(values)) == 1 else f"{min(values):,} to {max(values):,}"
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     """Mean ± standard deviation; one seed has none."""
     if not values:
         return "-"
@@ -248,7 +253,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 

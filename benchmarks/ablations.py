@@ -1,0 +1,309 @@
+"""CGPO with one thing changed at a time: which of its parts matter on a task.
+
+    python -m benchmarks.ablations --list
+    python -m benchmarks.ablations --only none naive --seeds 0-4 --out runs/ablations --jobs 2
+    python -m benchmarks.ablations --task HalfCheetah-v4 --steps 100000 --out runs/ablations
+
+Every variant is a run of benchmarks.mujoco with some values set differently from the base, so all that is said there of
+evaluation and resume holds here. Started again, it goes on; then it writes OUT/ablations.md, or --write FILE.md, with
+the curves kept beside it.
+"""
+
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from benchmarks.mujoco.curves import Curve, keep, read_kept, read_runs
+from benchmarks.mujoco.settings import parse_seeds, resolve_config
+from benchmarks.mujoco.sweep import make_run, split_arguments
+from benchmarks.mujoco.table import Group, commands_of, group_curves, markdown_table, spread
+from benchmarks.point_reach import TASK as POINT_REACH
+from learner.cluster import SweepConfig, SweepRun, run_sweep
+from learner.config import LearnerConfig
+from policy.cli import help_text, run_main
+from policy.errors import ConfigError, unknown_name
+from policy.files import make_folder, replace_file
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is set differently from the base."""
+
+    name: str
+    what: str
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a task is run unless the command line says otherwise."""
+
+    steps: int
+    overrides: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+
+
+_SMALL = "[64,64]"
+_PLANS = {
+    # Minutes a run, where the MuJoCo tasks take an hour: smaller networks and batches than the preset's, for all alike.
+    POINT_REACH: Plan(
+        steps=3_000,
+        overrides=(
+            "replay.training_starts=500", "replay.batch_size=64", f"policy.denoiser_hidden={_SMALL}",
+            f"policy.critic_hidden={_SMALL}", f"cgpo.value_hidden={_SMALL}",
+        ),
+        more=("--evaluation-every", "250", "--episodes", "50", "--more-candidates", ""),
+    ),
+}  # fmt: skip
+_OTHER = Plan(steps=100_000, more=("--more-candidates", ""))
+
+
+def variants(base: LearnerConfig) -> list[Variant]:
+    """Return the variants of a CGPO configuration, section by section as the paper's ablations and beyond.
+
+    A value that the base has already makes no variant. Shares of the chain stand for the paper's G of 5, 10, 15 of 20.
+    """
+    policy, cgpo = base.policy, base.cgpo
+    steps = policy.denoising_steps
+    few, many = max(1, round(steps / 4)), round(3 * steps / 4)
+    every = [
+        Variant("none", "no guidance: the target is one unguided sample", ("cgpo.guidance.type=none",)),
+        Variant("naive", "guidance that adds the scaled gradient", ("cgpo.guidance.type=naive",)),
+        Variant(
+            "none_best_of_64",
+            "no guidance: the target is the best of 64 samples, as in QVPO",
+            ("cgpo.guidance.type=none", "cgpo.guidance.best_of=64"),
+        ),
+        *(
+            Variant(f"rho_{rate:g}", f"guidance rate {rate:g}", (f"cgpo.guidance.rate={rate}",))
+            for rate in (0.35, 0.65, 0.95)
+            if rate != cgpo.guidance.rate
+        ),
+        *(
+            Variant(f"steps_{count}", f"the last {count} of {steps} steps guided", (f"cgpo.guidance.steps={count}",))
+            for count in (few, many)
+            if count != cgpo.guidance.steps
+        ),
+        *(
+            Variant(f"clip_{rule}", f"gradient rule {rule} at the bounds", (f"cgpo.guidance.clip_grad={rule}",))
+            for rule in ("projected", "hard", "ste", "none")
+            if rule != cgpo.guidance.clip_grad
+        ),
+        Variant(
+            "x0_gradient", "gradient at the clean action only, not through the denoiser",
+            ("cgpo.guidance.through_denoiser=false",),
+        ),
+        Variant("no_ddqn", "the target critic chooses and values the next action", ("cgpo.critic.ddqn=false",)),
+        Variant("no_truncation", "no quantile is dropped (k = 0)", ("policy.drop_quantiles=0",)),
+        Variant(
+            "twin_scalar", "two scalar critics, the smaller value, instead of quantiles",
+            ("cgpo.critic.type=twin_scalar", "policy.num_critics=2", "policy.num_quantiles=1",
+             "policy.drop_quantiles=0"),
+        ),
+        Variant("vbase_zero", "no base value: weights are the target's own value", ("cgpo.vbase=zero",)),
+        Variant("vbase_sampled", "base value is the mean over 16 samples", ("cgpo.vbase=sampled",)),
+        Variant("entropy_mean", "entropy term as Eq 19 prints it", ("cgpo.entropy_reduction=mean",)),
+        *(
+            Variant(f"target_candidates_{count}", f"K_t = {count}", (f"cgpo.critic.target_candidates={count}",))
+            for count in (1, 4)
+            if count != cgpo.critic.target_candidates
+        ),
+        # Alone, K_b = 1 would act on raw samples of which the entropy term makes one in eight a random action.
+        Variant(
+            "behavior_candidates_1", "K_b = 1, with the entropy term of Eq 19",
+            ("policy.behavior_candidates=1", "cgpo.entropy_reduction=mean"),
+        ),
+        *(
+            Variant(f"behavior_candidates_{count}", f"K_b = {count}", (f"policy.behavior_candidates={count}",))
+            for count in (4, 32)
+            if count != policy.behavior_candidates
+        ),
+    ]  # fmt: skip
+    return every
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is compared."""
+
+    task: str = POINT_REACH
+    """Gymnasium's name. The default takes minutes a run, the paper's tasks, such as HalfCheetah-v4, hours."""
+    only: tuple[str, ...] = ()
+    """Names from --list; the base is always run. Without it all of them."""
+    seeds: str = "0-2"
+    """Such as 0-4 or 0,3."""
+    steps: int = 0
+    """Environment steps of each run; 0 takes what the task needs."""
+    preset: str = "reduced_mujoco"
+    """The base, a preset of CGPO."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE [KEY=VALUE ...]")] = ()
+    """Values of the preset that are set differently for all."""
+    out: Path = Path("runs/ablations")
+    """Folder of all runs; their logs are in its folder logs."""
+    write: Path | None = None
+    """Where to write the table (default: OUT/ablations.md)."""
+    list: bool = False
+    """Print the variants and what they change, and run nothing."""
+    sweep: Annotated[SweepConfig, tyro.conf.arg(name="")] = field(default_factory=SweepConfig)
+
+    @property
+    def plan(self) -> Plan:
+        return _PLANS.get(self.task, _OTHER)
+
+    @property
+    def base_overrides(self) -> tuple[str, ...]:
+        return (*self.plan.overrides, *self.set)
+
+
+def base_config(options: Options) -> LearnerConfig:
+    return resolve_config(options.preset, options.base_overrides, algorithm="cgpo", device="cpu", threads=1)
+
+
+def chosen_variants(options: Options) -> list[Variant]:
+    """Return the base and the variants that were asked for. Raises ConfigError for an unknown name."""
+    every = {variant.name: variant for variant in variants(base_config(options))}
+    for name in options.only:
+        if name not in every:
+            raise unknown_name("variant", name, list(every))
+    return [Variant(BASE, "CGPO as the preset has it", ()), *(every[name] for name in options.only or every)]
+
+
+def make_runs(options: Options, chosen: Sequence[Variant], more: Sequence[str] = ()) -> list[SweepRun]:
+    """Return the runs: all variants of one seed before the next seed.
+
+    All are evaluated with the base's number of candidates, also those that collect with another one.
+    """
+    evaluated = ("--candidates", str(base_config(options).policy.behavior_candidates))
+    return [
+        make_run(
+            task=options.task,
+            preset=options.preset,
+            algorithm="cgpo",
+            seed=seed,
+            steps=options.steps or options.plan.steps,
+            out=options.out,
+            overrides=(*options.base_overrides, *variant.overrides),
+            more=(*options.plan.more, *evaluated, *more),
+        )
+        for seed in parse_seeds(options.seeds)
+        for variant in chosen
+    ]
+
+
+# --- table ------------------------------------------------------------------------------------------------------------
+
+
+def area(curve: Curve, candidates: int) -> float:
+    """Return the mean return of all evaluations: the area under the curve over its length."""
+    return statistics.fmean(value for _, value in curve.returns(candidates))
+
+
+def verdict(values: Sequence[float], base: Sequence[float]) -> str:
+    """Say whether all seeds of a variant are on one side of all seeds of the base, and how likely that is by chance."""
+    if len(values) < 2 or len(base) < 2:
+        return "too few seeds"
+    chance = 2 / math.comb(len(values) + len(base), len(base))
+    if max(values) < min(base):
+        return f"**worse** ({chance:.1%})"
+    if min(values) > max(base):
+        return f"**better** ({chance:.1%})"
+    return "within the spread"
+
+
+def render(options: Options, chosen: Sequence[Variant], curves: Sequence[Curve]) -> str:
+    """Return the document for the runs of one task that are there, finished or not."""
+    groups = {group.first.overrides: group for group in group_curves(curves).get(options.task, [])}
+    base = groups.get(options.base_overrides)
+    if base is None:
+        raise ConfigError(
+            f"no run of the base on {options.task} has an evaluation yet, there is nothing to compare with"
+        )
+    found = [(variant, groups.get((*options.base_overrides, *variant.overrides))) for variant in chosen]
+    rows = [_row(variant, group, base) for variant, group in found if group is not None]
+    absent = [variant.name for variant, group in found if group is None]
+    compared = [group for _, group in found if group is not None]
+    lines = [
+        f"# Ablations on {options.task.rpartition(':')[2]}",
+        "",
+        f"Preset `{options.preset}`{' (reduced: smaller than the paper)' if 'reduced' in options.preset else ''}"
+        + (f" with {', '.join(f'`{each}`' for each in options.base_overrides)}" if options.base_overrides else "")
+        + f", {max(curve.steps for curve in base.curves):,} steps, K_e = {base.headline}. Mean ± standard deviation",
+        "(n - 1) over seeds of two figures for each: **last 10 %** of the evaluations, and **area**, the mean over all",
+        "evaluations, which rewards learning sooner. `--list` says what each variant sets.",
+        "",
+        "*Worse* and *better*: every seed of the variant is below or above every seed of the base; in brackets how",
+        "often that happens by chance where nothing differs. With many variants, some of them will by chance alone.",
+        "*Within the spread* is no proof that a part does not matter, only that these runs do not show it.",
+        "",
+        *markdown_table(["variant", "what", "seeds", "last 10 %", "", "area", ""], rows),
+    ]
+    if absent:
+        lines += ["", f"Not run yet: {', '.join(absent)}."]
+    unfinished = [curve for group in compared for curve in group.curves if not curve.is_finished]
+    if unfinished:
+        lines += ["", f"**{len(unfinished)} of these runs are unfinished**; their figures are of what there is so far."]
+    return "\n".join([*lines, "", *commands_of(curve for group in compared for curve in group.curves), ""])
+
+
+def _row(variant: Variant, group: Group, base: Group) -> list[str]:
+    last, base_last = group.last_tenth(group.headline), base.last_tenth(base.headline)
+    areas, base_areas = ([area(curve, each.headline) for curve in each.curves] for each in (group, base))
+    is_base = variant.name == BASE
+    return [
+        variant.name,
+        variant.what,
+        f"{len(group.curves)}",
+        spread(last),
+        "" if is_base else verdict(last, base_last),
+        spread(areas),
+        "" if is_base else verdict(areas, base_areas),
+    ]
+
+
+def list_variants(options: Options) -> str:
+    chosen = chosen_variants(options)
+    width = max(len(variant.name) for variant in chosen)
+    return "\n".join(f"{each.name:{width}}  {each.what:65}  {' '.join(each.overrides)}".rstrip() for each in chosen)
+
+
+def main() -> int:
+    own, more = split_arguments(sys.argv[1:])
+    options = tyro.cli(
+        Options,
+        prog="python -m benchmarks.ablations",
+        args=own,
+        description=help_text(
+            "Run CGPO with one thing changed at a time, and compare. What follows -- is given to every run.",
+            example="python -m benchmarks.ablations --only none naive --seeds 0-4 --jobs 2",
+        ),
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    if options.list:
+        print(list_variants(options))
+        return 0
+    chosen = chosen_variants(options)
+    failed = run_sweep(make_runs(options, chosen, more), options.out / "logs", options.sweep)
+    document = options.write or options.out / "ablations.md"
+    folder = document.with_suffix("")
+    keep(read_runs(options.out), folder)
+    make_folder(document.parent)
+    replace_file(document, render(options, chosen, read_kept(folder)).encode())
+    print(f"the table is in {document}")
+    if failed:
+        print(f"failed: {', '.join(failed)}; see their logs in {options.out / 'logs'}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

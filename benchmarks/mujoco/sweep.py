@@ -1,0 +1,112 @@
+"""Many runs of benchmarks.mujoco, and the table of all that there is when they have ended.
+
+    python -m benchmarks.mujoco.sweep --tasks HalfCheetah-v4 Hopper-v4 --algorithms cgpo sac tqc qvpo --seeds 0-2 \\
+        --steps 100000 --reduced --out runs/mujoco --jobs 2
+
+Started again it goes on: what is finished is skipped, what was interrupted is resumed. With --ray-address the runs are
+spread over the cores and GPUs of a cluster (learner.cluster). What follows -- is given to every run as it is.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from benchmarks.mujoco.settings import default_preset, full_task_name, parse_seeds, variant_name
+from benchmarks.mujoco.table import write_results
+from learner.cluster import SweepConfig, SweepRun, run_sweep
+from policy.cli import help_text, run_main
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is run."""
+
+    tasks: tuple[str, ...]
+    """Gymnasium's names; without a version v4."""
+    algorithms: tuple[str, ...] = ("cgpo", "sac", "tqc", "qvpo")
+    """cgpo, sac, td3, tqc, qvpo, dipo."""
+    seeds: str = "0-2"
+    """Such as 0-4 or 0,3."""
+    steps: int = 100_000
+    """Environment steps of each run."""
+    out: Path = Path("runs/mujoco")
+    """Folder of all runs; their logs are in its folder logs, the table in results.md."""
+    reduced: bool = False
+    """The smaller presets for a CPU, where an algorithm has one."""
+    sweep: Annotated[SweepConfig, tyro.conf.arg(name="")] = field(default_factory=SweepConfig)
+
+
+def make_run(
+    *, task: str, preset: str, algorithm: str, seed: int, steps: int, out: Path, overrides: Sequence[str] = (),
+    more: Sequence[str] = (),
+) -> SweepRun:  # fmt: skip
+    """Return one run of benchmarks.mujoco for a sweep; finished when its summary says that it has all its steps."""
+    variant = variant_name(preset, overrides)
+    summary = out / full_task_name(task) / algorithm / variant / f"seed_{seed}" / "summary.json"
+    command = [sys.executable, "-m", "benchmarks.mujoco", "--task", task, "--algorithm", algorithm]
+    command += ["--preset", preset, "--seeds", str(seed), "--steps", str(steps), "--out", str(out), "--resume"]
+    command += ["--set", *overrides] if overrides else []
+
+    def is_finished() -> bool:
+        return summary.exists() and int(json.loads(summary.read_text())["env_step"]) >= steps
+
+    return SweepRun(
+        name=f"{full_task_name(task)}-{algorithm}-{variant}-s{seed}",
+        command=(*command, *more),
+        is_finished=is_finished,
+    )
+
+
+def make_runs(options: Options, more: Sequence[str] = ()) -> list[SweepRun]:
+    """Return the runs of a sweep: all algorithms of one task and seed before the next seed."""
+    return [
+        make_run(
+            task=task,
+            preset=default_preset(algorithm, is_reduced=options.reduced),
+            algorithm=algorithm,
+            seed=seed,
+            steps=options.steps,
+            out=options.out,
+            more=more,
+        )
+        for seed in parse_seeds(options.seeds)
+        for task in options.tasks
+        for algorithm in options.algorithms
+    ]
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before "--", less what run_main looks at itself, and those after it."""
+    words = list(arguments)
+    end = words.index("--") if "--" in words else len(words)
+    return [word for word in words[:end] if word != "--debug"], words[end + 1 :]
+
+
+def main() -> int:
+    own, more = split_arguments(sys.argv[1:])
+    options = tyro.cli(
+        Options,
+        prog="python -m benchmarks.mujoco.sweep",
+        args=own,
+        description=help_text(
+            "Do many runs of benchmarks.mujoco, and write the table. Started again, it goes on.",
+            example="python -m benchmarks.mujoco.sweep --tasks Hopper-v4 --seeds 0-2 --reduced --jobs 2 -- --threads 1",
+        ),
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    failed = run_sweep(make_runs(options, more), options.out / "logs", options.sweep)
+    if any(options.out.glob("*/*/*/seed_*/curve.csv")):
+        write_results(options.out, options.out / "results.md")
+        print(f"the table is in {options.out / 'results.md'}")
+    if failed:
+        print(f"failed: {', '.join(failed)}; see their logs in {options.out / 'logs'}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
