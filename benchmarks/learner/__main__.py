@@ -33,6 +33,7 @@ from policy.revision import read_revision
 
 def main() -> int:
     options = parse(sys.argv[1:])
+    logging.getLogger("learner").setLevel(logging.WARNING)  # each path says how it computes; so does the report
     torch.set_num_threads(options.threads)
     run = measure(options, shlex.join(["python", "-m", "benchmarks.learner", *sys.argv[1:]]))
     text = markdown(run)
@@ -120,5 +121,4 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    logging.getLogger().setLevel(logging.WARNING)
     sys.exit(run_main(main))

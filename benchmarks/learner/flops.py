@@ -4,6 +4,7 @@ A multiplication and an addition are two operations. Nothing else is counted: ac
 the optimisers take time but no matrix products.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,84 +35,149 @@ class Products:
         return sum(vars(self).values())
 
 
-@dataclass(frozen=True)
-class _Mlp:
-    """Layers of an MLP as (fan in, fan out); the first begins with the state's feature if `feature` says how wide."""
+class Cgpo:
+    """The numbers that both formulas are made of. Operations are of one row (or one state) and of one critic."""
 
-    widths: tuple[int, ...]
-    feature: int = 0
-
-    def forward(self, rows: int, states: int | None = None) -> int:
-        """Of `rows`; with `states` the feature's part of the first layer is computed once for each state."""
-        pairs = zip(self.widths[:-1], self.widths[1:], strict=True)
-        whole = 2 * rows * sum(fan_in * fan_out for fan_in, fan_out in pairs)
-        if states is None:
-            return whole
-        return whole - 2 * (rows - states) * self.feature * self.widths[1]
+    def __init__(self, config: LearnerConfig, specs: Specs) -> None:
+        policy, cgpo = config.policy, config.cgpo
+        feature, action = feature_dim(specs, policy), specs.action.continuous_dim
+        denoiser, critic = policy.denoiser_hidden, policy.critic_hidden
+        self.config, self.batch, self.steps = cgpo, config.replay.batch_size, policy.denoising_steps
+        self.num_critics = policy.num_critics
+        # The parts of a first layer that belong to the action, the level and the state; and the layers after it.
+        self.denoiser_action, self.denoiser_rest = 2 * action * denoiser[0], _operations(*denoiser, action)
+        self.denoiser_level = 2 * policy.time_embedding_dim * denoiser[0]
+        self.denoiser_state = 2 * feature * denoiser[0]
+        self.critic_action, self.critic_rest = 2 * action * critic[0], _operations(*critic, policy.num_quantiles)
+        self.critic_state = 2 * feature * critic[0]
+        self.value_first, self.value = 2 * feature * cgpo.value_hidden[0], _operations(feature, *cgpo.value_hidden, 1)
 
     @property
-    def first(self) -> int:
-        """Of one row's first layer."""
-        return 2 * self.widths[0] * self.widths[1]
+    def denoiser(self) -> int:
+        return self.denoiser_action + self.denoiser_level + self.denoiser_state + self.denoiser_rest
+
+    @property
+    def critic(self) -> int:
+        return self.critic_state + self.critic_action + self.critic_rest
+
+    @property
+    def guided(self) -> int:
+        """Reverse steps from the beginning of guidance on."""
+        return 0 if self.config.guidance.type == "none" else min(self.config.guidance.steps, self.steps)
+
+    @property
+    def gradients(self) -> int:
+        """Those that take a gradient: all but the last one, t = 1, where sigma = 0."""
+        return max(0, self.guided - 1)
+
+    @property
+    def chain_rows(self) -> list[int]:
+        """Rows of each group of online chains."""
+        guidance = self.config.guidance
+        pair = [guidance.best_of, 1] if guidance.type == "none" else [1, 1]
+        return [self.batch * count for count in (*pair, *self._baseline)]
+
+    @property
+    def rated_rows(self) -> list[int]:
+        """Rows of each call for values in the actor's update."""
+        guidance = self.config.guidance
+        candidates = [guidance.best_of] if guidance.type == "none" and guidance.best_of > 1 else []
+        both = [1, 1, 1, 1] if self.config.human_targets else [1, 1]
+        return [self.batch * count for count in (*candidates, *both, *self._baseline)]
+
+    @property
+    def _baseline(self) -> list[int]:
+        return [self.config.vbase_samples] if self.config.vbase == "sampled" else []
+
+    @property
+    def selected_rows(self) -> int:
+        candidates = self.config.critic.target_candidates
+        return self.batch * candidates if candidates > 1 else 0
+
+    @property
+    def critic_training(self) -> int:
+        # Forward, and the gradients of weights and inputs, but not of the first layer's input.
+        each = 3 * self.critic - self.critic_state - self.critic_action
+        return self.config.cta_ratio * self.num_critics * self.batch * each
+
+    @property
+    def value_training(self) -> int:
+        is_learned = self.config.vbase == "learned"
+        return self.batch * (4 * self.value - self.value_first) if is_learned else 0  # and its value afterwards
 
 
 def written_products(config: LearnerConfig, specs: Specs) -> Products:
-    """Return the operations of one CGPO update as the equations have it.
+    """Return the operations of one CGPO update as the equations have it, which the plain path executes.
 
-    Every row goes through whole layers, both chains of a state begin at T, and each guided step but the last (t = 1,
-    where sigma = 0) takes the critic's gradient through the denoiser. The network of the time embedding, which depends
-    on the level alone, is left out.
+    Every row goes through whole layers, both chains of a state begin at T, and each guided step but the last takes the
+    critic's gradient through the denoiser. The network of the time embedding, which depends on the level alone, is left
+    out: less than a hundredth, which the plain path computes at each call of the denoiser.
     """
-    policy, cgpo, batch = config.policy, config.cgpo, config.replay.batch_size
-    feature, action = feature_dim(specs, config.policy), specs.action.continuous_dim
-    steps, guided = policy.denoising_steps, guided_steps(config)
-    denoiser = _Mlp((action + policy.time_embedding_dim + feature, *policy.denoiser_hidden, action), feature)
-    member = _Mlp((feature + action, *policy.critic_hidden, policy.num_quantiles), feature)
-    value = _Mlp((feature, *cgpo.value_hidden, 1))
-    num_critics, candidates = policy.num_critics, cgpo.critic.target_candidates
-
-    selected = batch * candidates if candidates > 1 else 0
-    ascent = num_critics * 2 * member.forward(batch)
-    if cgpo.guidance.through_denoiser:
-        ascent += denoiser.forward(batch)
-    sampled = 2 * batch  # one chain without and one with guidance
-    rated = 4 * batch if cgpo.human_targets else 2 * batch
-    if cgpo.guidance.type == "none":
-        sampled = batch * (1 + cgpo.guidance.best_of)
-        rated += batch * cgpo.guidance.best_of if cgpo.guidance.best_of > 1 else 0
-    if cgpo.vbase == "sampled":
-        sampled += batch * cgpo.vbase_samples
-        rated += batch * cgpo.vbase_samples
-    trained = batch * (1 + cgpo.entropy_samples)
-    learned = 4 * value.forward(batch) - batch * value.first if cgpo.vbase == "learned" else 0
+    own = Cgpo(config, specs)
+    ascent = 2 * own.num_critics * own.critic + own.config.guidance.through_denoiser * own.denoiser
+    candidates = own.batch * own.config.critic.target_candidates
     return Products(
-        target_chain=cgpo.cta_ratio * steps * denoiser.forward(batch * candidates),
-        target_values=cgpo.cta_ratio * num_critics * member.forward(selected + batch),
-        # No gradient is taken with respect to the first layer's input.
-        critic_training=cgpo.cta_ratio * num_critics * (3 * member.forward(batch) - batch * member.first),
-        chains=steps * denoiser.forward(sampled) + guided * ascent,
-        values=num_critics * member.forward(rated) + learned,
-        actor_training=3 * denoiser.forward(trained),
+        target_chain=own.config.cta_ratio * own.steps * candidates * own.denoiser,
+        target_values=own.config.cta_ratio * own.num_critics * (own.selected_rows + own.batch) * own.critic,
+        critic_training=own.critic_training,
+        chains=own.steps * sum(own.chain_rows) * own.denoiser + own.gradients * own.batch * ascent,
+        values=own.num_critics * sum(own.rated_rows) * own.critic + own.value_training,
+        actor_training=3 * own.batch * (1 + own.config.entropy_samples) * own.denoiser,
     )
 
 
-def guided_steps(config: LearnerConfig) -> int:
-    """Reverse steps that take a gradient: G but the last one."""
-    guidance = config.cgpo.guidance
-    return 0 if guidance.type == "none" else max(0, min(guidance.steps, config.policy.denoising_steps) - 1)
+def split_products(config: LearnerConfig, specs: Specs) -> Products:
+    """Return the operations of one CGPO update as the fast path on a CPU executes it.
+
+    The state's part of a first layer is computed once per state, the level's once per level (with its embedding, twice
+    a level's part again), and steps before guidance begins once for both chains if they share their noise.
+    """
+    own = Cgpo(config, specs)
+    row, rated = own.denoiser_action + own.denoiser_rest, own.critic_action + own.critic_rest
+    states = own.batch * own.denoiser_state
+    once = states + 3 * own.steps * own.denoiser_level  # for each set of chains
+    candidates = own.batch * own.config.critic.target_candidates
+
+    def values_of(rows: int) -> int:
+        return own.num_critics * (own.batch * own.critic_state + rows * rated) if rows else 0
+
+    chains = sum(once + own.steps * rows * row for rows in own.chain_rows)
+    if own.guided:
+        ascent = 2 * own.num_critics * rated + own.config.guidance.through_denoiser * row
+        shared = own.config.shared_prefix * (own.steps - own.guided) * own.batch * row
+        chains += own.num_critics * own.batch * own.critic_state + own.gradients * own.batch * ascent - shared - once
+    trained = own.batch * (1 + own.config.entropy_samples)
+    # Of the level's part and the state's forward and backward; of the embedding's two layers all but the input's.
+    levels = (3 + 5) * own.steps * own.denoiser_level
+    return Products(
+        target_chain=own.config.cta_ratio * (once + own.steps * candidates * row),
+        target_values=own.config.cta_ratio * (values_of(own.selected_rows) + values_of(own.batch)),
+        critic_training=own.critic_training,
+        chains=chains,
+        values=sum(values_of(rows) for rows in own.rated_rows) + own.value_training,
+        actor_training=levels + 2 * states + trained * (2 * own.denoiser_action + 3 * own.denoiser_rest),
+    )
+
+
+def _operations(*widths: int) -> int:
+    """Of one row through layers of these widths."""
+    return 2 * sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(widths))
 
 
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations of the matrix products executed within it, whatever path takes them.
 
     The formulas are torch.utils.flop_counter's; its FlopCounterMode follows modules as well, which autograd.grad inside
-    an update does not let it. oneDNN's linear operator is added.
+    an update does not let it. Operators that add in place and oneDNN's linear one are added.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
+        aten = torch.ops.aten
         self._formulas: dict[Any, Callable[..., int]] = dict(flop_registry)
+        for in_place, other in ((aten.addmm_, aten.addmm), (aten.baddbmm_, aten.baddbmm)):
+            self._formulas[in_place] = flop_registry[other]
         if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             self._formulas[torch.ops.mkldnn._linear_pointwise] = _linear_products
 

@@ -4,7 +4,7 @@ import torch
 
 from benchmarks.learner import peak
 from benchmarks.learner.cases import Case
-from benchmarks.learner.flops import written_products
+from benchmarks.learner.flops import split_products, written_products
 from benchmarks.learner.paths import FAST, PLAIN, largest_difference, make_paths, result_of
 from benchmarks.learner.peak import Product
 from benchmarks.learner.race import Clock, race
@@ -35,7 +35,10 @@ def measure_case(
             product.call()
 
     times = race({_PRODUCT: multiply, **{name: path.updates.step for name, path in paths.items()}}, clock, seconds)
-    is_cgpo = case.config.algorithm == "cgpo"
+    written = split = None
+    if case.config.algorithm == "cgpo":
+        written = written_products(case.config, case.specs).total
+        split = split_products(case.config, case.specs).total
     difference = None
     if FAST in paths:
         difference = largest_difference(paths[FAST].first_losses, paths[PLAIN].first_losses)
@@ -45,7 +48,8 @@ def measure_case(
         widths=case.widths,
         algorithm=case.config.algorithm,
         batch_size=case.config.replay.batch_size,
-        written_operations=written_products(case.config, case.specs).total if is_cgpo else None,
+        written_operations=written,
+        split_operations=split,
         product_operations=product.operations,
         product_seconds=times[_PRODUCT].seconds,
         paths={name: result_of(path, times[name], clock, seconds / 4) for name, path in paths.items()},

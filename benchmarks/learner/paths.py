@@ -101,7 +101,7 @@ def _how(path: Path) -> str:
 
 
 def result_of(path: Path, times: Times, clock: Clock, seconds: float) -> PathResult:
-    """Complete what the race measured by the operations and, in about `seconds`, by the phases of one agent's update."""
+    """Add operations to what the race measured and, for one agent, the phases of updates for about `seconds`."""
     how = _how(path)
 
     def update() -> object:

@@ -69,7 +69,10 @@ def _updates(run: Run) -> Section:
     ]
     text = (
         "One update of one agent, its batch drawn from a replay of tensors. *Losses differ by*: the largest relative "
-        "difference between the losses of both paths' first updates, from the same weights, batch and noise."
+        "difference between the losses of both paths' first updates, from the same weights, batch and noise. "
+        "Operations are those of matrix products: *as written* and *split* by formula (CGPO's equations as they stand; "
+        "first layers split and the common beginning of both chains computed once), the others counted while they were "
+        "executed."
     )
     tables = [Table(header, rows), _operations(run.cases), _populations(run.cases)]
     return Section("Updates", text, tables, _targets(run))
@@ -77,8 +80,8 @@ def _updates(run: Run) -> Section:
 
 def _operations(cases: Iterable[CaseResult]) -> Table:
     header = [
-        "preset", "size", "as written, GFLOP", "plain, GFLOP", "fast, GFLOP", "plain, GFLOP/s", "fast, GFLOP/s",
-        "plain, share of the matrix speed", "fast, share",
+        "preset", "size", "as written, GFLOP", "plain executes", "split, GFLOP", "fast executes", "plain, GFLOP/s",
+        "fast, GFLOP/s", "plain, share of the matrix speed", "fast, share",
     ]  # fmt: skip
     rows = []
     for case in cases:
@@ -87,9 +90,10 @@ def _operations(cases: Iterable[CaseResult]) -> Table:
             [
                 case.preset,
                 case.size,
-                _giga(case.written_operations) if case.written_operations else "",
+                _giga(case.written_operations),
                 _giga(plain.operations),
-                _giga(fast.operations) if fast else "",
+                _giga(case.split_operations),
+                _giga(fast.operations if fast else None),
                 f"{plain.speed / 1e9:.0f}",
                 f"{fast.speed / 1e9:.0f}" if fast else "",
                 f"{case.share(PLAIN):.0%}",
@@ -174,7 +178,7 @@ def _phase_cells(path: PathResult, phase: str) -> list[str]:
     seconds, operations = path.phase_seconds.get(phase, 0.0), path.phase_operations.get(phase, 0.0)
     share = seconds / sum(path.phase_seconds.values())
     speed = f"{operations / seconds / 1e9:.0f}" if operations and seconds else ""
-    return [f"{1e3 * seconds:.2f}", f"{share:.0%}", _giga(operations) if operations else "", speed]
+    return [f"{1e3 * seconds:.2f}", f"{share:.0%}", _giga(operations), speed]
 
 
 def _total_cells(path: PathResult) -> list[str]:
@@ -227,5 +231,5 @@ def _rate(path: PathResult | None) -> str:
     return f"{1 / path.times.median:.1f}" if path else ""
 
 
-def _giga(operations: float) -> str:
-    return f"{operations / 1e9:.2f}"
+def _giga(operations: float | None) -> str:
+    return f"{operations / 1e9:.2f}" if operations else ""

@@ -28,7 +28,8 @@ class CaseResult:
     widths: tuple[int, int]
     algorithm: str
     batch_size: int
-    written_operations: int | None
+    written_operations: int | None  # by formula; None for other algorithms than CGPO
+    split_operations: int | None
     product_operations: int
     product_seconds: tuple[float, ...]
     paths: dict[str, PathResult]

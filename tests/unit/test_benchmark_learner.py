@@ -14,7 +14,7 @@ from benchmarks import acting
 from benchmarks.learner import __main__ as program
 from benchmarks.learner import peak
 from benchmarks.learner.cases import SIZES, SyntheticReplay, default_names, make_case, make_specs
-from benchmarks.learner.flops import FlopCounter, count, written_products
+from benchmarks.learner.flops import FlopCounter, Products, count, split_products, written_products
 from benchmarks.learner.paths import PLAIN, POPULATION
 from benchmarks.learner.phases import ACTOR, CHAINS, CRITIC, PHASES, STEPS, TARGET_CHAIN, TARGETS, VALUES, ledger_of
 from benchmarks.learner.race import Clock, Times, median_ratio, race
@@ -66,37 +66,55 @@ def embedding(config: LearnerConfig) -> int:
 # --- operations ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"policy": {"num_critics": 3, "critic_layer_norm": True, "critic_hidden": [16, 24]}},
-        {"policy": {"denoiser_hidden": [24], "denoising_steps": 6}},
-        {"learner": {"cgpo": {"critic": {"target_candidates": 1}, "human_targets": True, "cta_ratio": 3}}},
-        {"learner": {"cgpo": {"guidance": {"steps": 9, "through_denoiser": False}, "vbase": "zero"}}},
-        {"learner": {"cgpo": {"guidance": {"type": "none", "best_of": 3}, "vbase": "sampled", "vbase_samples": 2}}},
-        {"learner": {"cgpo": {"guidance": {"steps": 0}}}},
-    ],
-)
+CONFIGURATIONS: list[dict[str, Any]] = [
+    {},
+    {"policy": {"num_critics": 3, "critic_layer_norm": True, "critic_hidden": [16, 24]}},
+    {"policy": {"denoiser_hidden": [24], "denoising_steps": 6}, "learner": {"cgpo": {"shared_prefix": False}}},
+    {"learner": {"cgpo": {"critic": {"target_candidates": 1}, "human_targets": True, "cta_ratio": 3}}},
+    {"learner": {"cgpo": {"guidance": {"steps": 9, "through_denoiser": False}, "vbase": "zero"}}},
+    {"learner": {"cgpo": {"guidance": {"type": "none", "best_of": 3}, "vbase": "sampled", "vbase_samples": 2}}},
+    {"learner": {"cgpo": {"guidance": {"steps": 0}}}},
+]
+
+
+def counted_operations(config: LearnerConfig) -> dict[str, float]:
+    """Count one update's operations by phase, as they are executed."""
+    case = case_of(config)
+    algorithm, replay = make_algorithm(config, case.specs), SyntheticReplay(case, None)
+    counter = FlopCounter()
+    with counter:
+        counted = ledger_of(algorithm, replay.sample, 1, lambda: counter.total)
+    return {phase: operations for phase, operations in counted.items() if operations}
+
+
+def by_phase(products: Products) -> dict[str, int]:
+    return {
+        TARGET_CHAIN: products.target_chain,
+        TARGETS: products.target_values,
+        CRITIC: products.critic_training,
+        CHAINS: products.chains,
+        VALUES: products.values,
+        ACTOR: products.actor_training,
+    }
+
+
+@pytest.mark.parametrize("changes", CONFIGURATIONS)
 def test_formula_counts_what_the_plain_path_executes(changes: dict[str, Any]) -> None:
     """Phase by phase and exactly, but for the time embedding, which the formula leaves out."""
     config = micro(changes)
-    case = case_of(config)
-    algorithm, replay = make_algorithm(config, case.specs), SyntheticReplay(case, None)
-    with FlopCounter() as counter:
-        counted = ledger_of(algorithm, replay.sample, 1, lambda: counter.total)
-    written, cgpo, steps = written_products(config, case.specs), config.cgpo, config.policy.denoising_steps
-    num_chains = 2 + (cgpo.vbase == "sampled")
-    expected = {
-        TARGET_CHAIN: written.target_chain + cgpo.cta_ratio * steps * embedding(config),
-        TARGETS: written.target_values,
-        CRITIC: written.critic_training,
-        CHAINS: written.chains + num_chains * steps * embedding(config),
-        VALUES: written.values,
-        # forward, the gradients of both weights, and the gradient with respect to the second layer's input
-        ACTOR: written.actor_training + 5 * embedding(config) // 2,
-    }
-    assert {phase: operations for phase, operations in counted.items() if operations} == expected
+    cgpo, steps = config.cgpo, config.policy.denoising_steps
+    expected = by_phase(written_products(config, case_of(config).specs))
+    expected[TARGET_CHAIN] += cgpo.cta_ratio * steps * embedding(config)
+    expected[CHAINS] += (2 + (cgpo.vbase == "sampled")) * steps * embedding(config)
+    # forward, the gradients of both weights, and the gradient with respect to the second layer's input
+    expected[ACTOR] += 5 * embedding(config) // 2
+    assert counted_operations(config) == expected
+
+
+@pytest.mark.parametrize("changes", CONFIGURATIONS)
+def test_formula_counts_what_the_fast_path_executes(changes: dict[str, Any]) -> None:
+    config = dataclasses.replace(micro(changes), kernels="fast")
+    assert counted_operations(config) == by_phase(split_products(config, case_of(config).specs))
 
 
 @pytest.mark.parametrize("is_inference", [False, True])
@@ -105,6 +123,7 @@ def test_every_way_to_multiply_is_counted(is_inference: bool) -> None:
     calls: list[Callable[[], object]] = [
         lambda: torch.mm(x, weight.t()),
         lambda: torch.addmm(bias, x, weight.t(), out=torch.empty(7, 3)),
+        lambda: torch.zeros(7, 3).addmm_(x, weight.t()),
         lambda: torch.nn.functional.linear(x, weight, bias),
     ]
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
