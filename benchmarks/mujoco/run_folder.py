@@ -1,6 +1,6 @@
 """What a run leaves on disk: config.json, curve.csv, status.json, summary.json, and checkpoints to go on from.
 
-DIR/TASK/ALGORITHM/VARIANT/seed_N/   config.json, curve.csv, status.json, at the end summary.json
+DIR/TASK/ALGORITHM/VARIANT/seed_N/   config.json, curve.csv, metrics.jsonl, status.json, at the end summary.json
 the same folder, or population_...   checkpoint.safetensors, replay/
 """
 
@@ -31,6 +31,7 @@ RETURN_COLUMNS = ("return_mean", "return_std", "return_min", "return_max", "leng
 WALL_CLOCK_COLUMNS = ("updates_per_s", "evaluation_s", "wall_s")
 """What differs between two runs of the same settings."""
 
+_CURVE, _METRICS = "curve.csv", "metrics.jsonl"
 _PACKAGES = ("torch", "gymnasium", "mujoco", "numpy")
 
 
@@ -105,34 +106,36 @@ class RunFolder:
 
     def append(self, row: Row) -> None:
         """Add a row to curve.csv."""
-        path = self.path / "curve.csv"
-        is_new = not path.exists() or not path.stat().st_size
         text = io.StringIO()
         writer = csv.DictWriter(text, self._columns, lineterminator="\n")
-        if is_new:
+        if not self.sizes()[_CURVE]:
             writer.writeheader()
         writer.writerow({name: _shown(value) for name, value in row.items()})
-        with path.open("a") as file:
-            file.write(text.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
+        _append(self.path / _CURVE, text.getvalue())
 
-    def curve_size(self) -> int:
-        path = self.path / "curve.csv"
-        return path.stat().st_size if path.exists() else 0
+    def append_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Add a line to metrics.jsonl: what the updates since the last evaluation, or the last start, averaged to."""
+        _append(self.path / _METRICS, json.dumps(metrics) + "\n")
 
-    def cut_curve(self, size: int) -> None:
-        """Take off rows written after the checkpoint. Raises WeightsError when some before it are gone."""
-        if self.curve_size() < size:
-            raise WeightsError(
-                f"{self.path}/curve.csv has {self.curve_size()} bytes, {size} when the checkpoint was written: it was "
-                "changed since. Start again in another folder."
-            )
-        if self.curve_size():
-            os.truncate(self.path / "curve.csv", size)
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of the files that grow."""
+        paths = {name: self.path / name for name in (_CURVE, _METRICS)}
+        return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
+
+    def cut(self, sizes: Mapping[str, int]) -> None:
+        """Take off what was written after the checkpoint. Raises WeightsError when something before it is gone."""
+        for name, present in self.sizes().items():
+            size = sizes.get(name, 0)
+            if present < size:
+                raise WeightsError(
+                    f"{self.path / name} has {present} bytes, {size} when the checkpoint was written: it was changed "
+                    "since. Start again in another folder."
+                )
+            if present:
+                os.truncate(self.path / name, size)
 
     def read_curve(self) -> list[dict[str, str]]:
-        path = self.path / "curve.csv"
+        path = self.path / _CURVE
         return list(csv.DictReader(path.open())) if path.exists() else []
 
     def write_status(self, **values: Any) -> None:
@@ -188,6 +191,13 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
             return {name: file.get_tensor(name) for name in file.keys()}, progress
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise WeightsError(f"checkpoint {path} cannot be read: {error}. Start again in another folder.") from error
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,7 @@ One thread. What a run does depends on its settings and its number of steps alon
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from benchmarks.runs import machine
 from learner.agents import Agents, Noise
 from learner.algorithms import make_algorithm, make_population
 from learner.algorithms.state import Resumable, Stateful
+from learner.graphed_update import GraphedUpdate
+from learner.metric_sums import Average
 from learner.run_lock import sole_use_of
 from learner.tensor_replay import TensorReplay
 from policy.encoder import EncoderInput
@@ -58,7 +60,7 @@ class Progress:
     wall_s: float = 0.0
     episodes: list[int] = field(default_factory=list)  # numbers of the training episodes under way
     replay_rows: int = 0
-    curve_sizes: list[int] = field(default_factory=list)
+    sizes: list[dict[str, int]] = field(default_factory=list)  # of each agent's growing files, bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +129,15 @@ class Training(Resumable):
         self._progress = Progress(
             episode_return=[0.0] * count, finished_returns=[[] for _ in configs], best=[None] * count
         )
+        self._updater = self._make_updater()
         self._saved_at_s = time.monotonic()
+
+    def _make_updater(self) -> GraphedUpdate:
+        return GraphedUpdate(
+            self._algorithm,
+            lambda: self._replay.sample(self._config.replay.batch_size, self._replay_noise),
+            self._config,
+        )
 
     def _parts(self) -> dict[str, Stateful]:
         return {
@@ -210,11 +220,8 @@ class Training(Resumable):
         steps = self._progress.env_step - self._config.replay.training_starts + 1
         ratio = self._config.learner_steps_per_transition or 1.0
         while self._progress.updates < int(steps * ratio):
-            self._algorithm.update_step(self._draw)
+            self._updater.step()
             self._progress.updates += 1
-
-    def _draw(self) -> Any:
-        return self._replay.sample(self._config.replay.batch_size, self._replay_noise)
 
     def _input(self, observation: Array) -> EncoderInput:
         """From (P, B, F) to what the algorithm takes, (..., B, F)."""
@@ -236,6 +243,7 @@ class Training(Resumable):
         due = self._protocol.due_candidates(number, is_last=is_last) if self._settings.has_candidates else (1,)
         outcomes = {count: self._outcome(number, count) for count in due}
         contrast = self._contrast()
+        metrics = self._updater.take_metrics()
         ended_s = time.monotonic()
         progress.wall_s += ended_s - began_s
         headline = evaluated_candidates(self._settings)[0]
@@ -248,6 +256,7 @@ class Training(Resumable):
                 row |= _return_cells(outcome, agent, count)
             row |= {**self._training_cells(agent), "skipped_steps": skipped_steps[agent]}
             row |= {name: values[agent] for name, values in contrast.items()}
+            folder.append_metrics({"env_step": progress.env_step, **_of_agent(metrics, agent)})
             folder.append({**row, "evaluation_s": ended_s - began_s, "wall_s": progress.wall_s})
         failpoint("mujoco.curve")
         self._report(outcomes[headline])
@@ -309,7 +318,7 @@ class Training(Resumable):
         if not self._probe.any():
             drawn = self._replay.sample(self._protocol.probe_states, self._probe_noise)
             self._probe.copy_(drawn.observation.vector)
-        noise = self._agents.noise(13)
+        noise = self._agents.noise(14)  # the same at every evaluation
         values: dict[str, Tensor] = measure(EncoderInput(self._probe.to(self._agents.device)), noise)
         return {name: values[name].reshape(-1).tolist() for name in CONTRAST_COLUMNS if name in values}
 
@@ -335,7 +344,7 @@ class Training(Resumable):
         failpoint("mujoco.replay_saved")
         episodes = self._environments.state()
         progress.episodes = [episode for episode, _ in episodes]
-        progress.curve_sizes = [folder.curve_size() for folder in self._folders]
+        progress.sizes = [folder.sizes() for folder in self._folders]
         tensors = {f"run.{name}": tensor for name, tensor in self.state().items()}
         tensors |= {f"algorithm.{name}": tensor for name, tensor in self._algorithm.state().items()}
         tensors |= {f"actions.{agent}": torch.from_numpy(actions) for agent, (_, actions) in enumerate(episodes)}
@@ -352,7 +361,7 @@ class Training(Resumable):
         found = load_checkpoint(self._state_folder)
         if found is None:
             for folder in self._folders:
-                folder.cut_curve(0)
+                folder.cut({})
             return
         tensors, values = found
         self._progress = Progress(**values)
@@ -361,8 +370,9 @@ class Training(Resumable):
         self._replay.restore(self._state_folder / "replay", self._progress.replay_rows)
         actions = [tensors[f"actions.{agent}"].numpy() for agent in range(len(self._folders))]
         self._environments.resume(list(zip(self._progress.episodes, actions, strict=True)))
-        for folder, size in zip(self._folders, self._progress.curve_sizes, strict=True):
-            folder.cut_curve(size)
+        for folder, sizes in zip(self._folders, self._progress.sizes, strict=True):
+            folder.cut(sizes)
+        self._updater = self._make_updater()
         self._host.say(f"continuing at step {self._progress.env_step:,}")
 
     def _finish(self) -> None:
@@ -396,6 +406,10 @@ def _member(name: str) -> int:
     """Return the agent that a part belongs to, which learner.algorithms.state names PART or PART#NUMBER."""
     _, _, number = name.rpartition("#")
     return int(number) if number.isdigit() else 0
+
+
+def _of_agent(metrics: Mapping[str, Average], agent: int) -> dict[str, float]:
+    return {name: value[agent] if isinstance(value, list) else value for name, value in metrics.items()}
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

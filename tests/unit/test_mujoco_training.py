@@ -82,6 +82,12 @@ def test_a_curve_has_a_row_for_each_evaluation_with_the_candidates_that_are_due(
     assert float(found[3]["updates_per_s"]) > 0
     assert sum(int(row["training_episodes"]) for row in found) > 5
     assert all(float(row["training_return_mean"]) > 0 for row in found)
+    # The best of several samples above their mean, on states of the replay.
+    assert all(float(row["contrast"]) > 0 and float(row["value_std"]) > 0 for row in found)
+    lines = (whole / SETTINGS.folder / "metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    assert [line["env_step"] for line in metrics] == [25, 50, 75, 100]
+    assert metrics[3]["critic_loss"] > 0
 
 
 def test_the_folder_says_what_was_run_and_what_it_came_to(whole: Path) -> None:
