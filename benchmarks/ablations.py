@@ -46,24 +46,20 @@ class Variant:
 class Plan:
     """How a task is run unless the command line says otherwise."""
 
+    preset: str
     steps: int
-    overrides: tuple[str, ...] = ()
-    more: tuple[str, ...] = ()
+    more: tuple[str, ...]
+    """Further options of benchmarks.mujoco."""
 
 
-_SMALL = "[64,64]"
 _PLANS = {
-    # Minutes a run, where the MuJoCo tasks take an hour: smaller networks and batches than the preset's, for all alike.
     POINT_REACH: Plan(
+        preset="benchmarks/reduced_point_reach.toml",
         steps=3_000,
-        overrides=(
-            "replay.training_starts=500", "replay.batch_size=64", f"policy.denoiser_hidden={_SMALL}",
-            f"policy.critic_hidden={_SMALL}", f"cgpo.value_hidden={_SMALL}",
-        ),
         more=("--evaluation-every", "250", "--episodes", "50", "--more-candidates", ""),
     ),
-}  # fmt: skip
-_OTHER = Plan(steps=100_000, more=("--more-candidates", ""))
+}
+_OTHER = Plan(preset="reduced_mujoco", steps=100_000, more=("--more-candidates", ""))
 
 
 def variants(base: LearnerConfig) -> list[Variant]:
@@ -144,9 +140,9 @@ class Options:
     seeds: str = "0-2"
     """Such as 0-4 or 0,3."""
     steps: int = 0
-    """Environment steps of each run; 0 takes what the task needs."""
-    preset: str = "reduced_mujoco"
-    """The base, a preset of CGPO."""
+    """Environment steps of each run; 0 takes 3,000 of the default task, 100,000 of any other."""
+    preset: str = ""
+    """The base, a preset of CGPO; without one the task's, which is reduced_mujoco for all but the default."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE [KEY=VALUE ...]")] = ()
     """Values of the preset that are set differently for all."""
     out: Path = Path("runs/ablations")
@@ -162,12 +158,12 @@ class Options:
         return _PLANS.get(self.task, _OTHER)
 
     @property
-    def base_overrides(self) -> tuple[str, ...]:
-        return (*self.plan.overrides, *self.set)
+    def base_preset(self) -> str:
+        return self.preset or self.plan.preset
 
 
 def base_config(options: Options) -> LearnerConfig:
-    return resolve_config(options.preset, options.base_overrides, algorithm="cgpo", device="cpu", threads=1)
+    return resolve_config(options.base_preset, options.set, algorithm="cgpo", device="cpu", threads=1)
 
 
 def chosen_variants(options: Options) -> list[Variant]:
@@ -187,13 +183,14 @@ def make_runs(options: Options, chosen: Sequence[Variant], more: Sequence[str] =
     evaluated = ("--candidates", str(base_config(options).policy.behavior_candidates))
     return [
         make_run(
+            name=f"{variant.name}-s{seed}",
             task=options.task,
-            preset=options.preset,
+            preset=options.base_preset,
             algorithm="cgpo",
             seed=seed,
             steps=options.steps or options.plan.steps,
             out=options.out,
-            overrides=(*options.base_overrides, *variant.overrides),
+            overrides=(*options.set, *variant.overrides),
             more=(*options.plan.more, *evaluated, *more),
         )
         for seed in parse_seeds(options.seeds)
@@ -224,20 +221,20 @@ def verdict(values: Sequence[float], base: Sequence[float]) -> str:
 def render(options: Options, chosen: Sequence[Variant], curves: Sequence[Curve]) -> str:
     """Return the document for the runs of one task that are there, finished or not."""
     groups = {group.first.overrides: group for group in group_curves(curves).get(options.task, [])}
-    base = groups.get(options.base_overrides)
+    base = groups.get(options.set)
     if base is None:
         raise ConfigError(
             f"no run of the base on {options.task} has an evaluation yet, there is nothing to compare with"
         )
-    found = [(variant, groups.get((*options.base_overrides, *variant.overrides))) for variant in chosen]
+    found = [(variant, groups.get((*options.set, *variant.overrides))) for variant in chosen]
     rows = [_row(variant, group, base) for variant, group in found if group is not None]
     absent = [variant.name for variant, group in found if group is None]
     compared = [group for _, group in found if group is not None]
     lines = [
         f"# Ablations on {options.task.rpartition(':')[2]}",
         "",
-        f"Preset `{options.preset}`{' (reduced: smaller than the paper)' if 'reduced' in options.preset else ''}"
-        + (f" with {', '.join(f'`{each}`' for each in options.base_overrides)}" if options.base_overrides else "")
+        f"Preset `{options.base_preset}`{' (smaller than the paper)' if 'reduced' in options.base_preset else ''}"
+        + (f" with {', '.join(f'`{each}`' for each in options.set)}" if options.set else "")
         + f", {max(curve.steps for curve in base.curves):,} steps, K_e = {base.headline}. Mean ± standard deviation",
         "(n - 1) over seeds of two figures for each: **last 10 %** of the evaluations, and **area**, the mean over all",
         "evaluations, which rewards learning sooner. `--list` says what each variant sets.",

@@ -48,6 +48,7 @@ _POLL_PERIOD_S = 0.05
 _PREDECESSOR_S = 60.0  # a run whose sweep was killed writes its last checkpoint
 _STOP_GRACE_S = 60.0
 _LOG_LINES_SHOWN = 10
+_NAMES_SHOWN = 5
 _LOG_BYTES_READ = 8192
 
 
@@ -165,8 +166,9 @@ def _work_off(waiting: deque[_Task], place: _Place, jobs: int, retries: int, sto
     finally:
         place.end([task.handle for task in active])
     if stop.is_set():
-        left = ", ".join(task.run.name for task in [*active, *waiting])
-        raise SweepStoppedError(f"stopped with {left or 'nothing'} unfinished. The same command goes on from there.")
+        names = [task.run.name for task in [*active, *waiting]]
+        left = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+        raise SweepStoppedError(f"stopped, {len(names)} unfinished: {left}. The same command goes on from there.")
     return failed
 
 

@@ -43,7 +43,7 @@ class Options:
 
 def make_run(
     *, task: str, preset: str, algorithm: str, seed: int, steps: int, out: Path, overrides: Sequence[str] = (),
-    more: Sequence[str] = (),
+    more: Sequence[str] = (), name: str = "",
 ) -> SweepRun:  # fmt: skip
     """Return one run of benchmarks.mujoco for a sweep; finished when its summary says that it has all its steps."""
     variant = variant_name(preset, overrides)
@@ -56,7 +56,7 @@ def make_run(
         return summary.exists() and int(json.loads(summary.read_text())["env_step"]) >= steps
 
     return SweepRun(
-        name=f"{full_task_name(task)}-{algorithm}-{variant}-s{seed}",
+        name=name or f"{full_task_name(task)}-{algorithm}-{variant}-s{seed}",
         command=(*command, *more),
         is_finished=is_finished,
     )

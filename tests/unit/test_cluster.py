@@ -128,7 +128,7 @@ def test_a_signal_ends_the_runs_and_then_the_sweep(tmp_path: Path) -> None:
     sweep.send_signal(signal.SIGTERM)
     _, errors = sweep.communicate(timeout=HANG_LIMIT_S)
     assert sweep.returncode == EXIT_INTERRUPTED
-    assert "a, b unfinished" in errors
+    assert "2 unfinished: a, b" in errors
     assert calls(tmp_path) == ["a", "a has saved"]
 
 
@@ -172,6 +172,6 @@ def test_ray_ends_its_runs_with_the_sweep(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(ROOT)
     script = f"kill -TERM {os.getpid()}; while true; do sleep 0.05; done"
     run = make_run(tmp_path, "a", script, on_term="echo saved >> calls; exit")
-    with pytest.raises(SweepStoppedError, match="a unfinished"):
+    with pytest.raises(SweepStoppedError, match="1 unfinished: a"):
         run_sweep([run], tmp_path / "logs", SweepConfig(ray_address="local"))
     wait_for(lambda: "saved" in calls(tmp_path))
