@@ -37,7 +37,8 @@ CGPO_SWITCHES: dict[str, dict[str, Any]] = {
         "cgpo": {"critic": {"type": "twin_scalar", "target_candidates": 1}},
     },
 }
-CASES = {name: {"algorithm": name} for name in CAPTURED} | CGPO_SWITCHES
+CASES: dict[str, dict[str, Any]] = {name: {"algorithm": name} for name in CAPTURED} | CGPO_SWITCHES
+CASES["dipo"] |= {"dipo": {"write_back": True}, "replay": {"capacity": 100}}
 
 
 def make(settings: dict[str, Any], num_agents: int | None, device: str, has_gripper: bool = False) -> Any:
