@@ -138,7 +138,8 @@ class _Mlp(torch.autograd.Function):
         ctx.save_for_backward(inputs, *parameters)  # autograd then notices if one is changed before the backward pass
         layers = [Layer(*parameters[2 * index : 2 * index + 2]) for index in range(num_layers)]
         own = parameters[2 * num_layers :]
-        gains, shifts = own[: num_layers - 1], own[num_layers - 1 :]
+        gains, shifts = own[: len(own) // 2], own[len(own) // 2 :]
+        ctx.has_base = base is not None
         ctx.mlp = FastMlp(layers, make_activation(activation, gains, shifts))
         ctx.values, ctx.slopes = ctx.mlp.hidden_and_slopes(ctx.mlp.sums(inputs, base), len(inputs))
         return linear(ctx.values[-1], *ctx.mlp.last)
@@ -147,12 +148,32 @@ class _Mlp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, mlp = ctx.saved_tensors[0], ctx.mlp
-        wants_inputs, wants_base, *wanted = ctx.needs_input_grad[2:]
-        if not any(wanted):
+        wants_inputs, wants_base, *wants_parameters = _wanted(ctx)
+        if not any(wants_parameters):
             to_sums = mlp.back(gradient, ctx.slopes)
-            return None, None, *mlp.back_from_sums(to_sums, wants_inputs, wants_base), *(None for _ in wanted)
+            return None, None, *mlp.back_from_sums(to_sums, wants_inputs, wants_base), *(None for _ in wants_parameters)
         to_sums, layers, own = mlp.back_with_parameters(gradient, ctx.values, ctx.slopes)
         layers = [mlp.first_gradient(to_sums, inputs), *layers]
         flat = [tensor for layer in layers for tensor in layer]
         own_in_order = [tensor for kind in zip(*own, strict=True) for tensor in kind]  # gains, then shifts
         return None, None, *mlp.back_from_sums(to_sums, wants_inputs, wants_base), *flat, *own_in_order
+
+
+def _wanted(ctx: Any) -> list[bool]:
+    """Whether the running backward pass goes on to the inputs, the base and each parameter.
+
+    A function is only told which tensors require gradients, so without this a step of the action through a critic
+    would pay for the gradients of the critic's parameters.
+    """
+    nodes = [node for node, _ in ctx.next_functions]  # one for each tensor
+    if not ctx.has_base:
+        nodes.insert(1, None)
+    return [node is not None and _goes_on_to(node) for node in nodes]
+
+
+def _goes_on_to(node: Any) -> bool:
+    try:
+        goes_on: bool = torch._C._will_engine_execute_node(node)
+    except (AttributeError, RuntimeError):  # an internal of PyTorch; and it refuses parameters, which are then wanted
+        return True
+    return goes_on

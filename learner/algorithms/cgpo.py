@@ -32,7 +32,6 @@ from learner.losses import (
     annealed_entropy_weight,
     combine_denoising_errors,
     mean_over_human_rows,
-    quantile_huber_loss,
     scalar_critic_loss,
     target_atoms,
 )
@@ -133,7 +132,7 @@ class Cgpo(Resumable):
         if self._config.critic.type == "twin_scalar":
             loss = scalar_critic_loss(quantiles, targets)
         else:
-            loss = quantile_huber_loss(quantiles, targets, self._config.critic.huber_kappa)
+            loss = self._kernels.quantile_huber_loss(quantiles, targets, self._config.critic.huber_kappa)
         metrics: Metrics = {
             "critic_loss": loss.detach(),
             "q_data_mean": self._conservative(quantiles.detach()).mean(dim=-1),

@@ -77,6 +77,10 @@ class CriticLearner:
         """Return the target critics' quantiles (..., B, N, M)."""
         return self._kernels.quantiles(self.target_critic, feature, action)
 
+    def quantile_huber_loss(self, quantiles: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss (...) of quantiles (..., B, N, M) to target atoms (..., B, L)."""
+        return self._kernels.quantile_huber_loss(quantiles, targets)
+
     def bootstrap(self, batch: Batch, next_atoms: Tensor) -> Tensor:
         """Return target atoms (..., B, L): r + gamma (1 - terminated) next_atoms."""
         discount = self._discount * (1 - batch.is_terminal)

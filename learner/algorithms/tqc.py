@@ -19,7 +19,7 @@ from learner.algorithms.base import Metrics, NextFeature, SampleBatch, published
 from learner.algorithms.critic_learner import CriticLearner
 from learner.algorithms.soft_actor import SoftActor
 from learner.algorithms.state import Resumable, Stateful
-from learner.losses import quantile_huber_loss, target_atoms
+from learner.losses import target_atoms
 from learner.replay import Batch
 from policy.encoder import EncoderInput
 from policy.spec import Specs
@@ -37,7 +37,7 @@ class Tqc(Resumable):
         batch = sample_batch()
         next_feature = self._critics.next_feature(batch)
         targets = self._critic_targets(batch, next_feature)
-        metrics = self._critics.descend(batch, next_feature, targets, quantile_huber_loss)
+        metrics = self._critics.descend(batch, next_feature, targets, self._critics.quantile_huber_loss)
         feature = self._critics.feature(batch.observation)
         metrics |= self._actor.ascend(
             feature, lambda action: self._critics.quantiles(feature, action).mean(dim=(-2, -1))

@@ -44,6 +44,9 @@ class Kernels(Protocol):
         Differentiable in the denoiser's parameters and the feature.
         """
 
+    def quantile_huber_loss(self, quantiles: Tensor, targets: Tensor, kappa: float = 1.0) -> Tensor:
+        """Loss (...) of quantiles (..., B, N, M) to targets (..., B, L): see learner.losses.quantile_huber_loss."""
+
 
 def make_kernels(agents: Agents) -> Kernels:
     """Return what `learner.kernels` names, and log it; auto is the fast ones."""

@@ -14,6 +14,7 @@ from learner.agents import Agents, Population, tensors_of
 from learner.guidance import make_guide
 from learner.kernels.fast_critic import CriticLayers, FastCritic, value_groups
 from learner.kernels.fast_guidance import sample_pair
+from learner.kernels.fast_losses import quantile_huber_loss
 from learner.kernels.plain import PlainKernels
 from policy import fast_chain
 from policy.activations import Layer
@@ -102,6 +103,9 @@ class FastKernels:
         inputs = (self._each(noisy_action), self._each(step), self._each(feature))
         each = zip(self._members(denoiser), *inputs, strict=True)
         return self._joined([_predict_noise(tensors, *inputs) for tensors, *inputs in each])
+
+    def quantile_huber_loss(self, quantiles: Tensor, targets: Tensor, kappa: float = 1.0) -> Tensor:
+        return quantile_huber_loss(quantiles, targets, kappa)
 
     def _each(self, tensor: Tensor, dim: int = 0) -> Sequence[Tensor]:
         return tensor.unbind(dim) if self._is_population else [tensor]

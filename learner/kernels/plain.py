@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from learner.agents import Agents
 from learner.guidance import make_guide
+from learner.losses import quantile_huber_loss
 from policy.critic_network import conservative_value
 from policy.noise_schedule import make_noise_schedule
 from policy.sampler import sample
@@ -44,6 +45,9 @@ class PlainKernels:
     def predict_noise(self, denoiser: nn.Module, noisy_action: Tensor, step: Tensor, feature: Tensor) -> Tensor:
         predicted: Tensor = denoiser(noisy_action, step, _each_row(feature, noisy_action.shape[-2]))
         return predicted
+
+    def quantile_huber_loss(self, quantiles: Tensor, targets: Tensor, kappa: float = 1.0) -> Tensor:
+        return quantile_huber_loss(quantiles, targets, kappa)
 
 
 def _each_row(feature: Tensor, rows: int) -> Tensor:
