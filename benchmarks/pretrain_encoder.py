@@ -137,7 +137,7 @@ def pretrain(training: dict[str, Pictures], minutes: float, seed: int) -> tuple[
         optimiser.param_groups[0]["lr"] = 1e-3 * min(1.0, batches / 50) * 0.5 * (1 + np.cos(np.pi * passed))
         name = TASKS[batches % len(TASKS)]
         pictures, rows = training[name], rng.integers(len(training[name]), size=BATCH)
-        shown = [shift_images(camera[rows], draw_shifts(rng, BATCH, SHIFT_PX)) for camera in pictures.images]
+        shown = [shift_images(camera[rows], draw_shifts(rng, BATCH, SHIFT_PX), SHIFT_PX) for camera in pictures.images]
         with torch.autocast("cpu", torch.bfloat16):  # nearly twice as fast on processors that have it
             maps = backbone(torch.cat(shown)).float().chunk(len(shown))
         loss = nn.functional.smooth_l1_loss(regressions[name](pictures.vector[rows], maps), pictures.target[rows])

@@ -101,6 +101,13 @@ class Noise:
         """Uniform integers in [0, high), (..., *shape)."""
         return self._of_each(lambda generator: torch.randint(high, shape, generator=generator, device=self._device))
 
+    def below(self, limit: Tensor, *shape: int) -> Tensor:
+        """Uniform integers in [0, limit), (..., *shape), for a limit () that is on the device and not read back.
+
+        Their bias is limit / 2**62.
+        """
+        return self.integers(2**62, *shape) % limit
+
     def chains(self, num_steps: int, rows: int, action_dim: int) -> Tensor:
         """All noise of `rows` reverse chains, (T + 1, ..., rows, A), as policy.sampler.sample takes it."""
         drawn = self.normal(num_steps + 1, rows, action_dim)

@@ -22,7 +22,8 @@ from policy.errors import WeightsError
 from policy.failpoints import failpoint
 from policy.files import sync_directory, write_durably
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: batches are drawn on the device, by a generator of PyTorch
+_REPLAY_NOISE = "trainer.replay_noise"  # beside the algorithm's own tensors
 _KEPT = 3
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Checkpoint:
     learner_step: int
     log_position: int  # replay at this moment = the log up to here
     weights_version: int
-    replay_rng: dict[str, Any]  # state of the numpy bit generator
+    replay_noise: Tensor  # state of the generator that batches are drawn with
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint, min_free_bytes: float = 0) -> Path:
@@ -52,7 +53,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, min_free_bytes: flo
         return final
     for unfinished in directory.glob(".tmp_*"):  # of a process that was killed
         shutil.rmtree(unfinished)
-    data = save(checkpoint.tensors)
+    data = save({**checkpoint.tensors, _REPLAY_NOISE: checkpoint.replay_noise})
     _check_space(directory, len(data) + min_free_bytes)
     temporary = directory / f".tmp_{final.name}"
     try:
@@ -76,7 +77,6 @@ def _write(folder: Path, data: bytes, checkpoint: Checkpoint) -> None:
         "learner_step": checkpoint.learner_step,
         "log_position": checkpoint.log_position,
         "weights_version": checkpoint.weights_version,
-        "replay_rng": checkpoint.replay_rng,
         "num_bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
@@ -161,12 +161,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify one checkpoint folder. Raises WeightsError naming what is wrong."""
     try:
         manifest, data = _read_verified(folder)
+        tensors = load(data)
         return Checkpoint(
-            tensors=load(data),
+            replay_noise=tensors.pop(_REPLAY_NOISE),
+            tensors=tensors,
             learner_step=manifest["learner_step"],
             log_position=manifest["log_position"],
             weights_version=manifest["weights_version"],
-            replay_rng=manifest["replay_rng"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"checkpoint {folder} cannot be read: {error}.") from error

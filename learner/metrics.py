@@ -5,42 +5,37 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from learner.algorithms.base import Metrics
 from policy.files import replace_durably
 
 
 class MetricsWriter:
-    """Averages what `every` learner steps report to a line of metrics.jsonl."""
+    """Writes a line of metrics.jsonl every `every` learner steps."""
 
     def __init__(self, path: Path, every: int) -> None:
         self._path = path
         self._every = every
-        self._sums: dict[str, Tensor | float] = {}  # tensors stay where they are: reading one waits for the device
-        self._counts: dict[str, int] = {}
         self._steps = 0
         self._start_s = self._line_start_s = time.monotonic()
 
-    def add(self, metrics: Metrics, **position: Any) -> dict[str, Any] | None:
-        """Add one learner step; returns the line that is due for `write`, if any, with `position` (counters) in it."""
-        for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
+    def count_step(self) -> bool:
+        """Count one learner step; returns whether a line is due."""
         self._steps += 1
-        if self._steps < self._every:
-            return None
+        return self._steps >= self._every
+
+    def line(self, averages: Mapping[str, Any], **position: Any) -> dict[str, Any]:
+        """Return the line for `write` of the steps since the last one: their averages after `position` (counters)."""
         now_s = time.monotonic()
         line = {
             **position,
             "wall_s": round(now_s - self._start_s, 3),
             "updates_per_s": round(self._steps / (now_s - self._line_start_s), 2),
-            **{name: float(total) / self._counts[name] for name, total in self._sums.items()},
+            **averages,
         }
-        self._clear(now_s)
+        self._begin(now_s)
         return line
 
     def write(self, line: dict[str, Any]) -> None:
@@ -58,7 +53,7 @@ class MetricsWriter:
 
         The file is replaced, so whoever follows it can tell.
         """
-        self._clear(time.monotonic())
+        self._begin(time.monotonic())
         if not self._path.exists():
             return
         lines = self._path.read_bytes().splitlines(keepends=True)
@@ -66,8 +61,8 @@ class MetricsWriter:
         if len(kept) < len(lines):
             replace_durably(self._path, b"".join(kept))
 
-    def _clear(self, now_s: float) -> None:
-        self._sums, self._counts, self._steps, self._line_start_s = {}, {}, 0, now_s
+    def _begin(self, now_s: float) -> None:
+        self._steps, self._line_start_s = 0, now_s
 
 
 def _learner_step(line: bytes) -> float:

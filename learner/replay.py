@@ -1,11 +1,12 @@
 """Replay: observations stored once, next observations found within the episode, half of each batch from humans.
 
 The episode log is the truth; this is a cache of it, rebuilt by feeding the same records in the same order. What can be
-drawn follows from the records and the state of `rng` alone, not from when they were read.
+drawn follows from the records and the state of `noise` alone, not from when they were read.
 """
 
 import logging
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from learner.agents import Noise
 from learner.config import ReplayConfig
 from learner.replay_buffer import ReplayBuffer, Stream
 from learner.replay_images import make_images
 from policy.encoder import EncoderInput, ObservationEncoder
+from policy.errors import ConfigError
 from policy.spec import Observation, ObservationSpec
 from policy.transition import EpisodeMark, MarkKind, Recordable, RecordId, Transition
 
@@ -54,16 +57,20 @@ class Replay:
         encoder: ObservationEncoder | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """`encoder` is needed for images only; `device` is the trainer's, where batches go."""
+        """`encoder` is needed for images only; `device` is the trainer's, where batches go.
+
+        Rows and images are on replay.device; auto is `device`. Raises ConfigError for one that is not there.
+        """
         self._config = config
         self._spec = observation_spec
         self._device = device
-        self._images = make_images(config, observation_spec, encoder, device)
+        home = _home(config, device)
+        self._images = make_images(config, observation_spec, encoder, home)
         frames = self._images.store if self._images else None
-        feature_dim = observation_spec.vector_dim
-        self.online = ReplayBuffer(config.capacity, feature_dim, action_dim, frames)
-        self.demonstrations = ReplayBuffer(config.capacity, feature_dim, action_dim, frames)
-        self.rng = np.random.default_rng(seed)
+        sizes = (config.capacity, observation_spec.vector_dim, action_dim)
+        self.online = ReplayBuffer(*sizes, frames, home)
+        self.demonstrations = ReplayBuffer(*sizes, frames, home)
+        self.noise = Noise([seed], home, is_population=False)
         self.num_transitions = 0
         self.transitions_by_actor: Counter[str] = Counter()
         self._last_steps: dict[Stream, dict[int, int]] = {}  # of marked episodes; steps after it are left out
@@ -148,31 +155,54 @@ class Replay:
         has_samples = len(self.online) + len(self.demonstrations) > 0
         return has_samples and self.num_transitions >= self._config.training_starts
 
-    def sample(self) -> Batch:
-        """Draw a batch: demonstration_fraction from the demonstration buffer, the rest online; an empty one yields."""
+    def prepare(self) -> Hashable:
+        """Let the device see what was added; returns what the shapes of a batch's making depend on.
+
+        While that stays the same, a graph may repeat what `sample` does.
+        """
+        self.online.update()
+        self.demonstrations.update()
+        return self._counts(), self._images.store.num_chunks if self._images else 0
+
+    def _counts(self) -> tuple[int, int]:
+        """Return how many rows of a batch are drawn from the online and from the demonstration buffer."""
         size = self._config.batch_size
         num_demonstration = round(size * self._config.demonstration_fraction)
         if not len(self.demonstrations):
             num_demonstration = 0
         elif not len(self.online):
             num_demonstration = size
-        counts = ((self.online, size - num_demonstration), (self.demonstrations, num_demonstration))
-        drawn = [(buffer, buffer.sample_rows(count, self.rng)) for buffer, count in counts if count]
+        return size - num_demonstration, num_demonstration
+
+    def sample(self) -> Batch:
+        """Draw a batch: demonstration_fraction from the demonstrations, the rest online; an empty buffer yields.
+
+        Reads nothing back from the device, and sends it nothing right after `prepare`.
+        """
+        self.prepare()
+        shares = zip((self.online, self.demonstrations), self._counts(), strict=True)
+        drawn = [(buffer, buffer.sample_rows(count, self.noise)) for buffer, count in shares if count]
         parts = [buffer.gather(rows) for buffer, rows in drawn]
-        columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-        vector, action, reward, next_vector, *flags = (torch.from_numpy(column).to(self._device) for column in columns)
+        columns = (torch.cat(column).to(self._device) for column in zip(*parts, strict=True))
+        vector, action, reward, next_vector, *flags = columns
         maps, next_maps = self._maps(drawn)
         return Batch(EncoderInput(vector, maps), action, reward, EncoderInput(next_vector, next_maps), *flags)
 
-    def _maps(self, drawn: list[tuple[ReplayBuffer, NDArray[np.int64]]]) -> tuple[tuple[Tensor, ...], ...]:
+    def _maps(self, drawn: list[tuple[ReplayBuffer, Tensor]]) -> tuple[tuple[Tensor, ...], ...]:
         """Return each camera's maps of the drawn rows' observations, and of their next observations."""
         if self._images is None:
             return (), ()
         now, following = zip(*(buffer.frames(rows) for buffer, rows in drawn), strict=True)
-        both = self._images.maps(np.concatenate([*now, *following]), self.rng)
+        both = self._images.maps(torch.cat([*now, *following]), self.noise)
         return tuple(zip(*(maps.chunk(2) for maps in both), strict=True))
 
     def _homes(self, transition: Transition) -> tuple[ReplayBuffer, ...]:
         if not transition.is_human:
             return (self.online,)
         return (self.online, self.demonstrations) if transition.is_intervention else (self.demonstrations,)
+
+
+def _home(config: ReplayConfig, device: torch.device | str) -> torch.device:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("replay.device = 'cuda', but PyTorch finds no CUDA device here. Choose auto or cpu.")
+    return torch.device(device if config.device == "auto" else config.device)

@@ -1,57 +1,21 @@
 """One ring of observations and the transitions between them, with what a later judgement of an episode needs."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from learner.agents import Noise
+from learner.mirror import Mirror
 from learner.replay_images import FrameStore
+from learner.row_set import RowSet
 from policy.transition import Transition
 
 _NONE = -1
 
 Stream = tuple[str, str]  # (actor_id, incarnation)
-
-
-class RowSet:
-    """A subset of the rows 0 to capacity - 1, addressed by rank in ascending order.
-
-    Adding and removing are O(1), and what a rank stands for follows from the members alone, not from their history.
-    """
-
-    _BLOCK = 32  # at most 255: counts within a block are uint8
-
-    def __init__(self, capacity: int) -> None:
-        blocks = -(-capacity // self._BLOCK)
-        self._is_member = np.zeros((blocks, self._BLOCK), np.bool_)
-        self._flat = self._is_member.reshape(-1)  # a view
-        self._counts = np.zeros(blocks, np.int64)
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
-
-    def add(self, row: int) -> None:
-        if not self._flat[row]:
-            self._flat[row] = True
-            self._counts[row // self._BLOCK] += 1
-            self._size += 1
-
-    def discard(self, row: int) -> None:
-        if self._flat[row]:
-            self._flat[row] = False
-            self._counts[row // self._BLOCK] -= 1
-            self._size -= 1
-
-    def at(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the rows with these ranks, each in [0, len)."""
-        ends = np.cumsum(self._counts)
-        blocks = np.searchsorted(ends, ranks, side="right")
-        rank_in_block = (ranks - ends[blocks] + self._counts[blocks]).astype(np.uint8)
-        seen = np.cumsum(self._is_member[blocks], axis=1, dtype=np.uint8)  # (n, _BLOCK)
-        rows: NDArray[np.int64] = blocks * self._BLOCK + (seen > rank_in_block[:, None]).argmax(axis=1)
-        return rows
 
 
 @dataclass
@@ -68,9 +32,18 @@ class ReplayBuffer:
 
     Rows of several actors may interleave. A row always points to a younger one, so the ring evicts a transition before
     the observation that it needs. Images stay in a FrameStore; a row holds its frame's slot there.
+
+    Rows are written on the host and drawn on `device`, as they were at the last `update`.
     """
 
-    def __init__(self, capacity: int, feature_dim: int, action_dim: int, frames: FrameStore | None = None) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        feature_dim: int,
+        action_dim: int,
+        frames: FrameStore | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self._feature = np.zeros((capacity, feature_dim), np.float32)
         self._action = np.zeros((capacity, action_dim), np.float32)
         self._reward = np.zeros(capacity, np.float32)
@@ -87,7 +60,12 @@ class ReplayBuffer:
         self._stream_numbers: dict[Stream, int] = {}
         self._open: dict[Stream, _OpenRow] = {}
         self._cursor = 0
-        self._valid = RowSet(capacity)
+        device = torch.device(device)
+        self._valid = RowSet(capacity, device)
+        columns = [self._feature, self._action, self._reward, self._is_terminal, self._is_human, self._gripper_toggled]
+        self._columns = Mirror(columns, device)
+        self._next_rows = Mirror([self._next_row], device)
+        self._frame_slots = Mirror([self._frame], device)
 
     def __len__(self) -> int:
         """Number of transitions that can be sampled."""
@@ -139,6 +117,7 @@ class ReplayBuffer:
         self._reward[rows] = reward
         if is_terminal is not None:
             self._is_terminal[rows] = is_terminal
+        self._columns.note(rows.tolist())
         return len(rows) > 0
 
     def remove_after(self, stream: Stream, episode: int, step: int) -> bool:
@@ -152,24 +131,34 @@ class ReplayBuffer:
         self._step[rows] = _NONE
         return len(rows) > 0
 
-    def sample_rows(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        return self._valid.at(rng.integers(len(self._valid), size=count))
+    def update(self) -> None:
+        """Let the device see all rows as they are now; does not wait for it."""
+        for mirror in (self._valid, self._columns, self._next_rows, self._frame_slots):
+            mirror.update()
 
-    def gather(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+    def sample_rows(self, count: int, noise: Noise) -> Tensor:
+        """Draw rows (count,) of transitions, uniformly and with replacement."""
+        return self._valid.at(noise.below(self._valid.size, count))
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Return the columns of a Batch for `rows`, in its order."""
+        feature, action, reward, is_terminal, is_human, gripper_toggled = self._columns.tensors
+        following = self._next_rows.tensors[0].index_select(0, rows)
         return (
-            self._feature[rows],
-            self._action[rows],
-            self._reward[rows],
-            self._feature[self._next_row[rows]],
-            self._is_terminal[rows],
-            self._is_human[rows],
-            self._gripper_toggled[rows],
+            feature.index_select(0, rows),
+            action.index_select(0, rows),
+            reward.index_select(0, rows),
+            feature.index_select(0, following),
+            is_terminal.index_select(0, rows),
+            is_human.index_select(0, rows),
+            gripper_toggled.index_select(0, rows),
         )
 
-    def frames(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def frames(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the frame slots of the rows' observations and next observations."""
-        return self._frame[rows], self._frame[self._next_row[rows]]
+        slots = self._frame_slots.tensors[0]
+        following = self._next_rows.tensors[0].index_select(0, rows)
+        return slots.index_select(0, rows), slots.index_select(0, following)
 
     def _rows_of(self, stream: Stream, episode: int, has_step: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Scan all rows: a person's marks are rare, an index of every step would cost each of them."""
@@ -179,6 +168,7 @@ class ReplayBuffer:
 
     def _link(self, row: int, next_row: int) -> None:
         self._next_row[row] = next_row
+        self._next_rows.note((row,))
         self._valid.add(row)
 
     def _write(self, feature: NDArray[np.float32], frame: int | None) -> int:
@@ -188,6 +178,7 @@ class ReplayBuffer:
             if opened.row == row:  # the ring came round before the step's next observation did
                 del self._open[stream]
         self._feature[row] = feature
+        self._columns.note((row,))
         self._step[row] = _NONE
         self._valid.discard(row)
         if self._frames is not None and frame is not None:
@@ -195,4 +186,5 @@ class ReplayBuffer:
             if self._frame[row] != _NONE:
                 self._frames.release(int(self._frame[row]))
             self._frame[row] = frame
+            self._frame_slots.note((row,))
         return row

@@ -10,6 +10,7 @@ In both, the images of all cameras and of a step's two observations are shifted 
 shares one shift among the cameras of an observation.
 """
 
+import bisect
 import hashlib
 import logging
 import math
@@ -19,13 +20,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from learner.agents import Noise
 from learner.config import ReplayConfig
 from learner.pixels import draw_shifts, shift_images
 from policy.encoder import ObservationEncoder, pixels_of
-from policy.errors import ConfigError
 from policy.resnet import MAP_CHANNELS, map_size
 from policy.spec import Observation, ObservationSpec
 from policy.transition import RecordId
@@ -38,7 +38,8 @@ _CHUNK_FRAMES = 2048  # memory is taken by this many frames at a time (two camer
 class FrameStore:
     """Frames of all cameras in numbered slots. A frame is kept while a row holds its slot.
 
-    Memory grows with what is stored, not with the capacity of the buffers.
+    Memory grows with what is stored, not with the capacity of the buffers: by chunks of one size on a CPU. On a GPU
+    each is as large as all before it together, so that a batch is taken from few of them.
     """
 
     def __init__(self, shapes: Iterable[tuple[int, ...]], copies: int, dtype: torch.dtype, device: torch.device | str):
@@ -46,14 +47,19 @@ class FrameStore:
         self._shapes = list(shapes)
         self._copies = copies
         self._dtype = dtype
-        self._device = device
+        self._device = torch.device(device)
         self._chunks: list[list[Tensor]] = [[] for _ in self._shapes]  # by camera, (frames * copies, *shape)
+        self._starts: list[int] = []  # first slot of each chunk
         self._holders: list[int] = []  # by slot
         self._free: list[int] = []
 
     @property
     def bytes_per_frame(self) -> int:
         return sum(math.prod(shape) for shape in self._shapes) * self._copies * self._dtype.itemsize
+
+    @property
+    def num_chunks(self) -> int:
+        return len(self._starts)
 
     def __len__(self) -> int:
         """Number of frames that are held."""
@@ -62,9 +68,10 @@ class FrameStore:
     def put(self, frames: Sequence[Tensor]) -> int:
         """Store a frame of each camera, (copies, *shape), and return its slot, which nobody holds yet."""
         slot = self._free.pop() if self._free else self._grow()
-        chunk, place = divmod(slot, _CHUNK_FRAMES)
+        chunk = bisect.bisect(self._starts, slot) - 1
+        first = (slot - self._starts[chunk]) * self._copies
         for chunks, frame in zip(self._chunks, frames, strict=True):
-            chunks[chunk][place * self._copies : (place + 1) * self._copies] = frame
+            chunks[chunk][first : first + self._copies].copy_(frame, non_blocking=True)
         return slot
 
     def hold(self, slot: int) -> None:
@@ -75,23 +82,43 @@ class FrameStore:
         if not self._holders[slot]:
             self._free.append(slot)
 
-    def gather(self, camera: int, slots: NDArray[np.int64], copies: NDArray[np.int64] | int = 0) -> Tensor:
-        """Return (B, *shape): of each slot the given copy, on the store's device."""
-        chunks, places = np.divmod(slots, _CHUNK_FRAMES)
-        entries = places * self._copies + copies
-        result = torch.empty((len(slots), *self._shapes[camera]), dtype=self._dtype, device=self._device)
-        for chunk in np.unique(chunks):
-            positions = torch.from_numpy(np.flatnonzero(chunks == chunk)).to(self._device)
-            chosen = torch.from_numpy(entries[chunks == chunk]).to(self._device)
-            result.index_copy_(0, positions, self._chunks[camera][chunk].index_select(0, chosen))
+    def gather(self, camera: int, slots: Tensor, copies: Tensor | int = 0) -> Tensor:
+        """Return (B, *shape): of each slot (B,) the given copy; all on the store's device."""
+        chunks = self._chunks[camera]
+        if len(chunks) == 1:
+            return chunks[0].index_select(0, slots * self._copies + copies)
+        if self._device.type == "cpu":
+            return self._gather_by_chunk(chunks, slots, copies)
+        return self._gather_from_all(chunks, slots, copies)
+
+    def _gather_by_chunk(self, chunks: list[Tensor], slots: Tensor, copies: Tensor | int) -> Tensor:
+        """Copy every frame once."""
+        home = torch.bucketize(slots, torch.tensor(self._starts), right=True) - 1
+        entries = (slots - torch.tensor(self._starts)[home]) * self._copies + copies
+        result = torch.empty((len(slots), *chunks[0].shape[1:]), dtype=self._dtype)
+        for chunk in home.unique().tolist():
+            (places,) = torch.nonzero(home == chunk, as_tuple=True)
+            result.index_copy_(0, places, chunks[chunk].index_select(0, entries[places]))
+        return result
+
+    def _gather_from_all(self, chunks: list[Tensor], slots: Tensor, copies: Tensor | int) -> Tensor:
+        """Take a frame of each chunk and keep the right one: shapes do not depend on where the slots are."""
+        result: Tensor | None = None
+        for start, chunk in zip(self._starts, chunks, strict=True):
+            entries = ((slots - start) * self._copies + copies).clamp(0, len(chunk) - 1)
+            taken = chunk.index_select(0, entries)
+            is_here_or_later = (slots >= start).view(-1, *(1,) * (taken.dim() - 1))
+            result = taken if result is None else torch.where(is_here_or_later, taken, result)
+        assert result is not None
         return result
 
     def _grow(self) -> int:
         slot = len(self._holders)
-        if slot % _CHUNK_FRAMES == 0:
+        if slot == sum(len(chunk) for chunk in self._chunks[0]) // self._copies:
+            frames = _CHUNK_FRAMES if self._device.type == "cpu" else max(_CHUNK_FRAMES, slot)
+            self._starts.append(slot)
             for chunks, shape in zip(self._chunks, self._shapes, strict=True):
-                size = (_CHUNK_FRAMES * self._copies, *shape)
-                chunks.append(torch.empty(size, dtype=self._dtype, device=self._device))
+                chunks.append(torch.empty((frames * self._copies, *shape), dtype=self._dtype, device=self._device))
         self._holders.append(0)
         return slot
 
@@ -109,8 +136,8 @@ class ReplayImages(ABC):
         """Store the images of a record's (final) observation; returns their slot."""
 
     @abstractmethod
-    def maps(self, slots: NDArray[np.int64], rng: np.random.Generator) -> tuple[Tensor, ...]:
-        """Return the maps (B, C, h, w) of each camera, float32 on the encoder's device."""
+    def maps(self, slots: Tensor, noise: Noise) -> tuple[Tensor, ...]:
+        """Return each camera's maps (B, C, h, w), float32 on the encoder's device, for slots (B,) on the store's."""
 
     def _pixels(self, observation: Observation) -> list[Tensor]:
         """Return each camera's image as (1, H, W, 3)."""
@@ -130,11 +157,12 @@ class PixelImages(ReplayImages):
     def put(self, observation: Observation, record_id: RecordId, is_final: bool) -> int:
         return self.store.put(self._pixels(observation))
 
-    def maps(self, slots: NDArray[np.int64], rng: np.random.Generator) -> tuple[Tensor, ...]:
+    def maps(self, slots: Tensor, noise: Noise) -> tuple[Tensor, ...]:
         shifted = []
         for camera in range(len(self._names)):
             images = self.store.gather(camera, slots).to(self._encoder.device)
-            shifted.append(shift_images(images, draw_shifts(rng, len(slots), self._shift_px)))
+            shifts = noise.integers(2 * self._shift_px + 1, len(slots), 2) - self._shift_px
+            shifted.append(shift_images(images, shifts, self._shift_px))
         return self._encoder.maps_of_cameras(shifted)
 
 
@@ -159,30 +187,24 @@ class MapImages(ReplayImages):
         variants = []
         for image in self._pixels(observation):
             copies = image.to(self._encoder.device).expand(self._variants, -1, -1, -1)
-            variants.append(shift_images(copies, draw_shifts(rng, self._variants, self._shift_px)))
+            variants.append(shift_images(copies, draw_shifts(rng, self._variants, self._shift_px), self._shift_px))
         return self.store.put(self._encoder.maps_of_cameras(variants))
 
-    def maps(self, slots: NDArray[np.int64], rng: np.random.Generator) -> tuple[Tensor, ...]:
+    def maps(self, slots: Tensor, noise: Noise) -> tuple[Tensor, ...]:
         maps = []
         for camera in range(len(self._names)):
-            stored = self.store.gather(camera, slots, rng.integers(self._variants, size=len(slots)))
+            stored = self.store.gather(camera, slots, noise.integers(self._variants, len(slots)))
             maps.append(stored.to(self._encoder.device).float())
         return tuple(maps)
 
 
 def make_images(
-    config: ReplayConfig, spec: ObservationSpec, encoder: ObservationEncoder | None, device: torch.device | str
+    config: ReplayConfig, spec: ObservationSpec, encoder: ObservationEncoder | None, home: torch.device
 ) -> ReplayImages | None:
-    """Return what `config` names, kept on replay.device (auto: `device`, the trainer's); None without images.
-
-    Raises ConfigError for replay.device = cuda on a machine without one. Warns when full buffers will not fit.
-    """
+    """Return what `config` names, kept on `home`; None without images. Warns when full buffers will not fit there."""
     if not spec.images:
         return None
     assert encoder is not None, "a replay of images needs their encoder"
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("replay.device = 'cuda', but PyTorch finds no CUDA device here. Choose auto or cpu.")
-    home = torch.device(device if config.device == "auto" else config.device)
     kind = PixelImages if config.image_storage == "pixels" else MapImages
     images = kind(config, spec, encoder, home)
     needed, memory = 2 * config.capacity * images.store.bytes_per_frame, _memory_bytes(home)

@@ -20,7 +20,6 @@ from policy.encoder import EncoderInput
 from policy.errors import WeightsError
 from policy.files import sync_directory, write_durably
 
-_WIDE = 2**62  # drawn integers are below this; modulo a million rows their bias is below 1e-12
 _FILE_BYTES = 64e6  # of one file: bounds the memory that saving and restoring take
 
 Values = Any  # a tensor, array or number
@@ -90,7 +89,7 @@ class TensorReplay:
         was added, from 0, and is at n modulo capacity. At least one must have been added. Agent p of a population draws
         what it would draw alone.
         """
-        numbers = self._oldest + noise.integers(_WIDE, batch_size) % self._count
+        numbers = self._oldest + noise.below(self._count, batch_size)
         rows = numbers % self.capacity
         numbered = (rows + self._first_row).flatten() if self._leading else rows
         drawn = self._rows.view(-1, sum(self._widths)).index_select(0, numbered)

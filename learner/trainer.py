@@ -12,7 +12,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,19 @@ import torch
 from torch import Tensor
 
 from learner.algorithms import make_algorithm
-from learner.algorithms.base import Metrics
 from learner.checkpoint import Checkpoint, CheckpointWriter, load_newest
 from learner.config import LearnerConfig
+from learner.divergence import RollBacks, check_finite, total_skipped
+from learner.graphed_update import GraphedUpdate
 from learner.metrics import MetricsWriter
 from learner.replay import Replay
+from learner.resolved_config import load_config
 from learner.reward_classifier.feed import ClassifierFeed
 from learner.run_lock import sole_use_of
 from learner.trainer_status import StatusReporter
-from policy.config import from_dict
 from policy.encoder import ObservationEncoder
 from policy.episode_log import EpisodeLog
-from policy.errors import ConfigError, DivergedError, MemoryExhaustedError, NonFiniteError
+from policy.errors import MemoryExhaustedError, NonFiniteError
 from policy.failpoints import failpoint
 from policy.files import replace_durably
 from policy.spec import Specs
@@ -43,9 +43,6 @@ logger = logging.getLogger(__name__)
 _POLL_PERIOD_S = 0.05  # of the log; a transition waits at most this long before it can be sampled
 _READ_LIMIT = 512
 _PREDECESSOR_S = 30.0
-_MAX_SKIPPED_IN_A_ROW = 3  # optimiser steps; one bad batch passes, broken networks do not
-_MAX_ROLL_BACKS = 3
-_ROLL_BACK_WINDOW = 1000  # learner steps done, within which so many roll-backs are too many
 
 
 class Trainer:
@@ -62,7 +59,6 @@ class Trainer:
         self._status = StatusReporter(run_dir)
         self._metrics = MetricsWriter(run_dir / "metrics.jsonl", config.metrics_every)
         self._summary_path = run_dir / "learner_summary.json"
-        self.algorithm = make_algorithm(config, specs)
         self._classifier = ClassifierFeed(config, specs)
         self._replay = make_replay(config, specs)
         self._log_position = 0
@@ -73,9 +69,10 @@ class Trainer:
         self._steps_here = 0
         self._busy_s = 0.0
         self._next_poll_s = 0.0
-        self._roll_backs: list[int] = []  # steps done here before each of them
+        self._roll_backs = RollBacks()
         self._skipped_before = 0  # optimiser steps, until the last roll-back
         self._was_out_of_memory = False
+        self._make_algorithm()
         self._resume()
 
     @property
@@ -160,26 +157,28 @@ class Trainer:
     def update(self) -> None:
         """Do one learner step. Raises NonFiniteError when the networks cannot be updated any more."""
         start_s = time.monotonic()
-        metrics = self._update_algorithm()
+        self._update_algorithm()
         self.learner_step += 1
         self._steps_here += 1
-        skipped_updates = self._count_skipped()
+        skipped = self._skipped_before + total_skipped(self._updates.skipped_steps(), self.learner_step)
+        is_due = self._metrics.count_step()
+        averages = self._updates.take_metrics() if is_due else {}
         self._busy_s += time.monotonic() - start_s
-        position = {"learner_step": self.learner_step, "updates": self.learner_step}
-        line = self._metrics.add(metrics, **position, env_steps=self.num_transitions, skipped_updates=skipped_updates)
-        if line is not None:
+        if is_due:
+            position = {"learner_step": self.learner_step, "updates": self.learner_step}
+            line = self._metrics.line(averages, **position, env_steps=self.num_transitions, skipped_updates=skipped)
             with self._alarm_on_full_disk("metrics", "a line of metrics is missing"):
                 self._metrics.write(line)
             self._write_summary()
         failpoint("trainer.after_update")
 
-    def _update_algorithm(self) -> Metrics:
+    def _update_algorithm(self) -> None:
         """Let the algorithm do a step; when memory runs out for the first time, once more with all that can be freed.
 
         What was done before it ran out, a critic's update perhaps, stays done.
         """
         try:
-            return self.algorithm.update_step(self._replay.sample)
+            return self._updates.step()
         except torch.OutOfMemoryError as error:
             if self._was_out_of_memory:
                 raise
@@ -187,22 +186,7 @@ class Trainer:
             text = f"out of memory at learner step {self.learner_step}, trying once more: {str(error).splitlines()[0]}"
             self._status.set_alarm("memory", text)
         torch.cuda.empty_cache()  # not in the handler: the error's traceback holds the tensors
-        return self.algorithm.update_step(self._replay.sample)
-
-    def _count_skipped(self) -> int:
-        """Return how many optimiser steps were left out in this process. Raises NonFiniteError after three in a row."""
-        skipped = self.algorithm.skipped_steps()
-        broken = [
-            f"{name} with loss {counters.loss:.3g} and gradient norm {counters.gradient_norm:.3g}"
-            for name, counters in skipped.items()
-            if counters.in_a_row >= _MAX_SKIPPED_IN_A_ROW
-        ]
-        if broken:
-            raise NonFiniteError(
-                f"learner step {self.learner_step}: {_MAX_SKIPPED_IN_A_ROW} updates in a row were not finite and left "
-                f"out: {', '.join(broken)}."
-            )
-        return self._skipped_before + sum(counters.total for counters in skipped.values())
+        self._updates.step()
 
     def publish(self) -> None:
         """Make the current policy the newest weights; refuses non-finite ones and keeps the last good version."""
@@ -234,7 +218,7 @@ class Trainer:
                 learner_step=self.learner_step,
                 log_position=self._log_position,
                 weights_version=self._weights_version,
-                replay_rng=dict(self._replay.rng.bit_generator.state),
+                replay_noise=self._replay.noise.generators[0].get_state(),
             )
         )
 
@@ -260,13 +244,12 @@ class Trainer:
         self._status.set_alarm(subject, f"{consequence}: {error}. Training goes on; free space on the learner's disk.")
 
     def _check_finite(self, tensors: dict[str, Tensor]) -> None:
-        broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-        if broken:
-            raise NonFiniteError(
-                f"learner step {self.learner_step}: {', '.join(broken[:5])} hold non-finite values. Neither published "
-                f"nor saved; version {self._weights_version} stays in use, earlier checkpoints are in "
-                f"{self._checkpoints}."
-            )
+        check_finite(
+            tensors,
+            self.learner_step,
+            f"Neither published nor saved; version {self._weights_version} stays in use, earlier checkpoints are in "
+            f"{self._checkpoints}.",
+        )
 
     def roll_back(self, reason: NonFiniteError) -> None:
         """Go back to the newest verified checkpoint, or to the start where there is none.
@@ -274,22 +257,20 @@ class Trainer:
         Networks, optimisers and their generators are as they were. The replay and its generator stay as they are: the
         log is not at fault, and the batches that are drawn now are others than those that led here.
         """
-        self._roll_backs = [at for at in self._roll_backs if self._steps_here - at < _ROLL_BACK_WINDOW]
-        self._roll_backs.append(self._steps_here)
-        if len(self._roll_backs) >= _MAX_ROLL_BACKS:
+        self._roll_backs.note(self._steps_here)
+        if self._roll_backs.are_too_many:
             self._status.set_alarm("updates", f"training has diverged and stopped. {reason}")
-            raise DivergedError(
-                f"{reason} That is the {_MAX_ROLL_BACKS}rd time within {_ROLL_BACK_WINDOW} learner steps, so training "
-                "stops here. Likely causes: a learning rate that is too large, rewards that are too large "
-                f"(replay.reward_scale = {self._config.replay.reward_scale}) or a damaged transition (python -m "
-                f"learner.log verify {self._config.run_dir}). Change it and start again with the same --run-dir; "
-                f"to go back further, move the newest folders out of {self._checkpoints}."
-            )
+            raise self._roll_backs.error(reason, self._config.replay.reward_scale, self._config.run_dir)
         self._skipped_before += sum(counters.total for counters in self.algorithm.skipped_steps().values())
         self._end_checkpoint(wait=True)
-        self.algorithm = make_algorithm(self._config, self._specs)
+        self._make_algorithm()
         self._take_up(load_newest(self._checkpoints))
         self._status.set_alarm("updates", f"training rolled back to learner step {self.learner_step}. {reason}")
+
+    def _make_algorithm(self) -> None:
+        """Make the algorithm as it is at a run's start; nothing is captured before it is at its place."""
+        self.algorithm = make_algorithm(self._config, self._specs)
+        self._updates = GraphedUpdate(self.algorithm, self._replay.sample, self._config, self._replay.prepare)
 
     def _resume(self) -> None:
         """Take up the newest verified checkpoint, if any, with the replay as it was then."""
@@ -303,7 +284,7 @@ class Trainer:
         # A version that the actor may hold is never used again for other weights.
         self._weights_version = max(self._weights_version, checkpoint.weights_version)
         self._read_until(checkpoint.log_position)
-        self._replay.rng.bit_generator.state = checkpoint.replay_rng
+        self._replay.noise.generators[0].set_state(checkpoint.replay_noise)
         logger.info("resumed at learner step %d with %d transitions", self.learner_step, self.num_transitions)
 
     def _take_up(self, checkpoint: Checkpoint | None) -> None:
@@ -370,25 +351,6 @@ def run_trainer(config: LearnerConfig) -> int:
         logger.info("training with %s on %s", config.algorithm, config.device)
         trainer.run(stop)
     return 0
-
-
-def load_config(path: Path) -> LearnerConfig:
-    """Read the resolved configuration that the learner command wrote, choosing the device where it says auto.
-
-    Raises ConfigError for a device that this machine does not have.
-    """
-    config = from_dict(LearnerConfig, json.loads(path.read_text()))
-    if config.device == "auto":
-        config = replace(config, device="cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=config.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device = {config.device!r} cannot be used: {reason}. Choose auto or cpu, or cuda on a machine with an "
-            "NVIDIA GPU, its driver and a PyTorch built for it."
-        ) from error
-    return config
 
 
 if __name__ == "__main__":

@@ -114,8 +114,8 @@ def watch(config_path: Path) -> int:
     import torch
 
     from learner.log.folder import read_specs
+    from learner.resolved_config import load_config
     from learner.reward_classifier.watch import ClassifierWatch
-    from learner.trainer import load_config
 
     config: LearnerConfig = load_config(config_path)
     torch.set_num_threads(1)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from learner.resolved_config import load_config
 from learner.run_lock import sole_use_of
-from learner.trainer import Trainer, load_config
+from learner.trainer import Trainer
 from policy.config import to_json
 from policy.errors import ConfigError, WeightsError
 from policy.weights import deserialise

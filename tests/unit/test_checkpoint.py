@@ -6,7 +6,6 @@ import os
 import resource
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -22,7 +21,7 @@ def make_checkpoint(learner_step: int) -> Checkpoint:
         learner_step=learner_step,
         log_position=10 * learner_step,
         weights_version=learner_step + 1,
-        replay_rng=dict(np.random.default_rng(learner_step).bit_generator.state),
+        replay_noise=torch.Generator().manual_seed(learner_step).get_state(),
     )
 
 
@@ -35,9 +34,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert loaded.tensors.keys() == saved.tensors.keys()
     for name, tensor in saved.tensors.items():
         assert torch.equal(loaded.tensors[name], tensor)
-    rng = np.random.default_rng()
-    rng.bit_generator.state = loaded.replay_rng
-    assert rng.integers(1 << 62) == np.random.default_rng(7).integers(1 << 62)
+    assert torch.equal(loaded.replay_noise, saved.replay_noise)
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
@@ -132,7 +129,7 @@ def test_a_crash_at_the_very_first_checkpoint_leaves_none_or_a_whole_one(
     assert (loaded is not None) == (name == "after_rename")
 
 
-@pytest.mark.parametrize("length", range(0, 400, 37))
+@pytest.mark.parametrize("length", range(0, 180, 17))
 def test_a_file_that_a_power_loss_cut_off_anywhere_is_noticed(tmp_path: Path, length: int) -> None:
     save_checkpoint(tmp_path, make_checkpoint(1))
     newest = save_checkpoint(tmp_path, make_checkpoint(2))

@@ -12,19 +12,18 @@ from learner.metrics import MetricsWriter
 
 def write_steps(writer: MetricsWriter, steps: range) -> None:
     for step in steps:
-        line = writer.add({"loss": float(step)}, learner_step=step)
-        if line is not None:
-            writer.write(line)
+        if writer.count_step():
+            writer.write(writer.line({"loss": float(step)}, learner_step=step))
 
 
 def steps_in(path: Path) -> list[int]:
     return [json.loads(line)["learner_step"] for line in path.read_text().splitlines()]
 
 
-def test_a_line_is_the_average_of_its_steps(tmp_path: Path) -> None:
+def test_a_line_is_due_after_so_many_steps(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_steps(MetricsWriter(path, every=2), range(1, 6))
-    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.5, 3.5]
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [2.0, 4.0]
 
 
 @pytest.mark.parametrize("tail", ["", '{"learner_step": 11, "lo'])  # a line that a kill has cut off
@@ -50,13 +49,11 @@ def test_a_new_run_has_nothing_to_take_back(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_steps_before_going_back_are_not_averaged_with_those_after(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    writer = MetricsWriter(path, every=2)
-    writer.add({"loss": float("nan")}, learner_step=7)
+def test_steps_before_going_back_are_not_counted_with_those_after(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path / "metrics.jsonl", every=2)
+    assert not writer.count_step()
     writer.rewind(6)
-    write_steps(writer, range(7, 9))
-    assert json.loads(path.read_text())["loss"] == 7.5
+    assert [writer.count_step() for _ in range(2)] == [False, True]
 
 
 def test_a_line_that_does_not_fit_is_not_begun(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from learner.agents import Noise
 from learner.config import ReplayConfig
 from learner.replay import Batch, Replay
-from learner.replay_buffer import ReplayBuffer, RowSet
+from learner.replay_buffer import ReplayBuffer
+from learner.row_set import RowSet
 from policy.encoder import EncoderInput
 from policy.spec import Field, ObservationSpec
 from policy.transition import ActionSource, EpisodeMark, MarkKind, Recordable, RecordId, Transition
@@ -121,8 +123,8 @@ def drawn_rows(buffer: ReplayBuffer) -> set[Row]:
     """Rows of a draw that misses any one of n with probability exp(-20)."""
     if not len(buffer):
         return set()
-    columns = buffer.gather(buffer.sample_rows(20 * len(buffer), np.random.default_rng(0)))
-    vector, action, reward, next_vector, *flags = (torch.from_numpy(column) for column in columns)
+    rows = buffer.sample_rows(20 * len(buffer), Noise([0], is_population=False))
+    vector, action, reward, next_vector, *flags = buffer.gather(rows)
     return set(rows_of(Batch(EncoderInput(vector), action, reward, EncoderInput(next_vector), *flags)))
 
 
@@ -326,18 +328,18 @@ def test_batches_follow_from_records_and_random_state_whatever_was_drawn_before(
         if len(in_parts.online) or len(in_parts.demonstrations):
             in_parts.sample()
     assume(len(at_once.online) or len(at_once.demonstrations))
-    in_parts.rng.bit_generator.state = at_once.rng.bit_generator.state
+    in_parts.noise.generators[0].set_state(at_once.noise.generators[0].get_state())
     assert rows_of(in_parts.sample()) == rows_of(at_once.sample())
 
 
 @given(st.integers(1, 200), st.lists(st.tuples(st.booleans(), st.integers(0, 199)), max_size=300))
 def test_ranks_in_a_row_set_are_those_of_the_sorted_members(capacity: int, changes: list[tuple[bool, int]]) -> None:
-    rows, members = RowSet(capacity), set[int]()
+    rows, members = RowSet(capacity, torch.device("cpu")), set[int]()
     for is_added, row in changes:
         (rows.add if is_added else rows.discard)(row % capacity)
         (members.add if is_added else members.discard)(row % capacity)
     assert len(rows) == len(members)
-    assert rows.at(np.arange(len(members))).tolist() == sorted(members)
+    assert rows.at(torch.arange(len(members))).tolist() == sorted(members)
 
 
 def episode(sources: tuple[ActionSource, ...], end: str = "truncated", actor: str = "robot") -> list[Record]:

@@ -31,6 +31,7 @@ SPEC = ObservationSpec(
 )
 SPECS = Specs(SPEC, ActionSpec((Field(name="delta", unit="m", low=(-1.0,), high=(1.0,)),)))
 CONFIG = PolicyConfig(encoder="resnet10", encoder_weights="random")
+CPU = torch.device("cpu")
 UNIT = 1 / 1024  # numbers over 1024 are exact in float32 and float16
 
 
@@ -149,11 +150,11 @@ def test_a_frame_is_stored_once_for_both_buffers_and_both_ends_of_a_step() -> No
 def test_a_frame_of_two_128_pixel_cameras_takes_what_is_promised(image_storage: str, bytes_per_frame: int) -> None:
     spec = ObservationSpec(SPEC.fields, tuple(ImageField(name=name, height=128, width=128) for name in ("a", "b")))
     config = ReplayConfig(image_storage=image_storage)  # type: ignore[arg-type]
-    images = replay_images.make_images(config, spec, cast(ObservationEncoder, CornerAsMap()), "cpu")
+    images = replay_images.make_images(config, spec, cast(ObservationEncoder, CornerAsMap()), CPU)
     assert images is not None
     store = images.store
     slot = store.put([torch.zeros(store._copies, *shape) for shape in store._shapes])
-    drawn = [store.gather(camera, np.array([slot])) for camera in range(2)]
+    drawn = [store.gather(camera, torch.tensor([slot])) for camera in range(2)]
     assert store._copies * sum(frame.nbytes for frame in drawn) == store.bytes_per_frame == bytes_per_frame
 
 
@@ -161,7 +162,7 @@ def test_buffers_that_cannot_fit_are_warned_of(caplog: pytest.LogCaptureFixture)
     make_replay(capacity=64)
     assert not caplog.records
     config = ReplayConfig(capacity=10**12)
-    replay_images.make_images(config, SPEC, cast(ObservationEncoder, CornerAsMap()), "cpu")
+    replay_images.make_images(config, SPEC, cast(ObservationEncoder, CornerAsMap()), CPU)
     assert "GB for images" in caplog.text
 
 
@@ -182,15 +183,15 @@ def test_frames_of_a_discarded_episode_are_never_drawn() -> None:
 
 def test_shifting_is_padding_with_the_edge_and_cropping() -> None:
     images = torch.from_numpy(np.stack([noise_image(seed) for seed in range(6)]))
-    shifts = np.array([[0, 0], [4, -4], [-3, 1], [2, 2], [-4, 0], [0, 3]])
-    for image, (down, right), shifted in zip(images, shifts, shift_images(images, shifts), strict=True):
+    shifts = torch.tensor([[0, 0], [4, -4], [-3, 1], [2, 2], [-4, 0], [0, 3]])
+    for image, (down, right), shifted in zip(images, shifts, shift_images(images, shifts, 4), strict=True):
         padded = np.pad(image.numpy(), [(4, 4), (4, 4), (0, 0)], mode="edge")
         window = padded[4 + down : 4 + down + HEIGHT, 4 + right : 4 + right + WIDTH]
         np.testing.assert_array_equal(shifted.numpy(), window)
 
 
 def test_shifts_are_uniform_up_to_the_limit_on_both_axes() -> None:
-    shifts = draw_shifts(np.random.default_rng(0), 4000, 4)
+    shifts = draw_shifts(np.random.default_rng(0), 4000, 4).numpy()
     for axis in shifts.T:
         values, counts = np.unique(axis, return_counts=True)
         assert values.tolist() == list(range(-4, 5))
@@ -224,8 +225,8 @@ def test_maps_are_the_backbones_of_a_few_shifted_variants() -> None:
     assert wrist.dtype == torch.float32
     drawn = {maps.numpy().tobytes() for maps in wrist}
     image = torch.from_numpy(noise_image(0))
-    shifts = np.stack(np.meshgrid(range(-2, 3), range(-2, 3)), -1).reshape(-1, 2)
-    possible = encoder.maps(shift_images(image.expand(len(shifts), -1, -1, -1), shifts))
+    shifts = torch.cartesian_prod(torch.arange(-2, 3), torch.arange(-2, 3))
+    possible = encoder.maps(shift_images(image.expand(len(shifts), -1, -1, -1), shifts, 2))
     found = {int((possible - maps).abs().amax((1, 2, 3)).argmin()) for maps in wrist}
     assert len(drawn) == len(found) == 3
     for maps in wrist[:10]:
@@ -244,7 +245,7 @@ def test_a_rebuilt_replay_draws_the_same_bits(image_storage: str) -> None:
             in_parts.sample()
     for record_id, step in records:
         at_once.add(record_id, step)
-    in_parts.rng.bit_generator.state = at_once.rng.bit_generator.state
+    in_parts.noise.generators[0].set_state(at_once.noise.generators[0].get_state())
     one, other = at_once.sample(), in_parts.sample()
     for name in ("observation", "next_observation"):
         for maps, again in zip(getattr(one, name).maps, getattr(other, name).maps, strict=True):
