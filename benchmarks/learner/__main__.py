@@ -71,7 +71,7 @@ def measure(options: argparse.Namespace, command: str) -> Run:
         raise ConfigError(f"--population {options.population}: at least one agent is needed")
     precision: Literal["fp32", "tf32"] = "tf32" if options.tf32 else "fp32"
     set_matmul_precision(precision)  # of the products that the machine's speed is measured with
-    cases = [make_case(name, options.device, precision) for name in options.preset or default_names()]
+    cases = [make_case(name, options.device, precision) for name in options.preset or default_names(options.device)]
     run = Run(_machine(options, command))
     clock = Clock(options.device, is_wall=options.clock == "wall")
     began_s, ran_s = time.perf_counter(), time.process_time()
@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace, command: str) -> Run:
     else:
         run.skipped.append("acting: --decisions 0")
     if options.device == "cpu":
-        run.skipped.append("CUDA, its captured graphs included: this run was on the CPU")
+        run.skipped.append("CUDA, its captured graphs included, and presets with cameras: this run was on the CPU")
     run.machine.wall_s = time.perf_counter() - began_s
     run.machine.running_share = (time.process_time() - ran_s) / run.machine.wall_s
     run.machine.load_after = os.getloadavg()[0]

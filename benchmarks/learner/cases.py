@@ -8,15 +8,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from benchmarks.replay_memory import SPECS, transitions
 from learner.agents import Noise
 from learner.algorithms import ALGORITHMS
 from learner.config import LearnerConfig
-from learner.replay import Batch
+from learner.replay import Batch, Replay
 from learner.tensor_replay import TensorReplay
+from learner.trainer import make_replay
 from policy.cli import config_from_preset
 from policy.config import load_preset, preset_names
 from policy.errors import ConfigError, unknown_name
 from policy.spec import ActionSpec, Field, ObservationSpec, Specs
+from policy.transition import ActionSource, RecordId
 
 # Observation and action elements. Gymnasium's v4 tasks (Ant without contact forces), and the twin's peg_in_hole.
 SIZES = {
@@ -27,7 +30,9 @@ SIZES = {
     "Walker2d": (17, 6),
     "peg_in_hole": (14, 3),
 }
+_CAMERAS = "two_cameras"  # of 128 x 128 pixels beside 20 numbers, with 7 action elements
 _REPLAY_ROWS = 2048
+_IMAGE_ROWS = 300
 _TERMINAL_FRACTION = 0.01
 
 
@@ -50,14 +55,17 @@ class Case:
         return self.specs.observation.vector_dim, self.specs.action.continuous_dim
 
 
-def default_names() -> list[str]:
-    """Return the cases that are measured unless others are asked for: CGPO at three sizes, and every baseline."""
+def default_names(device: str) -> list[str]:
+    """Return the cases that are measured unless others are asked for: CGPO at three sizes, and every baseline.
+
+    Two cameras are for CUDA: on a CPU the backbone alone takes seconds for each batch.
+    """
     known = [preset for preset in preset_names() if _algorithm_of(preset) in ALGORITHMS]
     main = ["paper_mujoco@Ant", "paper_mujoco@HalfCheetah", "paper_mujoco@Humanoid", "sim_quick@peg_in_hole"]
     others = [preset for preset in known if preset.startswith(("reduced_mujoco", "paper_mujoco_"))]
-    return main + [
-        f"{preset}@HalfCheetah" for preset in sorted(others, key=lambda name: not name.startswith("reduced"))
-    ]
+    others.sort(key=lambda preset: not preset.startswith("reduced"))
+    cameras = [f"paper_robot@{_CAMERAS}"] if device == "cuda" else []
+    return main + [f"{preset}@HalfCheetah" for preset in others] + cameras
 
 
 def make_case(name: str, device: str, matmul_precision: Literal["fp32", "tf32"] = "fp32") -> Case:
@@ -66,15 +74,18 @@ def make_case(name: str, device: str, matmul_precision: Literal["fp32", "tf32"] 
     A phase of cloning before the first real update is left out: it is another update, and soon over.
     """
     preset, _, size = name.rpartition("@") if "@" in name else (name, "", "")
-    size = size or ("HalfCheetah" if "mujoco" in preset else "peg_in_hole")
-    if size not in SIZES:
-        raise unknown_name("size", size, list(SIZES))
     config = config_from_preset(LearnerConfig, "learner", load_preset(preset))
-    if config.policy.encoder != "none":
-        raise ConfigError(f"preset {preset} learns from images; this benchmark has transitions of vectors only")
+    has_images = config.policy.encoder != "none"
+    if has_images:
+        policy = dataclasses.replace(config.policy, encoder_weights="random")  # as much work as any others
+        config = dataclasses.replace(config, policy=policy)
+    sizes = {_CAMERAS: SPECS} if has_images else {name: make_specs(*widths) for name, widths in SIZES.items()}
+    size = size or (_CAMERAS if has_images else "HalfCheetah" if "mujoco" in preset else "peg_in_hole")
+    if size not in sizes:
+        raise unknown_name(f"size of {preset}", size, list(sizes))
     cgpo = dataclasses.replace(config.cgpo, bc_warmup_steps=0)
     config = dataclasses.replace(config, device=device, matmul_precision=matmul_precision, cgpo=cgpo)
-    return Case(Path(preset).stem, size, config, make_specs(*SIZES[size]))
+    return Case(Path(preset).stem, size, config, sizes[size])
 
 
 def make_specs(observation_dim: int, action_dim: int) -> Specs:
@@ -82,6 +93,20 @@ def make_specs(observation_dim: int, action_dim: int) -> Specs:
         return Field(name=name, unit="1", low=(-1.0,) * size, high=(1.0,) * size)
 
     return Specs(ObservationSpec((field("observation", observation_dim),)), ActionSpec((field("action", action_dim),)))
+
+
+def make_synthetic_replay(case: Case, num_agents: int | None) -> "SyntheticReplay | Replay":
+    """Return transitions to learn from, with `sample` and `prepare` as learner.graphed_update takes them."""
+    if not case.specs.observation.images:
+        return SyntheticReplay(case, num_agents)
+    if num_agents is not None:
+        raise ConfigError("the replay of images is one agent's; populations are trained from vectors")
+    replay = make_replay(case.config, case.specs)
+    for number, (transition, _) in enumerate(transitions(_IMAGE_ROWS)):
+        is_human = transition.episode % 2 == 0
+        source = ActionSource.HUMAN_DEMONSTRATION if is_human else ActionSource.POLICY
+        replay.add(RecordId("robot", "incarnation", number), dataclasses.replace(transition, source=source))
+    return replay
 
 
 class SyntheticReplay:
@@ -108,6 +133,9 @@ class SyntheticReplay:
         num_human = round(config.replay.demonstration_fraction * self._batch_size)
         is_human = torch.arange(self._batch_size, device=config.device) < num_human
         self._is_human: Tensor = is_human.expand(*leading, self._batch_size)
+
+    def prepare(self) -> None:
+        """There is nothing to move to the device."""
 
     def sample(self) -> Batch:
         batch = self._replay.sample(self._batch_size, self._noise)

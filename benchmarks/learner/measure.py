@@ -36,7 +36,7 @@ def measure_case(
 
     times = race({_PRODUCT: multiply, **{name: path.updates.step for name, path in paths.items()}}, clock, seconds)
     written = split = None
-    if case.config.algorithm == "cgpo":
+    if case.config.algorithm == "cgpo" and not case.specs.observation.images:
         written = written_products(case.config, case.specs).total
         split = split_products(case.config, case.specs).total
     difference = None

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.learner.cases import Case, SyntheticReplay
+from benchmarks.learner.cases import Case, make_synthetic_replay
 from benchmarks.learner.flops import FlopCounter, count
 from benchmarks.learner.phases import kernels_of, ledger_of
 from benchmarks.learner.race import Clock, Times
@@ -87,13 +87,14 @@ def _make_path(case: Case, config: LearnerConfig, num_agents: int | None) -> Pat
     else:
         seeds = [dataclasses.replace(config, seed=config.seed + agent) for agent in range(num_agents)]
         algorithm = make_population(seeds, case.specs)
-    sample_batch = SyntheticReplay(case, num_agents).sample
-    metrics = algorithm.update_step(sample_batch)
+    replay = make_synthetic_replay(case, num_agents)
+    replay.prepare()
+    metrics = algorithm.update_step(replay.sample)
     losses = {key: float(torch.as_tensor(value).flatten()[0]) for key, value in metrics.items() if key.endswith("loss")}
-    updates = GraphedUpdate(algorithm, sample_batch, config)
+    updates = GraphedUpdate(algorithm, replay.sample, config, replay.prepare)
     for _ in range(_STEPS_BEFORE):
         updates.step()
-    return Path(num_agents or 1, num_agents is not None, algorithm, sample_batch, updates, losses)
+    return Path(num_agents or 1, num_agents is not None, algorithm, replay.sample, updates, losses)
 
 
 def _how(path: Path) -> str:

@@ -10,7 +10,7 @@ from benchmarks.link.report import Section, Table, Target, target_table
 
 _QUIET_SHARE = 0.95  # of wall time: below it something else ran on this core
 _ACTING_LIMITS_MS = {("paper_mujoco", 0): 2.0, ("paper_robot", 2): 25.0}
-_ANT, _TWIN = "paper_mujoco@Ant", "sim_quick@peg_in_hole"
+_ANT, _TWIN, _ROBOT = "paper_mujoco@Ant", "sim_quick@peg_in_hole", "paper_robot@two_cameras"
 
 
 def markdown(run: Run) -> str:
@@ -141,6 +141,10 @@ def _targets(run: Run) -> list[Target]:
         if case is not None and case.speedup is not None:
             promise = f"{name}: the fast path at least {least:g}x the plain one"
             targets.append(Target(promise, f"{case.speedup:.2f}x", case.speedup >= least))
+    robot = by_name.get(_ROBOT)
+    if robot is not None and is_cuda:
+        rate = 1 / robot.single.times.median
+        targets.append(Target(f"{_ROBOT}: 100 learner steps/s", f"{rate:.0f}", rate >= 100))
     ant = by_name.get(_ANT)
     if ant is None or FAST not in ant.paths:
         return targets

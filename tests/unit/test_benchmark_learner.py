@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import acting
+from benchmarks import acting, replay_memory
 from benchmarks.learner import __main__ as program
-from benchmarks.learner import peak
+from benchmarks.learner import cases, peak
 from benchmarks.learner.cases import SIZES, SyntheticReplay, default_names, make_case, make_specs
 from benchmarks.learner.flops import FlopCounter, Products, count, split_products, written_products
 from benchmarks.learner.paths import PLAIN, POPULATION
@@ -248,10 +248,23 @@ def test_report_names_every_case_and_its_phases(run: Run) -> None:
 
 
 def test_default_cases_exist_and_cover_every_baseline() -> None:
-    cases = [make_case(name, "cpu") for name in default_names()]
-    assert {"paper_mujoco@Ant", "paper_mujoco@Humanoid", "sim_quick@peg_in_hole"} <= {case.name for case in cases}
-    assert {case.config.algorithm for case in cases} == set(ALGORITHMS) - {"hil_serl_sac", "bc"}
-    assert all(case.config.cgpo.bc_warmup_steps == 0 for case in cases)
+    found = [make_case(name, "cpu") for name in default_names("cpu")]
+    assert {"paper_mujoco@Ant", "paper_mujoco@Humanoid", "sim_quick@peg_in_hole"} <= {case.name for case in found}
+    assert {case.config.algorithm for case in found} == set(ALGORITHMS) - {"hil_serl_sac", "bc"}
+    assert all(case.config.cgpo.bc_warmup_steps == 0 for case in found)
+
+
+def test_half_of_a_batch_with_images_is_a_persons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sim_pixels says so; episodes of people and of the policy alternate. One encodes its frames only once."""
+    monkeypatch.setattr(replay_memory, "EPISODE_STEPS", 4)
+    monkeypatch.setattr(cases, "_IMAGE_ROWS", 8)
+    case = make_case("sim_pixels", "cpu")
+    batch = cases.make_synthetic_replay(case, None).sample()
+    assert batch.observation.vector.shape == (case.config.replay.batch_size, case.widths[0])
+    assert len(batch.observation.maps) == 2
+    assert batch.is_human.float().mean() == case.config.replay.demonstration_fraction == 0.5
+    with pytest.raises(ConfigError, match="populations"):
+        cases.make_synthetic_replay(case, 2)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +272,7 @@ def test_default_cases_exist_and_cover_every_baseline() -> None:
     [
         (["--preset", "paper_mujocco"], "paper_mujoco"),
         (["--preset", "paper_mujoco@Cheetah"], "HalfCheetah"),
-        (["--preset", "paper_robot"], "images"),
+        (["--preset", "paper_robot@Ant"], "two_cameras"),
         (["--population", "0"], "at least one agent"),
         (["--clock", "cpu", "--threads", "2"], "--threads 1"),
     ],
