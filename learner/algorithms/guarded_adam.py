@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from learner.data_parallel import average_over_ranks
+
 
 class SkippedSteps(NamedTuple):
     """Steps that an optimiser did not take, with the last loss and gradient norm it saw, whatever they were."""
@@ -45,6 +47,7 @@ class GuardedAdam(Adam):
         is_due: Tensor | None = None,
     ) -> None:
         """Take the step of `descend` from gradients that are known already, one for each parameter."""
+        gradients, loss = average_over_ranks(gradients, loss)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             # The fused kernel reads both in the parameter's memory order, whatever the gradient's strides say.
             parameter.grad = None if gradient is None else gradient.contiguous()
