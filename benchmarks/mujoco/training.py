@@ -6,6 +6,7 @@ One thread. What a run does depends on its settings and its number of steps alon
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.mujoco.acting import Acting
 from benchmarks.mujoco.environments import Array, TrainingEnvironments, specs_of
 from benchmarks.mujoco.evaluation import Evaluator, Outcome
 from benchmarks.mujoco.run_folder import (
@@ -27,7 +29,7 @@ from benchmarks.mujoco.run_folder import (
 )
 from benchmarks.mujoco.settings import RunSettings
 from benchmarks.runs import machine
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.algorithms import make_algorithm, make_population
 from learner.algorithms.state import Resumable, Stateful
 from learner.graphed_update import GraphedUpdate
@@ -35,9 +37,10 @@ from learner.metric_sums import Average
 from learner.run_lock import sole_use_of
 from learner.tensor_replay import TensorReplay
 from policy.encoder import EncoderInput
-from policy.errors import DivergedError
+from policy.errors import DivergedError, WeightsError
 from policy.failpoints import failpoint
 
+_FORMAT = 1  # of checkpoints
 _HOPELESS = 1000  # optimiser steps in a row that were not finite
 
 
@@ -129,15 +132,21 @@ class Training(Resumable):
         self._progress = Progress(
             episode_return=[0.0] * count, finished_returns=[[] for _ in configs], best=[None] * count
         )
-        self._updater = self._make_updater()
+        self._make_callables()
         self._saved_at_s = time.monotonic()
 
-    def _make_updater(self) -> GraphedUpdate:
-        return GraphedUpdate(
+    def _make_callables(self) -> None:
+        """Make what calls the algorithm, or graphs of it, anew: loading a state may replace its tensors."""
+        self._updater = GraphedUpdate(
             self._algorithm,
             lambda: self._replay.sample(self._config.replay.batch_size, self._replay_noise),
             self._config,
         )
+        self._explore = Acting(self._algorithm.explore, self._agents, self._acting_noise)
+        self._exploit: dict[int, Acting] = {
+            count: Acting(partial(self._algorithm.exploit, candidates=count), self._agents, self._agents.noise(15))
+            for count in evaluated_candidates(self._settings)
+        }
 
     def _parts(self) -> dict[str, Stateful]:
         return {
@@ -209,11 +218,10 @@ class Training(Resumable):
     def _choose(self, observation: Array) -> Array:
         """Return actions (P, A) for observations (P, F): uniform ones until training starts."""
         if self._progress.env_step < self._config.replay.training_starts:
-            action = 2 * self._uniform_noise.uniform(1, self._action_dim) - 1
-        else:
-            action = self._algorithm.explore(self._input(observation[:, None]), self._acting_noise)
-        chosen: Array = action.reshape(len(self._folders), self._action_dim).cpu().numpy()
-        return chosen
+            action = 2 * self._uniform_noise.uniform(self._action_dim) - 1
+            uniform: Array = action.reshape(len(self._folders), self._action_dim).cpu().numpy()
+            return uniform
+        return self._explore(observation[:, None]).squeeze(1)
 
     def _update(self) -> None:
         """Bring the number of updates to what the number of steps asks for, one per step after the warm-up."""
@@ -222,11 +230,6 @@ class Training(Resumable):
         while self._progress.updates < int(steps * ratio):
             self._updater.step()
             self._progress.updates += 1
-
-    def _input(self, observation: Array) -> EncoderInput:
-        """From (P, B, F) to what the algorithm takes, (..., B, F)."""
-        vector = torch.from_numpy(observation if self._agents.is_population else observation[0])
-        return EncoderInput(vector.to(self._agents.device))
 
     def _check_stop(self) -> None:
         if self._host.should_stop():
@@ -269,13 +272,8 @@ class Training(Resumable):
             int(np.random.SeedSequence((each.settings.config.seed, evaluation, candidates)).generate_state(1)[0])
             for each in self._folders
         ]
-        noise = Noise(seeds, self._agents.device, is_population=self._agents.is_population)
-
-        def act(observation: Array) -> Array:
-            action = self._algorithm.exploit(self._input(observation), noise, candidates)
-            chosen: Array = action.reshape(*observation.shape[:2], self._action_dim).cpu().numpy()
-            return chosen
-
+        act = self._exploit[candidates]
+        act.reseed(seeds)
         return self._evaluator.run(act, evaluation, self._check_stop)
 
     def _training_cells(self, agent: int) -> Row:
@@ -348,7 +346,7 @@ class Training(Resumable):
         tensors = {f"run.{name}": tensor for name, tensor in self.state().items()}
         tensors |= {f"algorithm.{name}": tensor for name, tensor in self._algorithm.state().items()}
         tensors |= {f"actions.{agent}": torch.from_numpy(actions) for agent, (_, actions) in enumerate(episodes)}
-        save_checkpoint(self._state_folder, tensors, vars(progress))
+        save_checkpoint(self._state_folder, tensors, {"format": _FORMAT, **vars(progress)})
         failpoint("mujoco.saved")
         self._saved_at_s = time.monotonic()
         for agent, folder in enumerate(self._folders):
@@ -364,6 +362,11 @@ class Training(Resumable):
                 folder.cut({})
             return
         tensors, values = found
+        if values.pop("format", None) != _FORMAT:
+            raise WeightsError(
+                f"checkpoint in {self._state_folder} was written by another version of this program (its format is not "
+                f"{_FORMAT}). Go on with that version, or start again in another folder."
+            )
         self._progress = Progress(**values)
         self.load_state(_below("run.", tensors))
         self._algorithm.load_state(_below("algorithm.", tensors))
@@ -372,7 +375,7 @@ class Training(Resumable):
         self._environments.resume(list(zip(self._progress.episodes, actions, strict=True)))
         for folder, sizes in zip(self._folders, self._progress.sizes, strict=True):
             folder.cut(sizes)
-        self._updater = self._make_updater()
+        self._make_callables()
         self._host.say(f"continuing at step {self._progress.env_step:,}")
 
     def _finish(self) -> None:
