@@ -19,7 +19,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +59,8 @@ class SweepConfig:
     """Runs at a time; 0 is one on this machine, and with ray as many as its resources allow."""
     retries: int = 2
     """Times that a run which dies is started again, counted anew when the sweep is."""
+    retry_pause_s: float = 10.0
+    """Time before that; twice as long before each further one. Other runs go on meanwhile."""
     ray_address: str = ""
     """Hand the runs to ray: "local" for the cores of this machine, or the address of a cluster (HOST:PORT, or "auto"
     on one of its machines). All machines need this folder, the runs' folders and .venv under the same paths."""
@@ -69,8 +70,11 @@ class SweepConfig:
     """GPUs that ray keeps for each run; 0.25 puts four runs on one."""
 
     def __post_init__(self) -> None:
-        if self.jobs < 0 or self.retries < 0:
-            raise ConfigError(f"jobs = {self.jobs} and retries = {self.retries} cannot be negative")
+        if min(self.jobs, self.retries, self.retry_pause_s) < 0:
+            raise ConfigError(
+                f"jobs = {self.jobs}, retries = {self.retries} and retry_pause_s = {self.retry_pause_s} cannot be "
+                "negative"
+            )
         if self.cpus_per_run <= 0 or self.gpus_per_run < 0:
             raise ConfigError(
                 f"cpus_per_run = {self.cpus_per_run} must be positive, gpus_per_run = {self.gpus_per_run} not negative"
@@ -112,6 +116,7 @@ class _Task:
     run: SweepRun
     log_path: Path
     starts: int = 0
+    not_before_s: float = 0.0
     handle: Any = field(default=None, repr=False)
 
 
@@ -127,30 +132,30 @@ def run_sweep(runs: Sequence[SweepRun], logs: Path, config: SweepConfig) -> list
     if len(set(names)) < len(names):
         raise ConfigError(f"two runs of the sweep have the same name: {', '.join(sorted(names))}")
     make_folder(logs)
-    waiting = deque(_Task(run, (logs / f"{run.name}.log").absolute()) for run in runs if not _is_done_before(run, logs))
+    waiting = [_Task(run, (logs / f"{run.name}.log").absolute()) for run in runs if not _is_done_before(run)]
     if not waiting:
         return []
     with _stop_on_signals() as stop:
         place: _Place = _Ray(config) if config.ray_address else _ThisMachine()
         jobs = config.jobs or (len(waiting) if config.ray_address else 1)
-        return _work_off(waiting, place, jobs, config.retries, stop)
+        return _work_off(waiting, place, jobs, config, stop)
 
 
-def _is_done_before(run: SweepRun, logs: Path) -> bool:
+def _is_done_before(run: SweepRun) -> bool:
     if not run.is_finished():
         return False
     logger.info("%s is finished already", run.name)
     return True
 
 
-def _work_off(waiting: deque[_Task], place: _Place, jobs: int, retries: int, stop: threading.Event) -> list[str]:
-    total = len(waiting)
+def _work_off(waiting: list[_Task], place: _Place, jobs: int, config: SweepConfig, stop: threading.Event) -> list[str]:
     active: list[_Task] = []
     failed: list[str] = []
     try:
         while (waiting or active) and not stop.is_set():
-            while waiting and len(active) < jobs:
-                active.append(_start(waiting.popleft(), place))
+            for task in [task for task in waiting if task.not_before_s <= time.monotonic()][: jobs - len(active)]:
+                waiting.remove(task)
+                active.append(_start(task, place))
             stop.wait(_POLL_PERIOD_S)
             for task in list(active):
                 code = place.exit_code(task.handle)
@@ -158,9 +163,9 @@ def _work_off(waiting: deque[_Task], place: _Place, jobs: int, retries: int, sto
                     continue
                 active.remove(task)
                 if task.run.is_finished():
-                    logger.info("%s is finished; %d of %d to go", task.run.name, len(waiting) + len(active), total)
-                elif _may_go_on(task, code, retries):
-                    waiting.appendleft(task)
+                    logger.info("%s is finished; %d more", task.run.name, len(waiting) + len(active))
+                elif _may_go_on(task, code, config):
+                    waiting.insert(0, task)
                 else:
                     failed.append(task.run.name)
     finally:
@@ -183,13 +188,16 @@ def _start(task: _Task, place: _Place) -> _Task:
     return task
 
 
-def _may_go_on(task: _Task, code: int, retries: int) -> bool:
-    """Report a run that ended too early, and return whether it may be started again."""
-    may_go_on = code not in _FINAL and task.starts <= retries
-    consequence = "starting it again" if may_go_on else "giving it up"
+def _may_go_on(task: _Task, code: int, config: SweepConfig) -> bool:
+    """Report a run that ended too early; return whether it may be started again, and note when."""
+    may_go_on = code not in _FINAL and task.starts <= config.retries
+    pause_s = config.retry_pause_s * 2 ** (task.starts - 1)
+    task.not_before_s = time.monotonic() + pause_s
     logger.warning(
         "%s ended with code %d before it was finished, start %d of %d: %s. The end of %s:\n%s",
-        task.run.name, code, task.starts, retries + 1, consequence, task.log_path, _last_lines(task.log_path),
+        task.run.name, code, task.starts, config.retries + 1,
+        f"starting it again in {pause_s:.0f} s" if may_go_on else "giving it up",
+        task.log_path, _last_lines(task.log_path),
     )  # fmt: skip
     return may_go_on
 

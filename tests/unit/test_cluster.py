@@ -76,7 +76,7 @@ def test_a_run_that_dies_is_resumed_and_its_last_words_are_shown(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = make_run(tmp_path, "a", 'echo "out of luck"; [ $starts -ge 3 ] && touch a.done; kill -9 $$')
-    assert run_sweep([run], tmp_path / "logs", SweepConfig(retries=2)) == []
+    assert run_sweep([run], tmp_path / "logs", SweepConfig(retries=2, retry_pause_s=0)) == []
     assert calls(tmp_path) == ["a", "a --resume", "a --resume"]
     assert [record.levelname for record in caplog.records].count("WARNING") == 2
     assert "a ended with code -9" in caplog.text
@@ -90,10 +90,16 @@ def test_a_run_that_never_finishes_is_given_up_and_the_others_go_on(tmp_path: Pa
         make_run(tmp_path, "hopeless", f"exit {EXIT_CONFIG}"),
         make_run(tmp_path, "good", "touch good.done"),
     ]
-    failed = run_sweep(runs, tmp_path / "logs", SweepConfig(retries=1))
+    failed = run_sweep(runs, tmp_path / "logs", SweepConfig(retries=1, retry_pause_s=0))
     assert failed == ["dies", "ends_too_early", "hopeless"]
     expected = ["dies", "dies --resume", "ends_too_early", "ends_too_early --resume", "hopeless", "good"]
     assert calls(tmp_path) == expected
+
+
+def test_others_go_on_while_a_run_that_died_waits_for_its_next_start(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, "a", "[ $1 ] && touch a.done"), make_run(tmp_path, "b", "touch b.done")]
+    assert run_sweep(runs, tmp_path / "logs", SweepConfig(retries=1, retry_pause_s=0.5)) == []
+    assert calls(tmp_path) == ["a", "b", "a --resume"]
 
 
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -161,7 +167,7 @@ def test_ray_does_runs_at_a_time_and_again_when_they_die(
         make_run(tmp_path, "dies", "[ $starts -ge 2 ] && touch dies.done && exit; echo unlucky; exit 1"),
         make_run(tmp_path, "hopeless", f"exit {EXIT_CONFIG}"),
     ]
-    config = SweepConfig(ray_address="local", cpus_per_run=0.5, retries=1)
+    config = SweepConfig(ray_address="local", cpus_per_run=0.5, retries=1, retry_pause_s=0)
     assert run_sweep(runs, tmp_path / "logs", config) == ["hopeless"]
     assert sorted(calls(tmp_path)) == ["dies", "dies --resume", "hopeless"]
     assert "    unlucky" in caplog.text

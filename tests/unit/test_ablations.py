@@ -1,0 +1,172 @@
+"""Variants of CGPO: each valid, and different from the base in what it names alone; what is said of their runs."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from benchmarks.ablations import BASE, Options, base_config, chosen_variants, make_runs, render, variants, verdict
+from benchmarks.mujoco.__main__ import _parse, _runs
+from benchmarks.mujoco.curves import Curve
+from benchmarks.mujoco.settings import resolve_config
+from benchmarks.mujoco.sweep import Options as SweepOptions
+from benchmarks.mujoco.sweep import make_runs as make_sweep_runs
+from benchmarks.mujoco.sweep import split_arguments
+from benchmarks.point_reach import TASK
+from policy.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESETS = ("paper_mujoco", "reduced_mujoco", str(ROOT / "benchmarks" / "reduced_point_reach.toml"))
+
+
+@pytest.fixture(autouse=True)
+def _in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # where the benchmarks are started
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return result
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_each_variant_differs_from_the_base_in_what_it_names_alone(preset: str) -> None:
+    options = Options(preset=preset)
+    base = flat(dataclasses.asdict(base_config(options)))
+    found = variants(base_config(options))
+    assert len({variant.name for variant in found}) == len(found) > 18
+    for variant in found:
+        config = resolve_config(preset, variant.overrides, algorithm="cgpo", device="cpu", threads=1)
+        changed = {name for name, value in flat(dataclasses.asdict(config)).items() if value != base[name]}
+        assert changed, variant.name
+        assert changed <= {override.partition("=")[0] for override in variant.overrides}, variant.name
+
+
+def test_a_value_that_the_base_has_is_no_variant() -> None:
+    paper = {variant.name for variant in variants(base_config(Options(preset="paper_mujoco")))}
+    assert {"steps_5", "steps_15", "rho_0.35", "rho_0.65", "target_candidates_1"} <= paper
+    assert not {"steps_10", "rho_0.95", "target_candidates_4", "behavior_candidates_4", "clip_projected"} & paper
+
+
+def test_all_that_is_to_be_compared_has_a_variant() -> None:
+    overrides = {override for variant in variants(base_config(Options())) for override in variant.overrides}
+    assert overrides >= {
+        "cgpo.guidance.type=none", "cgpo.guidance.type=naive", "cgpo.guidance.best_of=64", "cgpo.critic.ddqn=false",
+        "policy.drop_quantiles=0", "cgpo.critic.type=twin_scalar", "cgpo.vbase=zero", "cgpo.vbase=sampled",
+        "cgpo.entropy_reduction=mean", "cgpo.guidance.through_denoiser=false", "cgpo.guidance.clip_grad=hard",
+    }  # fmt: skip
+
+
+def test_an_unknown_variant_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'naive'"):
+        chosen_variants(Options(only=("naiv",)))
+
+
+def test_runs_are_what_the_runner_makes_of_their_commands(tmp_path: Path) -> None:
+    """The folder in which a sweep looks for a run's summary must be the one that the run writes."""
+    options = Options(only=("none", "behavior_candidates_1"), seeds="0,2", out=tmp_path, set=("batch_size=8",))
+    sweep = make_runs(options, chosen_variants(options))
+    assert [run.name for run in sweep] == [
+        f"{name}-s{seed}" for seed in (0, 2) for name in (BASE, "none", "behavior_candidates_1")
+    ]
+    for run in sweep:
+        ((settings,),) = _runs(_parse(run.command[3:]))
+        assert settings.config.replay.batch_size == 8
+        assert settings.protocol.candidates == (4,)  # what is compared is evaluated alike
+        assert not run.is_finished()
+        summary = tmp_path / settings.folder / "summary.json"
+        summary.parent.mkdir(parents=True)
+        summary.write_text('{"env_step": 2999}')
+        assert not run.is_finished()
+        summary.write_text('{"env_step": 3000}')
+        assert run.is_finished()
+
+
+def test_a_sweep_has_every_task_algorithm_and_seed(tmp_path: Path) -> None:
+    options = SweepOptions(tasks=(TASK,), algorithms=("cgpo", "sac"), seeds="0-1", steps=70, out=tmp_path, reduced=True)
+    runs = make_sweep_runs(options, ["--threads", "2"])
+    assert len({run.name for run in runs}) == 4
+    for run in runs:
+        ((settings,),) = _runs(_parse(run.command[3:]))
+        summary = tmp_path / settings.folder / "summary.json"
+        summary.parent.mkdir(parents=True)
+        summary.write_text('{"env_step": 70}')
+        assert run.is_finished()
+        assert settings.config.torch_threads == 2
+        assert settings.preset == ("reduced_mujoco" if settings.config.algorithm == "cgpo" else "paper_mujoco_sac")
+
+
+def test_what_follows_two_dashes_goes_to_the_runs() -> None:
+    assert split_arguments(["--jobs", "2", "--debug", "--", "--threads", "1"]) == (["--jobs", "2"], ["--threads", "1"])
+    assert split_arguments(["--list"]) == (["--list"], [])
+
+
+@pytest.mark.parametrize(
+    ("values", "base", "expected"),
+    [
+        ([1, 2, 3], [4, 5, 6], "**worse** (10.0%)"),  # 2 of the 20 ways to share six values out
+        ([7, 8], [4, 5, 6], "**better** (20.0%)"),
+        ([1, 4.5], [4, 5, 6], "within the spread"),
+        ([1], [4, 5, 6], "too few seeds"),
+    ],
+)
+def test_a_difference_counts_when_all_seeds_are_on_one_side(
+    values: list[float], base: list[float], expected: str
+) -> None:
+    assert verdict(values, base) == expected
+
+
+def curve_of(overrides: tuple[str, ...], seed: int, returns: list[float], is_finished: bool = True) -> Curve:
+    rows = tuple({"env_step": float(step), "return_mean_k4": value} for step, value in enumerate(returns, 1))
+    return Curve(
+        task=TASK, algorithm="cgpo", preset="reduced_point_reach", overrides=overrides, seed=seed, population=(),
+        protocol={}, steps=20, is_finished=is_finished, starts=(), columns=("env_step", "return_mean_k4"), rows=rows,
+    )  # fmt: skip
+
+
+def test_the_table_sets_each_variant_beside_the_base() -> None:
+    options = Options(only=("none", "naive", "no_ddqn"))
+    curves = [curve_of((), seed, [0.0, 100.0 + 10 * seed]) for seed in range(3)]
+    curves += [curve_of(("cgpo.guidance.type=none",), seed, [0.0, 50.0]) for seed in range(3)]
+    curves += [curve_of(("cgpo.guidance.type=naive",), seed, [300.0, 105.0], seed != 1) for seed in range(3)]
+    document = render(options, chosen_variants(options), curves)
+    lines = {line.split("|")[1].strip(): line for line in document.splitlines() if line.startswith("|")}
+    assert lines["base"].endswith("| 3 | 110 ± 10.0 |  | 55.0 ± 5.0 |  |")
+    assert lines["none"].endswith("| 50.0 ± 0.0 | **worse** (10.0%) | 25.0 ± 0.0 | **worse** (10.0%) |")
+    assert lines["naive"].endswith("| 105 ± 0.0 | within the spread | 202 ± 0.0 | **better** (10.0%) |")
+    assert "Not run yet: no_ddqn." in document
+    assert "**1 of these runs are unfinished**" in document
+
+
+def test_without_the_base_there_is_no_table() -> None:
+    options = Options(only=("none",))
+    with pytest.raises(ConfigError, match="nothing to compare with"):
+        render(options, chosen_variants(options), [curve_of(("cgpo.guidance.type=none",), 0, [1.0])])
+
+
+def test_the_cheap_task_rewards_whoever_moves_to_the_centre_and_stays() -> None:
+    env = gymnasium.make(TASK)
+    turn = env.unwrapped._turn  # type: ignore[attr-defined]
+
+    def total(policy: Any, episodes: int = 30) -> float:
+        returns = []
+        for seed in range(episodes):
+            observation, _ = env.reset(seed=seed)
+            done, rewards = False, []
+            while not done:
+                observation, reward, done, truncated, _ = env.step(policy(observation).astype(np.float32))
+                assert not truncated
+                rewards.append(float(reward))
+            assert len(rewards) == 10
+            returns.append(sum(rewards))
+        return float(np.mean(returns))
+
+    best = total(lambda observation: np.clip(-4 * turn.T @ observation[:6], -1, 1))
+    assert best > 6
+    assert total(lambda _: np.zeros(6)) < 1.5
+    assert total(lambda observation: np.clip(-4 * observation[:6], -1, 1)) < best - 2  # its axes are not the point's
