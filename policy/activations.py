@@ -16,7 +16,7 @@ _NORM_EPS = 1e-5  # of torch.nn.functional.layer_norm
 
 
 class Layer(NamedTuple):
-    """weight (out, in), any strides; bias (out,)."""
+    """weight (..., out, in), any strides; bias (..., out)."""
 
     weight: Tensor
     bias: Tensor
@@ -26,15 +26,17 @@ Kept = tuple[Tensor, ...]  # what the derivative needs of one layer
 
 
 class Activation(Protocol):
-    """Of one MLP. Shapes: sums, values, gradients (R, H)."""
+    """Of one MLP. Shapes: sums, values, gradients (R, H); the layers may be stacked."""
 
     sign: int
     """The sums that it takes are these times a layer's own."""
 
-    def arranged(self, layer: Layer, *, follows: bool, leads: bool) -> Layer:
+    @staticmethod
+    def arranged(layer: Layer, *, follows: bool, leads: bool) -> Layer:
         """The layer for inputs that are this activation's values (follows) and outputs that it will take (leads)."""
 
-    def restored(self, gradient: Layer, *, follows: bool, leads: bool) -> Layer:
+    @staticmethod
+    def restored(gradient: Layer, *, follows: bool, leads: bool) -> Layer:
         """The gradient of a layer from that of its arranged form, which is overwritten."""
 
     def values(self, sums: Tensor, index: int) -> Tensor:
@@ -59,10 +61,12 @@ class Mish:
 
     sign = -1
 
-    def arranged(self, layer: Layer, *, follows: bool, leads: bool) -> Layer:
+    @staticmethod
+    def arranged(layer: Layer, *, follows: bool, leads: bool) -> Layer:
         return Layer(-layer.weight, -layer.bias) if leads else layer
 
-    def restored(self, gradient: Layer, *, follows: bool, leads: bool) -> Layer:
+    @staticmethod
+    def restored(gradient: Layer, *, follows: bool, leads: bool) -> Layer:
         return Layer(gradient.weight.neg_(), gradient.bias.neg_()) if leads else gradient
 
     def values(self, sums: Tensor, index: int) -> Tensor:
@@ -74,7 +78,9 @@ class Mish:
         q = torch.sigmoid(sums)
         r = torch.addcmul(_ONE, q, q).reciprocal_()
         values = torch.addcmul(sums, sums, r, value=-2)
-        h, q, r = sums[:rows], q[:rows], r[:rows]
+        h = sums
+        if rows < h.shape[0]:
+            h, q, r = h[:rows], q[:rows], r[:rows]
         torch.addcmul(h, h, q, value=-1, out=h)  # -z (1 - q)
         torch.addcmul(r, r, r, value=-1, out=q)  # r (1 - r)
         return values, (torch.addcmul(r, h, q, value=-2, out=r),)
@@ -91,10 +97,12 @@ class Relu:
 
     sign = 1
 
-    def arranged(self, layer: Layer, *, follows: bool, leads: bool) -> Layer:
+    @staticmethod
+    def arranged(layer: Layer, *, follows: bool, leads: bool) -> Layer:
         return layer
 
-    def restored(self, gradient: Layer, *, follows: bool, leads: bool) -> Layer:
+    @staticmethod
+    def restored(gradient: Layer, *, follows: bool, leads: bool) -> Layer:
         return gradient
 
     def values(self, sums: Tensor, index: int) -> Tensor:
@@ -120,17 +128,24 @@ class NormTanh:
     sign = 1
 
     def __init__(self, gains: Sequence[Tensor], shifts: Sequence[Tensor]) -> None:
-        """gains and shifts (H,) of each hidden layer."""
-        self._gains = [2 * gain for gain in gains]
-        self._shifts = [2 * shift for shift in shifts]
+        """Twice the gains and shifts (H,) of each hidden layer."""
+        self._gains, self._shifts = gains, shifts
 
-    def arranged(self, layer: Layer, *, follows: bool, leads: bool) -> Layer:
-        return Layer(2 * layer.weight, layer.bias - layer.weight.sum(dim=1)) if follows else layer
+    @classmethod
+    def members(cls, gains: Sequence[Tensor], shifts: Sequence[Tensor]) -> "list[NormTanh]":
+        """Those of N MLPs, from gains and shifts (N, H)."""
+        each_gain, each_shift = ([(2 * part).unbind(0) for part in parts] for parts in (gains, shifts))
+        return [cls(*own) for own in zip(zip(*each_gain, strict=True), zip(*each_shift, strict=True), strict=True)]
 
-    def restored(self, gradient: Layer, *, follows: bool, leads: bool) -> Layer:
+    @staticmethod
+    def arranged(layer: Layer, *, follows: bool, leads: bool) -> Layer:
+        return Layer(2 * layer.weight, layer.bias - layer.weight.sum(dim=-1)) if follows else layer
+
+    @staticmethod
+    def restored(gradient: Layer, *, follows: bool, leads: bool) -> Layer:
         if not follows:
             return gradient
-        return Layer(gradient.weight.mul_(2).sub_(gradient.bias[:, None]), gradient.bias)
+        return Layer(gradient.weight.mul_(2).sub_(gradient.bias[..., None]), gradient.bias)
 
     def values(self, sums: Tensor, index: int) -> Tensor:
         gain, shift = self._gains[index], self._shifts[index]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mish
 
-from policy.activations import Kept, Layer, Mish
-from policy.fast_linear import linear
-from policy.fast_mlp import FastMlp
+from policy.activations import Kept, Layer
+from policy.fast_linear import dense, linear
+from policy.fast_mlp import make_mlps
 from policy.noise_schedule import NoiseSchedule
 
 _GROUP_FLOATS = 1 << 17  # of one hidden layer; measured: twice or half as many take 3 to 10 % longer
@@ -67,12 +67,12 @@ class FastDenoiser:
     def __init__(self, tensors: Mapping[str, Tensor], feature: Tensor) -> None:
         """tensors of one Denoiser by name; feature (B, F)."""
         layers = layers_of(tensors, "trunk")
-        self._mlp = FastMlp(layers, Mish())
-        self.action_dim = len(layers[-1].bias)
+        (self._mlp,) = make_mlps("mish", [Layer(weight[None], bias[None]) for weight, bias in layers])
+        self.action_dim = layers[-1].bias.shape[0]
         first, embedding = self._mlp.first, time_embedding(tensors)
         ends = [self.action_dim, self.action_dim + embedding.shape[1]]
         to_action, to_time, to_state = first.weight.tensor_split(ends, dim=1)
-        self._to_action = to_action.t()
+        self._action_to_sums, self._sums_to_action = to_action.t(), dense(to_action.t())
         self._time_part = torch.addmm(first.bias, embedding, to_time.t())  # (T, H)
         self._state_part = linear(feature, to_state)  # (B, H)
 
@@ -99,11 +99,11 @@ class FastDenoiser:
 
     def back(self, gradient: Tensor, slopes: list[Kept]) -> Tensor:
         """Gradient with respect to x (R, A) from that with respect to the predicted noise (R, A)."""
-        return linear(self._mlp.back(gradient, slopes), self._to_action)
+        return linear(self._mlp.back(gradient, slopes), self._sums_to_action)
 
     def _sums(self, x: Tensor, states: Tensor, step: int) -> Tensor:
         sums = states + self._time_part[step]
-        return sums.addmm_(x, self._to_action)
+        return sums.addmm_(x, self._action_to_sums)
 
 
 def denoise(x: Tensor, error: Tensor, level: Level, noise: Tensor) -> Tensor:

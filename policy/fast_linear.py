@@ -16,8 +16,8 @@ _NARROW = 32  # MKL takes as long for fewer columns as for this many
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias for x (R, in), weight (out, in) of any strides, bias (out,). Without autograd."""
-    if pays(len(x), weight) and x.dtype == torch.float32 and is_onednn_used():
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
+    if pays(x.shape[0], weight) and x.dtype == torch.float32 and is_onednn_used():
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(dense(x), dense(weight), bias, "none", [], "")
         return result
     return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
 
@@ -27,7 +27,7 @@ def pays(rows: int, weight: Tensor) -> bool:
     return rows * weight.shape[1] * max(weight.shape[0], _NARROW) > _MIN_WORK
 
 
-def _dense(matrix: Tensor) -> Tensor:
+def dense(matrix: Tensor) -> Tensor:
     """Without gaps between rows or columns: with gaps oneDNN falls back to a reference, a thousand times slower."""
     return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 

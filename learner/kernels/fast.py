@@ -22,7 +22,7 @@ from policy.critic_network import CriticEnsemble
 from policy.denoiser import Denoiser
 from policy.fast_chain import layers_of, levels_of, time_embedding
 from policy.fast_linear import is_onednn_used
-from policy.fast_mlp import run_mlp
+from policy.fast_mlp import run_mlps
 from policy.noise_schedule import make_noise_schedule
 
 
@@ -125,8 +125,8 @@ class FastKernels:
 
 def _value(num_dropped: int, critic: CriticLayers, feature: Tensor, action: Tensor) -> Tensor:
     fast_critic = FastCritic(critic, feature, num_dropped)
-    per_state, width = len(action) // len(feature), critic.layers[0][0].weight.shape[0]
-    groups = value_groups(len(feature), per_state, width)
+    per_state = len(action) // len(feature)
+    groups = value_groups(len(feature), per_state, critic.width)
     return torch.cat(
         [fast_critic.value(action[group.start * per_state : group.stop * per_state], group) for group in groups]
     )
@@ -140,7 +140,8 @@ def _predict_noise(tensors: dict[str, Tensor], noisy_action: Tensor, step: Tenso
     per_level, per_state = embedding @ to_time.t(), feature @ to_state.t()
     states = per_state.repeat_interleave(len(noisy_action) // len(feature), dim=0)
     base = states + per_level.index_select(0, step)
-    return run_mlp("mish", noisy_action, base, [Layer(to_action, first.bias), *others])
+    layers = [Layer(weight[None], bias[None]) for weight, bias in (Layer(to_action, first.bias), *others)]
+    return run_mlps("mish", noisy_action, base, layers).squeeze(1)
 
 
 def _template(network: nn.Module) -> nn.Module:

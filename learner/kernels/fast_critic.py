@@ -6,43 +6,34 @@ import torch
 from torch import Tensor
 
 from policy.activations import Kept, Layer
-from policy.fast_linear import linear
-from policy.fast_mlp import FastMlp, make_activation, run_mlp
+from policy.fast_linear import dense, linear
+from policy.fast_mlp import FastMlp, make_mlps, run_mlps
 
 _GROUP_FLOATS = 1 << 17  # of one hidden layer, as in policy.fast_chain
 
 
 class CriticLayers:
-    """The parameters of each critic of one ensemble. Shapes as in policy.critic_network."""
+    """The parameters of one ensemble. Shapes as in policy.critic_network."""
 
     def __init__(self, tensors: Mapping[str, Tensor], activation: str) -> None:
         """tensors of one CriticEnsemble by name; activation mish or relu where it has no LayerNorm."""
         self.activation = activation
-        self.num_layers = sum(name.startswith("weights.") for name in tensors)
-        weights = [_members(tensors[f"weights.{index}"]) for index in range(self.num_layers)]
-        biases = [_members(tensors[f"biases.{index}"]) for index in range(self.num_layers)]
-        has_norm = "norm_gains.0" in tensors
-        hidden = range(self.num_layers - 1 if has_norm else 0)
-        gains = [_members(tensors[f"norm_gains.{index}"]) for index in hidden]
-        shifts = [_members(tensors[f"norm_biases.{index}"]) for index in hidden]
-        members = range(len(weights[0]))
-        self.layers = [
-            [Layer(weight[n].t(), bias[n][0]) for weight, bias in zip(weights, biases, strict=True)] for n in members
-        ]
-        self.gains = [[gain[n][0] for gain in gains] for n in members]
-        self.shifts = [[shift[n][0] for shift in shifts] for n in members]
+        weights, biases = _listed(tensors, "weights"), _listed(tensors, "biases")
+        self.layers = [Layer(weight.mT, bias.squeeze(1)) for weight, bias in zip(weights, biases, strict=True)]
+        self.gains = [gain.squeeze(1) for gain in _listed(tensors, "norm_gains")]
+        self.shifts = [shift.squeeze(1) for shift in _listed(tensors, "norm_biases")]
+        self.width = weights[0].shape[-1]
 
     def quantiles(self, feature: Tensor, action: Tensor) -> Tensor:
         """Quantiles (B, N, M) of feature (B, F) and action (B, A), differentiable in all tensors."""
         inputs = torch.cat([feature, action], dim=-1)
-        each = zip(self.layers, self.gains, self.shifts, strict=True)
-        outputs = [run_mlp(self.activation, inputs, None, layers, gains, shifts) for layers, gains, shifts in each]
-        return torch.stack(outputs, dim=1)
+        return run_mlps(self.activation, inputs, None, self.layers, self.gains, self.shifts)
 
 
-def _members(stacked: Tensor) -> tuple[Tensor, ...]:
-    """Unbound at once: the gradients are then stacked at once, and not added up in as many full-size tensors."""
-    return stacked.unbind(0)
+def _listed(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """The elements of a ParameterList, in order."""
+    count = sum(key.startswith(f"{name}.") for key in tensors)
+    return [tensors[f"{name}.{index}"] for index in range(count)]
 
 
 class FastCritic:
@@ -53,10 +44,8 @@ class FastCritic:
 
     def __init__(self, critic: CriticLayers, feature: Tensor, num_dropped: int) -> None:
         self._num_dropped = num_dropped
-        self._members = [
-            _Member(layers, feature, critic.activation, gains, shifts)
-            for layers, gains, shifts in zip(critic.layers, critic.gains, critic.shifts, strict=True)
-        ]
+        mlps = make_mlps(critic.activation, critic.layers, critic.gains, critic.shifts)
+        self._members = [_Member(mlp, feature) for mlp in mlps]
 
     def value(self, action: Tensor, group: slice) -> Tensor:
         """Conservative value (R,) of action (R, A) for the states of a group."""
@@ -78,30 +67,29 @@ class FastCritic:
 class _Member:
     """One critic; its quantiles are columns (M, R), over which a maximum is quickly found."""
 
-    def __init__(
-        self, layers: list[Layer], feature: Tensor, activation: str, gains: list[Tensor], shifts: list[Tensor]
-    ) -> None:
-        self._mlp = FastMlp(layers, make_activation(activation, gains, shifts))
+    def __init__(self, mlp: FastMlp, feature: Tensor) -> None:
+        self._mlp = mlp
         first = self._mlp.first
-        to_state, self._to_action = first.weight.tensor_split([feature.shape[1]], dim=1)
+        to_state, to_action = first.weight.tensor_split([feature.shape[1]], dim=1)
+        self._action_to_sums, self._sums_to_action = to_action.t(), dense(to_action.t())
         self._state_part = linear(feature, to_state, first.bias)
 
     def quantiles(self, action: Tensor, group: slice) -> Tensor:
         return self._columns(self._mlp.hidden(self._sums(action, group)))
 
     def quantiles_and_slopes(self, action: Tensor, group: slice) -> tuple[Tensor, list[Kept]]:
-        values, slopes = self._mlp.hidden_and_slopes(self._sums(action, group), len(action))
+        values, slopes = self._mlp.hidden_and_slopes(self._sums(action, group), action.shape[0])
         return self._columns(values[-1]), slopes
 
     def back(self, weight: Tensor, slopes: list[Kept]) -> Tensor:
         """Gradient (R, A) from the quantiles' weights (M, R)."""
-        return linear(self._mlp.back(weight.t(), slopes), self._to_action.t())
+        return linear(self._mlp.back(weight.t(), slopes), self._sums_to_action)
 
     def _sums(self, action: Tensor, group: slice) -> Tensor:
         states = self._state_part[group]
-        per_state = len(action) // len(states)
+        per_state = action.shape[0] // states.shape[0]
         rows = states if per_state == 1 else states.repeat_interleave(per_state, dim=0)
-        return torch.addmm(rows, action, self._to_action.t())
+        return torch.addmm(rows, action, self._action_to_sums)
 
     def _columns(self, hidden: Tensor) -> Tensor:
         last = self._mlp.last
