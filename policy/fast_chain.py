@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import mish
 
 from policy.activations import Kept, Layer
-from policy.fast_linear import dense, linear
+from policy.fast_linear import affine, dense, linear
 from policy.fast_mlp import make_mlps
 from policy.noise_schedule import NoiseSchedule
 
@@ -51,11 +51,9 @@ def layers_of(tensors: Mapping[str, Tensor], name: str) -> list[Layer]:
 
 
 def time_embedding(tensors: Mapping[str, Tensor]) -> Tensor:
-    """The denoiser's embedding of each level, (T, E)."""
+    """The denoiser's embedding of each level, (..., T, E)."""
     hidden, last = layers_of(tensors, "time_mlp")
-    return torch.addmm(
-        last.bias, mish(torch.addmm(hidden.bias, tensors["time_table"], hidden.weight.t())), last.weight.t()
-    )
+    return affine(mish(affine(tensors["time_table"], *hidden)), *last)
 
 
 class FastDenoiser:

@@ -22,6 +22,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
 
 
+def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """inputs @ weight.mT + bias for inputs (..., R, in), weight (..., out, in), bias (..., out), with `...` () or (P,).
+
+    One kernel of PyTorch's own; differentiable.
+    """
+    if inputs.dim() == 2:
+        return torch.addmm(bias, inputs, weight.t())
+    return torch.baddbmm(bias[:, None], inputs, weight.mT)
+
+
 def pays(rows: int, weight: Tensor) -> bool:
     """Whether oneDNN is the faster one for this product."""
     return rows * weight.shape[1] * max(weight.shape[0], _NARROW) > _MIN_WORK

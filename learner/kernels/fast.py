@@ -119,8 +119,9 @@ class FastKernels:
         return [{name: tensors[index] for name, tensors in each.items()} for index in range(self._num_agents)]
 
     def _critics(self, critic: nn.Module) -> list[CriticLayers]:
-        activation = getattr(_template(critic), "activation", "mish")
-        return [CriticLayers(tensors, activation) for tensors in self._members(critic)]
+        template = _template(critic)
+        assert isinstance(template, CriticEnsemble)
+        return [CriticLayers(tensors, template.activation) for tensors in self._members(critic)]
 
 
 def _value(num_dropped: int, critic: CriticLayers, feature: Tensor, action: Tensor) -> Tensor:
