@@ -27,7 +27,7 @@ from benchmarks.mujoco.settings import (
 )
 from benchmarks.mujoco.training import Host, Stopped, is_finished, train
 from policy.cli import run_main
-from policy.errors import EXIT_INTERRUPTED, ConfigError
+from policy.errors import EXIT_INTERRUPTED, ConfigError, DivergedError
 from policy.failpoints import failpoint
 
 _CANDIDATES = (1, 4, 32)  # K_e of the paper's comparison: none, CGPO's, QVPO's
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkpoint_period_s=60 * options.checkpoint_minutes,
         should_stop=stop.is_set,
     )
+    diverged: DivergedError | None = None
     for run in runs:
         names = ", ".join(str(host.out / each.folder) for each in run)
         if is_finished(run, host):
@@ -57,7 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Stopped:
             _say_how_to_go_on(arguments)
             return EXIT_INTERRUPTED
-        print(f"{names}: finished", flush=True)
+        except DivergedError as error:
+            print(f"{error}", flush=True)
+            diverged = error
+        else:
+            print(f"{names}: finished", flush=True)
+    if diverged is not None:
+        raise diverged
     return 0
 
 

@@ -15,10 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
-
 from benchmarks.mujoco.settings import RunSettings
 from policy.errors import ConfigError, WeightsError
 from policy.files import make_folder, replace_durably, replace_file
@@ -171,26 +167,6 @@ def describe_start(env_step: int, command: Sequence[str], device: str, threads: 
         "device": device,
         "threads": threads,
     }
-
-
-def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-    """Write one file by one rename: a crash leaves the checkpoint before or this one."""
-    make_folder(folder)
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    replace_durably(folder / "checkpoint.safetensors", save(contiguous, metadata={"progress": json.dumps(progress)}))
-
-
-def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return tensors and progress of the newest checkpoint, None without one; raises WeightsError if it is damaged."""
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            progress = json.loads(file.metadata()["progress"])
-            return {name: file.get_tensor(name) for name in file.keys()}, progress
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise WeightsError(f"checkpoint {path} cannot be read: {error}. Start again in another folder.") from error
 
 
 def _append(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ One thread. What a run does depends on its settings and its number of steps alon
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.mujoco.acting import Acting
+from benchmarks.mujoco.checkpoint import Progress, load_checkpoint, save_checkpoint
 from benchmarks.mujoco.environments import Array, TrainingEnvironments, specs_of
 from benchmarks.mujoco.evaluation import Evaluator, Outcome
 from benchmarks.mujoco.run_folder import (
@@ -23,8 +24,6 @@ from benchmarks.mujoco.run_folder import (
     RunFolder,
     describe_start,
     evaluated_candidates,
-    load_checkpoint,
-    save_checkpoint,
     summarise,
 )
 from benchmarks.mujoco.settings import RunSettings
@@ -37,33 +36,14 @@ from learner.metric_sums import Average
 from learner.run_lock import sole_use_of
 from learner.tensor_replay import TensorReplay
 from policy.encoder import EncoderInput
-from policy.errors import DivergedError, WeightsError
+from policy.errors import DivergedError
 from policy.failpoints import failpoint
 
-_FORMAT = 1  # of checkpoints
 _HOPELESS = 1000  # optimiser steps in a row that were not finite
 
 
 class Stopped(Exception):
     """Somebody asked the run to stop."""
-
-
-@dataclass
-class Progress:
-    """What a checkpoint holds beside tensors: counters, and what has been gathered since the last evaluation."""
-
-    env_step: int = 0
-    updates: int = 0
-    evaluations: int = 0
-    episode_return: list[float] = field(default_factory=list)  # of each agent's episode under way
-    finished_returns: list[list[float]] = field(default_factory=list)  # of each agent since the last evaluation
-    best: list[float | None] = field(default_factory=list)  # of each agent
-    updates_before: int = 0  # at the last evaluation
-    training_s: float = 0.0  # since the last evaluation
-    wall_s: float = 0.0
-    episodes: list[int] = field(default_factory=list)  # numbers of the training episodes under way
-    replay_rows: int = 0
-    sizes: list[dict[str, int]] = field(default_factory=list)  # of each agent's growing files, bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +153,9 @@ class Training(Resumable):
             self._loop()
         except Stopped:
             self._save("stopped")
+            raise
+        except DivergedError:
+            self._write_status("diverged")
             raise
         finally:
             self.close()
@@ -346,9 +329,13 @@ class Training(Resumable):
         tensors = {f"run.{name}": tensor for name, tensor in self.state().items()}
         tensors |= {f"algorithm.{name}": tensor for name, tensor in self._algorithm.state().items()}
         tensors |= {f"actions.{agent}": torch.from_numpy(actions) for agent, (_, actions) in enumerate(episodes)}
-        save_checkpoint(self._state_folder, tensors, {"format": _FORMAT, **vars(progress)})
+        save_checkpoint(self._state_folder, tensors, progress)
         failpoint("mujoco.saved")
         self._saved_at_s = time.monotonic()
+        self._write_status(state)
+
+    def _write_status(self, state: str) -> None:
+        progress = self._progress
         for agent, folder in enumerate(self._folders):
             folder.write_status(
                 state=state, env_step=progress.env_step, steps=self._host.steps, best_return=progress.best[agent]
@@ -361,13 +348,7 @@ class Training(Resumable):
             for folder in self._folders:
                 folder.cut({})
             return
-        tensors, values = found
-        if values.pop("format", None) != _FORMAT:
-            raise WeightsError(
-                f"checkpoint in {self._state_folder} was written by another version of this program (its format is not "
-                f"{_FORMAT}). Go on with that version, or start again in another folder."
-            )
-        self._progress = Progress(**values)
+        tensors, self._progress = found
         self.load_state(_below("run.", tensors))
         self._algorithm.load_state(_below("algorithm.", tensors))
         self._replay.restore(self._state_folder / "replay", self._progress.replay_rows)
@@ -379,19 +360,14 @@ class Training(Resumable):
         self._host.say(f"continuing at step {self._progress.env_step:,}")
 
     def _finish(self) -> None:
-        for agent, folder in enumerate(self._folders):
+        for folder in self._folders:
             rows = folder.read_curve()
             summary: dict[str, Any] = {"env_step": self._progress.env_step}
             if rows:
                 summary |= summarise(rows, f"return_mean_k{evaluated_candidates(self._settings)[0]}")
             summary |= {"env_step": self._progress.env_step, "wall_s": round(self._progress.wall_s, 1)}
             folder.write_summary(summary)
-            folder.write_status(
-                state="finished",
-                env_step=self._progress.env_step,
-                steps=self._host.steps,
-                best_return=self._progress.best[agent],
-            )
+        self._write_status("finished")
 
     def close(self) -> None:
         self._environments.close()

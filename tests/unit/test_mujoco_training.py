@@ -18,8 +18,9 @@ from benchmarks.mujoco.run_folder import WALL_CLOCK_COLUMNS
 from benchmarks.mujoco.settings import Protocol, RunSettings, default_preset, parse_seeds, variant_name
 from benchmarks.mujoco.training import Host, Stopped, is_finished, train
 from learner.config import CgpoConfig, GuidanceConfig, LearnerConfig, ReplayConfig
+from learner.tensor_replay import TensorReplay
 from policy.config import PolicyConfig
-from policy.errors import EXIT_INTERRUPTED, ConfigError
+from policy.errors import EXIT_INTERRUPTED, ConfigError, DivergedError, WeightsError
 
 STEPS, EVERY, WARM_UP = 100, 25, 40
 POLICY = PolicyConfig(
@@ -81,7 +82,9 @@ def test_a_curve_has_a_row_for_each_evaluation_with_the_candidates_that_are_due(
     assert found[0]["updates_per_s"] == ""
     assert float(found[3]["updates_per_s"]) > 0
     assert sum(int(row["training_episodes"]) for row in found) > 5
-    assert all(float(row["training_return_mean"]) > 0 for row in found)
+    # One point for each step at most, so all episodes together cannot have more of them than there were steps.
+    points = sum(int(row["training_episodes"]) * float(row["training_return_mean"]) for row in found)
+    assert STEPS / 2 < points <= STEPS
     # The best of several samples above their mean, on states of the replay.
     assert all(float(row["contrast"]) > 0 and float(row["value_std"]) > 0 for row in found)
     lines = (whole / SETTINGS.folder / "metrics.jsonl").read_text().splitlines()
@@ -166,6 +169,41 @@ def test_a_run_that_is_asked_to_stop_can_go_on(calls: int, whole: Path, tmp_path
     assert not is_finished([SETTINGS], host(tmp_path))
     train([SETTINGS], host(tmp_path), is_resumed=True)
     assert curve(tmp_path) == curve(whole)
+
+
+def test_a_run_that_learns_no_more_says_so_and_the_next_seed_is_still_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training, "_HOPELESS", 5)
+    add = TensorReplay.add
+
+    def add_nothing_finite(self: Any, observation: Any, action: Any, reward: Any, *others: Any) -> None:
+        is_first_seed = not list(tmp_path.rglob("seed_1"))
+        add(self, observation, action, reward * (float("nan") if is_first_seed else 1), *others)
+
+    monkeypatch.setattr(TensorReplay, "add", add_nothing_finite)
+    with pytest.raises(DivergedError, match="seed_0: training has diverged: critic_optimiser took none of its last"):
+        command.main([*ARGUMENTS, *TINY, "--seeds", "0-1", "--out", str(tmp_path)])
+    states = {path.parent.name: json.loads(path.read_text())["state"] for path in tmp_path.rglob("status.json")}
+    assert states == {"seed_0": "diverged", "seed_1": "finished"}
+    assert "seed_0: training has diverged" in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_and_a_shortened_curve_are_refused(tmp_path: Path) -> None:
+    train([SETTINGS], host(tmp_path, steps=30), is_resumed=False)
+    folder = tmp_path / SETTINGS.folder
+    rows_before = (folder / "curve.csv").read_text()
+    (folder / "curve.csv").write_text(rows_before[:-5])
+    with pytest.raises(WeightsError, match="it was changed since"):
+        train([SETTINGS], host(tmp_path), is_resumed=True)
+    (folder / "curve.csv").write_text(rows_before)
+    whole_file = (folder / "checkpoint.safetensors").read_bytes()
+    for damaged in (whole_file[:-100], b"", whole_file.replace(b'"format":"1"', b'"format":"9"')):
+        (folder / "checkpoint.safetensors").write_bytes(damaged)
+        with pytest.raises(WeightsError, match=r"checkpoint\.safetensors (cannot be read|has format 9)"):
+            train([SETTINGS], host(tmp_path), is_resumed=True)
+    (folder / "checkpoint.safetensors").write_bytes(whole_file)
+    train([SETTINGS], host(tmp_path, steps=31), is_resumed=True)
 
 
 def test_more_steps_continue_a_finished_run(whole: Path, tmp_path: Path) -> None:
