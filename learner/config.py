@@ -194,7 +194,8 @@ class ReplayConfig:
     """pixels: shift and encode a frame whenever it is drawn, which needs a GPU. maps: encode it once, in map_variants
     random shifts, and draw one of them; for learners on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Memory that holds the images; auto is the trainer's device."""
+    """Memory that holds rows and images, where batches are drawn; auto is the trainer's device. A batch from elsewhere
+    is copied to it, and keeps a GPU's update from being captured as a graph."""
     random_shift_px: int = 4
     """DrQ: every image that is drawn is shifted by up to this many pixels; 0 leaves images as they are."""
     map_variants: int = 2

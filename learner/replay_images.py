@@ -96,7 +96,7 @@ class FrameStore:
         home = torch.bucketize(slots, torch.tensor(self._starts), right=True) - 1
         entries = (slots - torch.tensor(self._starts)[home]) * self._copies + copies
         result = torch.empty((len(slots), *chunks[0].shape[1:]), dtype=self._dtype)
-        for chunk in home.unique().tolist():
+        for chunk in sorted(set(home.tolist())):
             (places,) = torch.nonzero(home == chunk, as_tuple=True)
             result.index_copy_(0, places, chunks[chunk].index_select(0, entries[places]))
         return result

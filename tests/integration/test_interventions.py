@@ -1,11 +1,10 @@
 """Interventions transition by transition: what a hand on a device executes, records, and leaves in which buffer."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+import torch
 
 from actor.device_driver import DeviceDriver
 from actor.env import RobotEnv, connect_backend
@@ -47,13 +46,6 @@ class Outbox:
         self.steps.append(body)
 
 
-class InOrder:
-    """Draws every row once."""
-
-    def integers(self, high: int, size: int) -> NDArray[np.int64]:
-        return np.arange(size) % high
-
-
 def drive(hand: str, settings: InterventionSettings, is_demonstration: bool = False) -> list[Transition]:
     """Run an episode with a hand that pushes (P), pushes slightly (s) or rests (.) in each step."""
     task = make_task("reach")
@@ -92,9 +84,9 @@ def learned(steps: list[Transition]) -> tuple[str, str]:
 def held(buffer: ReplayBuffer, steps: list[Transition]) -> str:
     if not len(buffer):
         return ""
-    rng: Any = InOrder()
     spec = make_task("reach").observation_spec
-    features, actions, *_ = buffer.gather(buffer.sample_rows(len(buffer), rng))
+    every_row = buffer._valid.at(torch.arange(len(buffer)))
+    features, actions, *_ = (column.numpy() for column in buffer.gather(every_row))
     numbers = []
     for feature, action in zip(features, actions, strict=True):
         (number,) = [

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -133,7 +134,7 @@ def test_marks_leave_the_steps_that_the_replay_trains_on(events: list[Any], endi
         record.add(LogEntry(sequence + 1, record_id, body))
 
     online = replay.online
-    _, actions, rewards, _, is_terminal, *_ = online.gather(online._valid.at(np.arange(len(online))))
+    _, actions, rewards, _, is_terminal, *_ = online.gather(online._valid.at(torch.arange(len(online))))
     drawn = sorted(zip(actions.tolist(), rewards.tolist(), is_terminal.tolist(), strict=True))
     bodies = {body.step: body for body in entries if isinstance(body, Transition)}
     kept = [

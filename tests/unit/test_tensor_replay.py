@@ -12,6 +12,7 @@ from learner.agents import Noise
 from learner.replay import Batch
 from learner.tensor_replay import TensorReplay
 from policy.errors import WeightsError
+from policy.files import write_durably
 
 F, A, CAPACITY = 3, 2, 10
 POPULATIONS = pytest.mark.parametrize("num_agents", [None, 1, 3])
@@ -165,13 +166,12 @@ def test_a_save_that_fails_half_way_is_made_up_for(tmp_path: Path, monkeypatch: 
     replay.save(tmp_path)
     steps.add(6)
     writes = iter([True, False])
-    write = tensor_replay.write_durably
 
     def write_once(path: Path, data: bytes) -> None:
         if not next(writes):
             path.write_bytes(data[:10])
             raise OSError("No space left on device")
-        write(path, data)
+        write_durably(path, data)
 
     with monkeypatch.context() as patch:
         patch.setattr(tensor_replay, "write_durably", write_once)
