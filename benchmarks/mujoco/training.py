@@ -112,11 +112,10 @@ class Training(Resumable):
         self._progress = Progress(
             episode_return=[0.0] * count, finished_returns=[[] for _ in configs], best=[None] * count
         )
-        self._make_callables()
         self._saved_at_s = time.monotonic()
 
     def _make_callables(self) -> None:
-        """Make what calls the algorithm, or graphs of it, anew: loading a state may replace its tensors."""
+        """Make what calls the algorithm, or graphs of it. Its state must have been loaded: that may replace tensors."""
         self._updater = GraphedUpdate(
             self._algorithm,
             lambda: self._replay.sample(self._config.replay.batch_size, self._replay_noise),
@@ -142,6 +141,7 @@ class Training(Resumable):
         """Train to the end. Raises Stopped, with everything saved, when the host asks for it."""
         if is_resumed:
             self._resume()
+        self._make_callables()
         start = describe_start(
             self._progress.env_step, self._host.command, self._config.device, self._config.torch_threads, machine()
         )
@@ -356,7 +356,6 @@ class Training(Resumable):
         self._environments.resume(list(zip(self._progress.episodes, actions, strict=True)))
         for folder, sizes in zip(self._folders, self._progress.sizes, strict=True):
             folder.cut(sizes)
-        self._make_callables()
         self._host.say(f"continuing at step {self._progress.env_step:,}")
 
     def _finish(self) -> None:

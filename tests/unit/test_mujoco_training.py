@@ -244,6 +244,7 @@ def test_only_a_time_limit_that_counts_as_an_end_is_stored_as_one(bootstraps: bo
     config = replace(CONFIG, replay=replace(CONFIG.replay, training_starts=500, timeout_bootstrap=bootstraps))
     settings = replace(SETTINGS, task="Pendulum-v1", config=config)  # ends by its limit of 200 steps alone
     run = training.Training([settings], host(tmp_path))
+    run._make_callables()
     for _ in range(400):
         run._step()
     stored = run._replay._rows[:400]
