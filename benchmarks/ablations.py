@@ -5,8 +5,8 @@
     python -m benchmarks.ablations --task HalfCheetah-v4 --steps 100000 --out runs/ablations
 
 Every variant is a run of benchmarks.mujoco with some values set differently from the base, so all that is said there of
-evaluation and resume holds here. Started again, it goes on; then it writes OUT/ablations.md, or --write FILE.md, with
-the curves kept beside it.
+evaluation and resume holds here. Started again, it goes on; then it writes OUT/ablations_TASK.md, or --write FILE.md,
+from the curves that it keeps beside that.
 """
 
 import math
@@ -148,7 +148,7 @@ class Options:
     out: Path = Path("runs/ablations")
     """Folder of all runs; their logs are in its folder logs."""
     write: Path | None = None
-    """Where to write the table (default: OUT/ablations.md)."""
+    """Where to write the table (default: OUT/ablations_TASK.md)."""
     list: bool = False
     """Print the variants and what they change, and run nothing."""
     sweep: Annotated[SweepConfig, tyro.conf.arg(name="")] = field(default_factory=SweepConfig)
@@ -156,6 +156,10 @@ class Options:
     @property
     def plan(self) -> Plan:
         return _PLANS.get(self.task, _OTHER)
+
+    @property
+    def short_task(self) -> str:
+        return self.task.rpartition(":")[2]
 
     @property
     def base_preset(self) -> str:
@@ -220,7 +224,9 @@ def verdict(values: Sequence[float], base: Sequence[float]) -> str:
 
 def render(options: Options, chosen: Sequence[Variant], curves: Sequence[Curve]) -> str:
     """Return the document for the runs of one task that are there, finished or not."""
-    groups = {group.first.overrides: group for group in group_curves(curves).get(options.task, [])}
+    preset = Path(options.base_preset).stem
+    of_task = group_curves(curves).get(options.task, [])
+    groups = {group.first.overrides: group for group in of_task if group.first.preset == preset}
     base = groups.get(options.set)
     if base is None:
         raise ConfigError(
@@ -231,7 +237,7 @@ def render(options: Options, chosen: Sequence[Variant], curves: Sequence[Curve])
     absent = [variant.name for variant, group in found if group is None]
     compared = [group for _, group in found if group is not None]
     lines = [
-        f"# Ablations on {options.task.rpartition(':')[2]}",
+        f"# Ablations on {options.short_task}",
         "",
         f"Preset `{options.base_preset}`{' (smaller than the paper)' if 'reduced' in options.base_preset else ''}"
         + (f" with {', '.join(f'`{each}`' for each in options.set)}" if options.set else "")
@@ -291,7 +297,7 @@ def main() -> int:
         return 0
     chosen = chosen_variants(options)
     failed = run_sweep(make_runs(options, chosen, more), options.out / "logs", options.sweep)
-    document = options.write or options.out / "ablations.md"
+    document = options.write or options.out / f"ablations_{options.short_task}.md"
     folder = document.with_suffix("")
     keep(read_runs(options.out), folder)
     make_folder(document.parent)

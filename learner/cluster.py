@@ -63,7 +63,8 @@ class SweepConfig:
     """Time before that; twice as long before each further one. Other runs go on meanwhile."""
     ray_address: str = ""
     """Hand the runs to ray: "local" for the cores of this machine, or the address of a cluster (HOST:PORT, or "auto"
-    on one of its machines). All machines need this folder, the runs' folders and .venv under the same paths."""
+    on one of its machines). All machines need this folder, the runs' folders and .venv under the same paths. Ray sends
+    its own messages as pickles: let nobody into its network whom you would not let run programs."""
     cpus_per_run: float = 1.0
     """CPU cores that ray keeps for each run."""
     gpus_per_run: float = 0.0

@@ -134,6 +134,7 @@ def test_the_table_sets_each_variant_beside_the_base() -> None:
     curves = [curve_of((), seed, [0.0, 100.0 + 10 * seed]) for seed in range(3)]
     curves += [curve_of(("cgpo.guidance.type=none",), seed, [0.0, 50.0]) for seed in range(3)]
     curves += [curve_of(("cgpo.guidance.type=naive",), seed, [300.0, 105.0], seed != 1) for seed in range(3)]
+    curves.append(dataclasses.replace(curve_of((), 9, [7000.0]), preset="paper_mujoco"))  # of another comparison
     document = render(options, chosen_variants(options), curves)
     lines = {line.split("|")[1].strip(): line for line in document.splitlines() if line.startswith("|")}
     assert lines["base"].endswith("| 3 | 110 ± 10.0 |  | 55.0 ± 5.0 |  |")
