@@ -1,8 +1,8 @@
 """DIPO, diffusion policy by moving stored actions uphill (arXiv:2305.13122), in reading order.
 
-One learner step: the critics learn from one sample of the target policy as next action; then the actions of a batch are
-moved towards higher values by a few Adam steps, kept beside their transitions, and the denoiser is regressed onto them.
-Then both target networks follow. The critics themselves always learn from the actions that were executed.
+One learner step: the critics learn from one sample of the target policy as next action; then the actions of a second
+batch are moved towards higher values by a few Adam steps, kept beside their transitions, and the denoiser is regressed
+onto them. Then both target networks follow. The critics themselves always learn from the actions that were executed.
 
 Read against its code (github.com/BellmanTimeHut/DIPO), from which it departs in these points:
 - moved actions are kept, as the paper says: its code assigns them to a copy that indexing made, so that they are lost

@@ -1,8 +1,9 @@
 """QVPO, Q-weighted variational policy optimisation (arXiv:2405.16173), in reading order.
 
 One learner step: the critics learn from the best of K_t next actions; then K samples of the policy are drawn in each
-state, and the denoiser is regressed onto the best of them, weighted by how much better than their mean it is, and onto
-uniform actions with a small share of that weight. Then both target networks follow. Letters as in cgpo.py.
+state of a second batch, and the denoiser is regressed onto the best of them, weighted by how much better than their
+mean it is, and onto uniform actions with a small share of that weight. Then both target networks follow. Letters as in
+cgpo.py.
 
 Read against its code (github.com/wadx2019/qvpo), from which it departs in these points:
 - actor step size 3e-4 and no clipping of gradients, as CGPO's Table 4 gives them for QVPO (its code: 1e-4, norm 2);

@@ -236,6 +236,41 @@ def test_a_population_keeps_its_agents_actions_apart() -> None:
 # --- targets and acting -------------------------------------------------------------------------------------------
 
 
+def test_the_denoiser_is_regressed_onto_the_moved_actions_of_a_second_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm, again = make_dipo(), make_dipo()
+    replay = filled_replay(30)
+    first, second = rows_of(replay, seed=1), rows_of(replay, seed=2)
+    targets: list[Tensor] = []
+    original = algorithm._diffusion.denoising_error
+
+    def denoising_error(denoiser: nn.Module, clean_action: Tensor, *others: Any) -> Tensor:
+        targets.append(clean_action)
+        return original(denoiser, clean_action, *others)
+
+    monkeypatch.setattr(algorithm._diffusion, "denoising_error", denoising_error)
+    batches = [first, second]
+    algorithm.update_step(lambda: batches.pop(0))
+    assert not batches
+    # The other one's critics have learned from the same first batch by then.
+    batches = [first, replace(second, action=torch.zeros_like(second.action))]
+    again.update_step(lambda: batches.pop(0))
+    (moved,) = targets
+    torch.testing.assert_close(moved, again._uphill(second.observation.vector, second.action))
+    assert not torch.equal(moved, second.action)
+
+
+def test_targets_follow_by_their_rate() -> None:
+    algorithm, replay = make_dipo(target_update_rate=0.25), filled_replay(30)
+    before = algorithm.state()
+    algorithm.update_step(lambda: rows_of(replay))
+    after = algorithm.state()
+    for name, tensor in after.items():
+        if name.startswith(("denoiser.", "critic.")):
+            assert not torch.equal(tensor, before[name])
+            followed = 0.75 * before[f"target_{name}"] + 0.25 * tensor
+            torch.testing.assert_close(after[f"target_{name}"], followed)
+
+
 def test_one_sample_of_the_target_policy_is_the_next_action(monkeypatch: pytest.MonkeyPatch) -> None:
     """The target critics' values of it are (4, 3): the smaller one counts, and after the end none."""
     algorithm = make_dipo(1, 1, discount=0.9)
