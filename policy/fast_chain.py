@@ -4,8 +4,8 @@ The first layer is split: the state's part of it is computed once per state and 
 row and step. Rows go through the whole chain in groups small enough that what they need stays near the processor.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.nn.functional import mish
 
 from policy.activations import Kept, Layer
 from policy.fast_linear import affine, dense, linear
-from policy.fast_mlp import make_mlps
+from policy.fast_mlp import make_mlps, run_mlps
 from policy.noise_schedule import NoiseSchedule
 
 _GROUP_FLOATS = 1 << 17  # of one hidden layer; measured: twice or half as many take 3 to 10 % longer
@@ -56,11 +56,31 @@ def time_embedding(tensors: Mapping[str, Tensor]) -> Tensor:
     return affine(mish(affine(tensors["time_table"], *hidden)), *last)
 
 
-class FastDenoiser:
-    """One denoiser and the states it is asked about. Reads parameters once: make it, use it, drop it. No autograd.
+class ChainDenoiser(Protocol):
+    """Denoisers and the states they are asked about. Without autograd.
 
-    Shapes: B states, R = B K rows, the K of one state next to each other, A action, T levels, H first hidden layer.
+    Shapes: B states, R = B K rows, the K of one state next to each other, A action, T levels, H first hidden layer;
+    `...` is nothing or (P,), a population's.
     """
+
+    def groups(self, rows_per_state: int) -> Iterable[slice]:
+        """Split the states into groups that are best run one after the other, with so many rows of each."""
+
+    def states(self, group: slice, rows_per_state: int) -> Tensor:
+        """The states' part of the first layer's sums for all rows of a group (..., R, H)."""
+
+    def error(self, x: Tensor, states: Tensor, step: int) -> Tensor:
+        """Predicted noise (..., R, A) of x (..., R, A) at a level, for `states` (..., R, H)."""
+
+    def error_and_slopes(self, x: Tensor, states: Tensor, step: int, rows: int) -> tuple[Tensor, list[Kept]]:
+        """As `error`, and what `back` needs for the first `rows` rows."""
+
+    def back(self, gradient: Tensor, slopes: list[Kept]) -> Tensor:
+        """Gradient with respect to x (..., rows, A) from that with respect to the predicted noise (..., rows, A)."""
+
+
+class FastDenoiser:
+    """See ChainDenoiser; one agent's. Reads parameters once: make it, use it, drop it."""
 
     def __init__(self, tensors: Mapping[str, Tensor], feature: Tensor) -> None:
         """tensors of one Denoiser by name; feature (B, F)."""
@@ -75,28 +95,23 @@ class FastDenoiser:
         self._state_part = linear(feature, to_state)  # (B, H)
 
     def groups(self, rows_per_state: int) -> Iterator[slice]:
-        """Split the states into groups that are best run one after the other, with so many rows of each."""
         num_states, width = self._state_part.shape
         size = max(1, _GROUP_FLOATS // (width * rows_per_state))
         for start in range(0, num_states, size):
             yield slice(start, min(start + size, num_states))
 
     def states(self, group: slice, rows_per_state: int) -> Tensor:
-        """The states' part of the first layer's sums for all rows of a group (R, H)."""
         part = self._state_part[group]
         return part if rows_per_state == 1 else part.repeat_interleave(rows_per_state, dim=0)
 
     def error(self, x: Tensor, states: Tensor, step: int) -> Tensor:
-        """Predicted noise (R, A) of x (R, A) at a level, for `states` (R, H)."""
         return self._mlp.outputs(self._sums(x, states, step))
 
     def error_and_slopes(self, x: Tensor, states: Tensor, step: int, rows: int) -> tuple[Tensor, list[Kept]]:
-        """As `error`, and what `back` needs for the first `rows` rows."""
         values, slopes = self._mlp.hidden_and_slopes(self._sums(x, states, step), rows)
         return linear(values[-1], *self._mlp.last), slopes
 
     def back(self, gradient: Tensor, slopes: list[Kept]) -> Tensor:
-        """Gradient with respect to x (R, A) from that with respect to the predicted noise (R, A)."""
         return linear(self._mlp.back(gradient, slopes), self._sums_to_action)
 
     def _sums(self, x: Tensor, states: Tensor, step: int) -> Tensor:
@@ -105,21 +120,40 @@ class FastDenoiser:
 
 
 def denoise(x: Tensor, error: Tensor, level: Level, noise: Tensor) -> Tensor:
-    """One unguided step: x_{t-1} (R, A) of x, predicted noise, which is overwritten, and noise. CGPO Eq 4."""
+    """One unguided step: x_{t-1} (..., R, A) of x, predicted noise, which is overwritten, and noise. CGPO Eq 4."""
     clean = error.mul_(-level.error_gain).add_(x, alpha=level.clean_gain).clamp_(-1, 1)
     return clean.mul_(level.clean_weight).add_(x, alpha=level.noisy_weight).add_(noise, alpha=level.sigma)
 
 
 @torch.no_grad()
-def sample(tensors: Mapping[str, Tensor], levels: list[Level], feature: Tensor, noise: Tensor) -> Tensor:
-    """Actions (B K, A) in [-1, 1] of one denoiser, given its tensors, for feature (B, F), noise (T + 1, B K, A)."""
-    denoiser = FastDenoiser(tensors, feature)
-    per_state = noise.shape[1] // len(feature)
+def sample(denoiser: ChainDenoiser, levels: list[Level], noise: Tensor, rows_per_state: int) -> Tensor:
+    """Actions (..., B K, A) in [-1, 1] for the denoiser's states and noise (T + 1, ..., B K, A)."""
     actions = torch.empty_like(noise[0])
-    for group in denoiser.groups(per_state):
-        states, rows = denoiser.states(group, per_state), slice(group.start * per_state, group.stop * per_state)
-        x = noise[-1, rows]
-        for step in reversed(range(len(levels))):
-            x = denoise(x, denoiser.error(x, states, step), levels[step], noise[step, rows])
-        actions[rows] = x.clamp_(-1, 1)
+    for group in denoiser.groups(rows_per_state):
+        states = denoiser.states(group, rows_per_state)
+        rows = slice(group.start * rows_per_state, group.stop * rows_per_state)
+        x = run(denoiser, levels, noise[..., rows, :], states)
+        actions[..., rows, :] = x.clamp_(-1, 1)
     return actions
+
+
+def run(denoiser: ChainDenoiser, levels: list[Level], noise: Tensor, states: Tensor, stop: int = 0) -> Tensor:
+    """Steps T - 1 to `stop` of unguided chains: x (..., R, A) for noise (T + 1, ..., R, A), states (..., R, H)."""
+    x = noise[-1]
+    for step in range(len(levels) - 1, stop - 1, -1):
+        x = denoise(x, denoiser.error(x, states, step), levels[step], noise[step])
+    return x
+
+
+def predict_noise(tensors: Mapping[str, Tensor], noisy_action: Tensor, step: Tensor, feature: Tensor) -> Tensor:
+    """eps (B K, A) of one denoiser, given its tensors, for noisy_action (B K, A), step (B K,), feature (B, F).
+
+    Differentiable in the denoiser's tensors, noisy_action and feature.
+    """
+    first, *others = layers_of(tensors, "trunk")
+    embedding, action_dim = time_embedding(tensors), noisy_action.shape[1]
+    to_action, to_time, to_state = first.weight.tensor_split([action_dim, action_dim + embedding.shape[1]], dim=1)
+    per_level, per_state = embedding @ to_time.t(), feature @ to_state.t()
+    states = per_state.repeat_interleave(noisy_action.shape[0] // feature.shape[0], dim=0)
+    layers = [Layer(weight[None], bias[None]) for weight, bias in (Layer(to_action, first.bias), *others)]
+    return run_mlps("mish", noisy_action, states + per_level.index_select(0, step), layers).squeeze(1)

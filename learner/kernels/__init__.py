@@ -53,8 +53,6 @@ def make_kernels(agents: Agents) -> Kernels:
     if agents.config.kernels == "plain":
         logger.info("plain kernels on %s, as learner.kernels asks", agents.device.type)
         return PlainKernels(agents)
-    if agents.device.type != "cpu":
-        return PlainKernels(agents)
     fast = FastKernels(agents)
     logger.info("fast kernels on %s: %s", agents.device.type, fast.how())
     return fast

@@ -13,27 +13,27 @@ _GROUP_FLOATS = 1 << 17  # of one hidden layer, as in policy.fast_chain
 
 
 class CriticLayers:
-    """The parameters of one ensemble. Shapes as in policy.critic_network."""
+    """The parameters of one ensemble, or of a population's: weights (..., N, out, in), the rest (..., N, out)."""
 
     def __init__(self, tensors: Mapping[str, Tensor], activation: str) -> None:
-        """tensors of one CriticEnsemble by name; activation mish or relu where it has no LayerNorm."""
+        """tensors of a CriticEnsemble by name; activation mish or relu where it has no LayerNorm."""
         self.activation = activation
         weights, biases = _listed(tensors, "weights"), _listed(tensors, "biases")
-        self.layers = [Layer(weight.mT, bias.squeeze(1)) for weight, bias in zip(weights, biases, strict=True)]
-        self.gains = [gain.squeeze(1) for gain in _listed(tensors, "norm_gains")]
-        self.shifts = [shift.squeeze(1) for shift in _listed(tensors, "norm_biases")]
-        self.width = weights[0].shape[-1]
-
-    def quantiles(self, feature: Tensor, action: Tensor) -> Tensor:
-        """Quantiles (B, N, M) of feature (B, F) and action (B, A), differentiable in all tensors."""
-        inputs = torch.cat([feature, action], dim=-1)
-        return run_mlps(self.activation, inputs, None, self.layers, self.gains, self.shifts)
+        self.layers = [Layer(weight.mT, bias.squeeze(-2)) for weight, bias in zip(weights, biases, strict=True)]
+        self.gains = [gain.squeeze(-2) for gain in _listed(tensors, "norm_gains")]
+        self.shifts = [shift.squeeze(-2) for shift in _listed(tensors, "norm_biases")]
 
 
 def _listed(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
     """The elements of a ParameterList, in order."""
     count = sum(key.startswith(f"{name}.") for key in tensors)
     return [tensors[f"{name}.{index}"] for index in range(count)]
+
+
+def quantiles(critic: CriticLayers, feature: Tensor, action: Tensor) -> Tensor:
+    """Quantiles (B, N, M) of feature (B, F) and action (B, A), differentiable in all tensors."""
+    inputs = torch.cat([feature, action], dim=-1)
+    return run_mlps(critic.activation, inputs, None, critic.layers, critic.gains, critic.shifts)
 
 
 class FastCritic:
@@ -44,12 +44,21 @@ class FastCritic:
 
     def __init__(self, critic: CriticLayers, feature: Tensor, num_dropped: int) -> None:
         self._num_dropped = num_dropped
+        self._num_states, self._width = feature.shape[0], critic.layers[0].weight.shape[-2]
         mlps = make_mlps(critic.activation, critic.layers, critic.gains, critic.shifts)
         self._members = [_Member(mlp, feature) for mlp in mlps]
 
-    def value(self, action: Tensor, group: slice) -> Tensor:
-        """Conservative value (R,) of action (R, A) for the states of a group."""
-        return take_conservative_value(self._quantiles(action, group), self._num_dropped)
+    def value(self, action: Tensor) -> Tensor:
+        """Conservative value (B K,) of action (B K, A)."""
+        per_state = action.shape[0] // self._num_states
+        size = max(1, _GROUP_FLOATS // (self._width * per_state))
+        values = []
+        for start in range(0, self._num_states, size):
+            group = slice(start, min(start + size, self._num_states))
+            own = action[group.start * per_state : group.stop * per_state]
+            columns = torch.stack([member.quantiles(own, group) for member in self._members])
+            values.append(take_conservative_value(columns, self._num_dropped))
+        return torch.cat(values)
 
     def ascent(self, action: Tensor, group: slice) -> Tensor:
         """Gradient (R, A) of the conservative value in the action, one row for each state of a group."""
@@ -59,9 +68,6 @@ class FastCritic:
         for member, weight, (_, slopes) in zip(self._members, weights, passes, strict=True):
             ascent += member.back(weight, slopes)
         return ascent
-
-    def _quantiles(self, action: Tensor, group: slice) -> Tensor:
-        return torch.stack([member.quantiles(action, group) for member in self._members])
 
 
 class _Member:
@@ -94,12 +100,6 @@ class _Member:
     def _columns(self, hidden: Tensor) -> Tensor:
         last = self._mlp.last
         return linear(last.weight, hidden).add_(last.bias[:, None])
-
-
-def value_groups(num_states: int, rows_per_state: int, width: int) -> list[slice]:
-    """Split the states into groups that are best run one after the other."""
-    size = max(1, _GROUP_FLOATS // (width * rows_per_state))
-    return [slice(start, min(start + size, num_states)) for start in range(0, num_states, size)]
 
 
 def take_conservative_value(quantiles: Tensor, num_dropped: int) -> Tensor:

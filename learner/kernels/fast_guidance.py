@@ -1,92 +1,82 @@
-"""An unguided and a guided chain of every state on a CPU, with the gradient of the guided one written out.
+"""An unguided and a guided chain of every state, with the gradient of the guided one written out.
 
 The numbers of policy.sampler.sample and learner.guidance up to rounding. Steps before guidance begins are computed once
 for both chains if their noise agrees; from then on both pass the denoiser as one batch.
 """
 
-from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from learner.config import GuidanceConfig
 from learner.guidance import ValueGuide, clip_ascent
-from learner.kernels.fast_critic import FastCritic
-from policy.fast_chain import FastDenoiser, Level, denoise
+from policy.activations import Kept
+from policy.fast_chain import ChainDenoiser, Level, denoise, run
 
 
-@torch.no_grad()
-def sample_pair(
-    tensors: Mapping[str, Tensor],
-    critic: FastCritic,
-    levels: list[Level],
-    config: GuidanceConfig,
-    guide: ValueGuide,
-    feature: Tensor,
-    noise: Tensor,
-    guided_noise: Tensor,
-    shares_prefix: bool,
-) -> tuple[Tensor, Tensor]:
-    """One unguided and one guided action (B, A) of each state, for one denoiser's tensors.
+class AscentCritic(Protocol):
+    """Critics and the states they are asked about. Without autograd."""
 
-    feature (B, F), noise and guided_noise (T + 1, B, A), the same from entry `config.steps` on with shares_prefix.
-    """
-    denoiser = FastDenoiser(tensors, feature)
-    first_guided = min(config.steps, len(levels)) - 1
-    unguided, guided = torch.empty_like(noise[0]), torch.empty_like(noise[0])
-    for group in denoiser.groups(rows_per_state=2):
-        states = denoiser.states(group, 1)
-        both_states = torch.cat([states, states])
-        both_noise = torch.cat([guided_noise[:, group], noise[:, group]], dim=1)
-        x = both_noise[-1]
-        if shares_prefix:
-            alone = noise[-1, group]
-            for step in range(len(levels) - 1, first_guided, -1):
-                alone = denoise(alone, denoiser.error(alone, states, step), levels[step], noise[step, group])
-            x = torch.cat([alone, alone])
+    def ascent(self, action: Tensor, group: slice) -> Tensor:
+        """Gradient (..., B, A) of the conservative value in the action (..., B, A) for the states of a group."""
+
+
+class GuidedPair(NamedTuple):
+    """What both chains of all states are run with. Shapes: `...` is nothing or (P,), a population's."""
+
+    denoiser: ChainDenoiser
+    critic: AscentCritic
+    levels: list[Level]
+    config: GuidanceConfig
+    guide: ValueGuide
+    shares_prefix: bool  # whether the noise of the two agrees from entry `config.steps` on
+
+    @torch.no_grad()
+    def sample(self, noise: Tensor, guided_noise: Tensor) -> tuple[Tensor, Tensor]:
+        """One unguided and one guided action (..., B, A) of each state, for the noise of each (T + 1, ..., B, A)."""
+        both = torch.empty((2, *noise[0].shape), dtype=noise.dtype, device=noise.device)
+        for group in self.denoiser.groups(rows_per_state=2):
+            chosen = (..., group, slice(None))
+            for actions, own in zip(both, self._run(noise[chosen], guided_noise[chosen], group), strict=True):
+                actions[chosen] = own
+        unguided, guided = both
+        return unguided, guided
+
+    def _run(self, noise: Tensor, guided_noise: Tensor, group: slice) -> tuple[Tensor, Tensor]:
+        begin = min(self.config.steps, len(self.levels))
+        states = self.denoiser.states(group, 1)
+        both_states, both_noise = torch.cat([states, states], dim=-2), torch.cat([guided_noise, noise], dim=-2)
+        if self.shares_prefix:
+            alone = run(self.denoiser, self.levels, noise, states, stop=begin)
+            x = torch.cat([alone, alone], dim=-2)
         else:
-            for step in range(len(levels) - 1, first_guided, -1):
-                x = denoise(x, denoiser.error(x, both_states, step), levels[step], both_noise[step])
-        pair = _GuidedPair(denoiser, critic, config, guide, group, both_states)
-        for step in range(first_guided, 0, -1):
-            x = pair.step(x, step, levels[step], both_noise[step])
+            x = run(self.denoiser, self.levels, both_noise, both_states, stop=begin)
+        for step in range(begin - 1, 0, -1):
+            x = self._step(x, step, both_noise[step], both_states, group)
         # the last step has sigma = 0: nothing could move
-        x = denoise(x, denoiser.error(x, both_states, 0), levels[0], both_noise[0]).clamp_(-1, 1)
-        guided[group], unguided[group] = x.chunk(2)
-    return unguided, guided
+        x = denoise(x, self.denoiser.error(x, both_states, 0), self.levels[0], both_noise[0]).clamp_(-1, 1)
+        guided, unguided = x.chunk(2, dim=-2)
+        return unguided, guided
 
-
-class _GuidedPair:
-    """The guided rows of a group of states, followed by the unguided ones."""
-
-    def __init__(
-        self,
-        denoiser: FastDenoiser,
-        critic: FastCritic,
-        config: GuidanceConfig,
-        guide: ValueGuide,
-        group: slice,
-        states: Tensor,
-    ) -> None:
-        self._denoiser, self._critic, self._config, self._guide = denoiser, critic, config, guide
-        self._group, self._states = group, states
-
-    def step(self, x: Tensor, step: int, level: Level, noise: Tensor) -> Tensor:
-        """One step of both, (2 B, A)."""
-        half = len(x) // 2
-        through = self._config.through_denoiser
-        error, slopes = self._denoiser.error_and_slopes(x, self._states, step, half if through else 0)
-        guided_x, clips = x[:half], self._config.clip_grad != "none"
-        clean = (error[:half] * -level.error_gain).add_(guided_x, alpha=level.clean_gain)
+    def _step(self, x: Tensor, step: int, noise: Tensor, states: Tensor, group: slice) -> Tensor:
+        """One step of the guided rows, which come first, and the unguided ones."""
+        level, half = self.levels[step], x.shape[-2] // 2
+        through, clips = self.config.through_denoiser, self.config.clip_grad != "none"
+        error, slopes = self.denoiser.error_and_slopes(x, states, step, half if through else 0)
+        (guided_x, x), (guided_error, error), (guided_noise, noise) = (
+            both.chunk(2, dim=-2) for both in (x, error, noise)
+        )
+        clean = (guided_error * -level.error_gain).add_(guided_x, alpha=level.clean_gain)
         action = clean.clamp(-1, 1) if clips else clean
         mean = (action * level.clean_weight).add_(guided_x, alpha=level.noisy_weight)
-        ascent = clip_ascent(self._config, clean, self._critic.ascent(action, self._group))
+        ascent = clip_ascent(self.config, clean, self.critic.ascent(action, group))
         if through:
             ascent = self._through_denoiser(ascent, slopes, level)
-        moved = self._guide.move(mean, ascent, level.sigma, noise[:half])
-        return torch.cat([moved, denoise(x[half:], error[half:], level, noise[half:])])
+        moved = self.guide.move(mean, ascent, level.sigma, guided_noise)
+        return torch.cat([moved, denoise(x, error, level, noise)], dim=-2)
 
-    def _through_denoiser(self, ascent: Tensor, slopes: list[tuple[Tensor, ...]], level: Level) -> Tensor:
+    def _through_denoiser(self, ascent: Tensor, slopes: list[Kept], level: Level) -> Tensor:
         """The gradient in the noisy action from that in the predicted clean one. Source: CGPO Eq 10."""
-        back = self._denoiser.back(ascent * -level.error_gain, slopes)
+        back = self.denoiser.back(ascent * -level.error_gain, slopes)
         return back.add_(ascent, alpha=level.clean_gain)

@@ -98,9 +98,11 @@ class Case:
             "noise": kernels.predict_noise(self.denoiser, self.actions, self.step, self.feature),
         }
 
-    def check(self) -> dict[str, Tensor]:
+    def check(self, tolerance: float = 1e-5) -> dict[str, Tensor]:
+        """Both forms of the fast kernels; returns the results of the one for this device."""
         fast, plain = self.results(FastKernels(self.agents)), self.results(PlainKernels(self.agents))
-        assert_close(fast, plain)
+        assert_close(fast, plain, tolerance)
+        assert_close(self.results(FastKernels(self.agents, is_batched=True)), plain, tolerance)
         return fast
 
 
@@ -120,8 +122,9 @@ def test_every_kind_of_guidance_gives_the_plain_kernels_numbers(guidance: str, s
 
 @pytest.mark.parametrize(("states", "candidates"), [(1, 1), (1, 4), (300, 1), (300, 4)])
 def test_numbers_of_rows_in_one_group_and_in_several(states: int, candidates: int) -> None:
-    Case(states=states, candidates=candidates, policy=WIDE).check()
-    Case(states=states, candidates=candidates, policy=NETWORKS["layer norm"]).check()
+    """Among 300 guided rows there are some whose gradient is small, and its direction less certain by as much."""
+    for policy in (WIDE, NETWORKS["layer norm"]):
+        Case(states=states, candidates=candidates, policy=policy).check(1e-5 if states == 1 else 5e-5)
 
 
 def test_scalar_critics_are_valued_by_their_minimum() -> None:
@@ -136,7 +139,7 @@ def test_members_of_a_population_may_differ_in_their_guidance() -> None:
         replace(config, cgpo=replace(config.cgpo, guidance=replace(config.cgpo.guidance, rate=rate)))
         for config, rate in zip(case.agents.configs, rates, strict=True)
     ]
-    before = FastKernels(case.agents).sample_pair(
+    before = PlainKernels(case.agents).sample_pair(
         case.denoiser, case.critic, case.feature, case.noise, case.guided_noise
     )
     case.agents = Agents(members, is_population=True)
@@ -159,14 +162,15 @@ def gradients_of(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad((output * weight).sum(), inputs))
 
 
+@pytest.mark.parametrize("is_batched", [False, True])
 @pytest.mark.parametrize("population", [None, 2])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_gradients_equal_those_of_autograd(network: str, population: int | None) -> None:
+def test_gradients_equal_those_of_autograd(network: str, population: int | None, is_batched: bool) -> None:
     case = Case(population, policy=NETWORKS[network])
     feature, action = case.feature.requires_grad_(), case.action.clone().requires_grad_()
     of_critic, of_denoiser = [*case.critic.parameters(), feature, action], [*case.denoiser.parameters(), feature]
     results = []
-    for kernels in (FastKernels(case.agents), PlainKernels(case.agents)):
+    for kernels in (FastKernels(case.agents, is_batched), PlainKernels(case.agents)):
         quantiles = kernels.quantiles(case.critic, feature, action)
         noise = kernels.predict_noise(case.denoiser, case.actions, case.step, feature)
         results.append(gradients_of(quantiles, of_critic) + gradients_of(noise, of_denoiser))
