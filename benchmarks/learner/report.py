@@ -37,8 +37,9 @@ def _introduction(run: Run) -> str:
     )
     if machine.clock == "cpu":
         text += "Times are CPU time of this process, so that other work on the machine does not lengthen them. "
-    elif machine.running_share < _QUIET_SHARE and machine.device == "cpu":
-        text += "**The machine was not quiet: times are too long, ratios hold, the best times are nearest the truth.** "
+    if machine.running_share < _QUIET_SHARE and machine.device == "cpu":
+        times = "acting's times" if machine.clock == "cpu" else "times"
+        text += f"**The machine was not quiet: {times} are too long, the best are nearest the truth.** "
     return text + (
         "Within a case all paths and the matrix product take turns, so other load meets them alike. A time is the "
         "median over the rounds, in brackets the best; ratios are the median of the rounds' own ratios; shares of the "
