@@ -19,7 +19,7 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks.mujoco.curves import Curve, keep, read_kept, read_runs
+from benchmarks.mujoco.curves import Curve, keep, read_kept, read_runs, short_name
 from benchmarks.mujoco.settings import parse_seeds, resolve_config
 from benchmarks.mujoco.sweep import make_run, split_arguments
 from benchmarks.mujoco.table import Group, commands_of, group_curves, markdown_table, spread
@@ -159,7 +159,7 @@ class Options:
 
     @property
     def short_task(self) -> str:
-        return self.task.rpartition(":")[2]
+        return short_name(self.task)
 
     @property
     def base_preset(self) -> str:

@@ -49,7 +49,7 @@ class Curve:
     @property
     def path(self) -> Path:
         """Where it is kept, below the folder of all."""
-        return Path(self.task.rpartition(":")[2]) / f"{self.algorithm}-{self.variant}-s{self.seed}.csv"
+        return Path(short_name(self.task)) / f"{self.algorithm}-{self.variant}-s{self.seed}.csv"
 
     @property
     def is_reduced(self) -> bool:
@@ -72,6 +72,11 @@ class Curve:
     def values(self, column: str) -> list[tuple[int, float]]:
         """Return (step, value) of each evaluation at which `column` was measured."""
         return [(int(row["env_step"]), row[column]) for row in self.rows if column in row]
+
+
+def short_name(task: str) -> str:
+    """Return a task's name without the module that Gymnasium is to import for it."""
+    return task.rpartition(":")[2]
 
 
 def read_runs(out: Path) -> list[Curve]:

@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.mujoco import references
-from benchmarks.mujoco.curves import Curve, keep, read_kept, read_runs
+from benchmarks.mujoco.curves import Curve, keep, read_kept, read_runs, short_name
 from benchmarks.mujoco.references import Reported
 from policy.cli import run_main
 from policy.errors import ConfigError
@@ -107,9 +107,9 @@ def render(curves: Sequence[Curve], pictures: dict[str, list[Path]], command: st
     if waiting:
         lines += ["", f"Without an evaluation yet, and so not in the tables: {', '.join(waiting)}."]
     for task, groups in tasks.items():
-        lines += ["", f"## {task}", "", *_results(task, groups), "", *_same_steps(task, groups)]
+        lines += ["", f"## {short_name(task)}", "", *_results(task, groups), "", *_same_steps(task, groups)]
         for picture in pictures.get(task, []):
-            lines += ["", f"![{task}: {picture.stem.replace('_', ' ')}]({picture.as_posix()})"]
+            lines += ["", f"![{short_name(task)}: {picture.stem.replace('_', ' ')}]({picture.as_posix()})"]
     lines += ["", "## Tasks' versions", "", references.VERSIONS.strip(), "", "## Runs", "", *_runs(tasks)]
     return "\n".join([*lines, ""])
 
@@ -271,7 +271,9 @@ def write_results(out: Path | None, document: Path) -> list[Curve]:
     if not curves:
         raise ConfigError(f"there is no run in {out or folder}: give --out the folder that runs were told to use")
     pictures = {
-        task: [path.relative_to(document.parent) for path in draw_task(task, groups, folder / task)]
+        task: [
+            path.relative_to(document.parent) for path in draw_task(short_name(task), groups, folder / short_name(task))
+        ]
         for task, groups in group_curves(curves).items()
     }
     make_folder(document.parent)
