@@ -102,6 +102,7 @@ def _machine(options: argparse.Namespace, command: str) -> Machine:
         processor=_processor(),
         threads=torch.get_num_threads(),
         clock=options.clock,
+        matmul_precision="tf32" if options.tf32 else "fp32",
         torch_version=torch.__version__,
         revision=_short_revision(),
         began_utc=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),

@@ -30,7 +30,7 @@ def _introduction(run: Run) -> str:
     machine = run.machine
     text = (
         f"`{machine.command}` on {machine.device} ({machine.processor}), {machine.threads} "
-        f"{'thread' if machine.threads == 1 else 'threads'}, PyTorch {machine.torch_version}, float32, revision "
+        f"{'thread' if machine.threads == 1 else 'threads'}, PyTorch {machine.torch_version}, products in {machine.matmul_precision}, revision "
         f"{machine.revision}, {machine.began_utc} UTC, {machine.wall_s:.0f} s in all. Load average "
         f"{machine.load_before:.1f} before and {machine.load_after:.1f} after; the process ran "
         f"{machine.running_share:.0%} of the time. "

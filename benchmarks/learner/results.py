@@ -77,6 +77,7 @@ class Machine:
     processor: str
     threads: int
     clock: str
+    matmul_precision: str
     torch_version: str
     revision: str
     began_utc: str
