@@ -56,9 +56,8 @@ def common_points(series: Sequence[Points]) -> list[tuple[int, list[float]]]:
 def _draw_learning_curves(task: str, groups: Sequence[Group], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(11, 5.5), layout="constrained")
     ends: list[tuple[float, str, str]] = []
-    for group, number in _numbered(groups):
+    for group, color, number in _styled(groups):
         series = [curve.returns(group.headline) for curve in group.curves]
-        color = _color(group)
         end = _draw_band(axes, [points for points in series if points], color, _DASHES[number])
         if end is not None:
             ends.append((end, f"{group.label}, K_e {group.headline}, n = {len(group.curves)}", color))
@@ -83,15 +82,15 @@ def _draw_contrast(task: str, groups: Sequence[Group], path: Path) -> None:
     figure, (absolute, relative) = plt.subplots(2, 1, sharex=True, figsize=(11, 7.5), layout="constrained")
     for axes, is_relative in ((absolute, False), (relative, True)):
         ends: list[tuple[float, str, str]] = []
-        for group, number in _numbered(groups):
+        for group, color, number in _styled(groups):
             for column, what, dashes in (("contrast", "best sample", "-"), ("guided_contrast", "guided action", "--")):
                 series = [
                     _contrast(curve.values(column), curve.values("value_std"), is_relative) for curve in group.curves
                 ]
                 drawn = [points for points in series if points]
-                end = _draw_band(axes, drawn, _color(group), dashes, _MARKERS[number])
+                end = _draw_band(axes, drawn, color, dashes, _MARKERS[number])
                 if end is not None:
-                    ends.append((end, f"{group.label}: {what}", _color(group)))
+                    ends.append((end, f"{group.label}: {what}", color))
         axes.set_xlim(0, max(curve.env_step for group in groups for curve in group.curves))
         _label_ends(axes, ends)
         _finish(axes)
@@ -178,18 +177,20 @@ def spread_out(heights: Sequence[float], gap: float) -> list[float]:
     return placed
 
 
-def _numbered(groups: Sequence[Group]) -> list[tuple[Group, int]]:
-    """Number the variants of each algorithm, to tell their lines apart."""
+def _styled(groups: Sequence[Group]) -> list[tuple[Group, str, int]]:
+    """Give each algorithm its colour and number its variants; where there is one algorithm, colour its variants."""
+    if len({group.first.algorithm for group in groups}) == 1:
+        colors = [*_COLORS.values()]
+        return [
+            (group, colors[index % len(colors)], index // len(colors) % len(_DASHES))
+            for index, group in enumerate(groups)
+        ]
     seen: dict[str, int] = {}
-    numbered = []
+    styled = []
     for group in groups:
         number = seen[group.first.algorithm] = seen.get(group.first.algorithm, -1) + 1
-        numbered.append((group, number % len(_DASHES)))
-    return numbered
-
-
-def _color(group: Group) -> str:
-    return _COLORS.get(group.first.algorithm, _GREY)
+        styled.append((group, _COLORS.get(group.first.algorithm, _GREY), number % len(_DASHES)))
+    return styled
 
 
 def _finish(axes: Axes) -> None:
