@@ -30,14 +30,16 @@ def _introduction(run: Run) -> str:
     machine = run.machine
     text = (
         f"`{machine.command}` on {machine.device} ({machine.processor}), {machine.threads} "
-        f"{'thread' if machine.threads == 1 else 'threads'}, PyTorch {machine.torch_version}, products in {machine.matmul_precision}, revision "
+        f"{'thread' if machine.threads == 1 else 'threads'}, PyTorch {machine.torch_version}, products in "
+        f"{machine.matmul_precision}, revision "
         f"{machine.revision}, {machine.began_utc} UTC, {machine.wall_s:.0f} s in all. Load average "
         f"{machine.load_before:.1f} before and {machine.load_after:.1f} after; the process ran "
         f"{machine.running_share:.0%} of the time. "
     )
     if machine.clock == "cpu":
         text += "Times are CPU time of this process, so that other work on the machine does not lengthen them. "
-    if machine.running_share < _QUIET_SHARE and machine.device == "cpu":
+    has_wall_times = machine.clock == "wall" or run.acting
+    if has_wall_times and machine.running_share < _QUIET_SHARE and machine.device == "cpu":
         times = "acting's times" if machine.clock == "cpu" else "times"
         text += f"**The machine was not quiet: {times} are too long, the best are nearest the truth.** "
     return text + (
