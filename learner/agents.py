@@ -7,7 +7,7 @@ Nothing is shared between the agents of a population, so each learns what it wou
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -171,8 +171,17 @@ class PopulationAdam:
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     """Return a network's parameters and buffers by name; a population's have the leading axis P."""
-    module = network.stacked if isinstance(network, Population) else network
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return dict(_walk(network.stacked if isinstance(network, Population) else network, ""))
+
+
+def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """As named_parameters and named_buffers, which take ten times as long and are asked for many times per update."""
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None:
+            yield prefix + name, tensor
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _walk(child, f"{prefix}{name}.")
 
 
 def _check_alike(configs: Sequence[LearnerConfig]) -> None:

@@ -44,15 +44,15 @@ def levels_of(schedule: NoiseSchedule) -> list[Level]:
     return [Level(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def layers_of(tensors: Mapping[str, Tensor], name: str) -> list[Layer]:
-    """The linear layers of the nn.Sequential `name`, in order."""
-    indices = sorted(int(key.split(".")[1]) for key in tensors if key.startswith(name) and key.endswith("weight"))
-    return [Layer(tensors[f"{name}.{index}.weight"], tensors[f"{name}.{index}.bias"]) for index in indices]
+def layers_of(tensors: Mapping[str, Tensor], prefix: str) -> list[Layer]:
+    """The linear layers of the nn.Sequential whose names begin with `prefix`, in order."""
+    weights = [name for name in tensors if name.startswith(prefix) and name.endswith(".weight")]
+    return [Layer(tensors[name], tensors[f"{name[:-6]}bias"]) for name in weights]
 
 
 def time_embedding(tensors: Mapping[str, Tensor]) -> Tensor:
     """The denoiser's embedding of each level, (..., T, E)."""
-    hidden, last = layers_of(tensors, "time_mlp")
+    hidden, last = layers_of(tensors, "time_mlp.")
     return affine(mish(affine(tensors["time_table"], *hidden)), *last)
 
 
@@ -84,7 +84,7 @@ class FastDenoiser:
 
     def __init__(self, tensors: Mapping[str, Tensor], feature: Tensor) -> None:
         """tensors of one Denoiser by name; feature (B, F)."""
-        layers = layers_of(tensors, "trunk")
+        layers = layers_of(tensors, "trunk.")
         (self._mlp,) = make_mlps("mish", [Layer(weight[None], bias[None]) for weight, bias in layers])
         self.action_dim = layers[-1].bias.shape[0]
         first, embedding = self._mlp.first, time_embedding(tensors)
@@ -150,10 +150,16 @@ def predict_noise(tensors: Mapping[str, Tensor], noisy_action: Tensor, step: Ten
 
     Differentiable in the denoiser's tensors, noisy_action and feature.
     """
-    first, *others = layers_of(tensors, "trunk")
+    first, *others = layers_of(tensors, "trunk.")
     embedding, action_dim = time_embedding(tensors), noisy_action.shape[1]
     to_action, to_time, to_state = first.weight.tensor_split([action_dim, action_dim + embedding.shape[1]], dim=1)
     per_level, per_state = embedding @ to_time.t(), feature @ to_state.t()
     states = per_state.repeat_interleave(noisy_action.shape[0] // feature.shape[0], dim=0)
-    layers = [Layer(weight[None], bias[None]) for weight, bias in (Layer(to_action, first.bias), *others)]
-    return run_mlps("mish", noisy_action, states + per_level.index_select(0, step), layers).squeeze(1)
+    base = states + per_level.index_select(0, step)
+    return run_layers([Layer(to_action, first.bias), *others], noisy_action, base)
+
+
+def run_layers(layers: list[Layer], inputs: Tensor, base: Tensor | None = None) -> Tensor:
+    """Outputs (R, out) of layers with mish between them for inputs (R, in), differentiable; base as in run_mlps."""
+    stacked = [Layer(weight[None], bias[None]) for weight, bias in layers]
+    return run_mlps("mish", inputs, base, stacked).squeeze(1)

@@ -171,9 +171,9 @@ class Cgpo(Resumable):
     def _update_actor(self, batch: Batch, feature: Tensor) -> Metrics:
         """Regress the denoiser onto one synthesised action per state, weighted by its advantage (CGPO Eq 15-19)."""
         policy_action, guided_action = self._sampled_actions(feature, self._actor_noise)
-        policy_value = self._value_of(feature, policy_action)
-        target_action, metrics = self._target_action(batch, feature, guided_action)
-        target_value = self._value_of(feature, target_action)
+        both = torch.stack([policy_action, guided_action], dim=-2)
+        policy_value, guided_value = self._value_of(feature, both.flatten(-3, -2)).view(*both.shape[:-1]).unbind(-1)
+        target_action, target_value, metrics = self._target_action(batch, feature, guided_action, guided_value)
         base_value = self._base_value(feature, policy_action, policy_value)
         weight = advantage_weight(target_value, base_value)
         metrics |= {
@@ -204,15 +204,18 @@ class Cgpo(Resumable):
             guided_noise = torch.cat([guided_noise[: guidance.steps], noise[guidance.steps :]])
         return self._kernels.sample_pair(self._denoiser, self._critic, feature, noise, guided_noise)
 
-    def _target_action(self, batch: Batch, feature: Tensor, guided_action: Tensor) -> tuple[Tensor, Metrics]:
-        """Return a^g (..., B, A): the guided sample, or the human's action where it may compete and wins."""
+    def _target_action(
+        self, batch: Batch, feature: Tensor, guided_action: Tensor, guided_value: Tensor
+    ) -> tuple[Tensor, Tensor, Metrics]:
+        """Return a^g (..., B, A), the guided sample or a human action that may compete and wins, and its value (..., B)."""
         if not self._config.human_targets:
-            return guided_action, {}
+            return guided_action, guided_value, {}
         human_action = batch.action[..., : self._action_dim]
         human_value = self._value_of(feature, human_action)
-        human_wins = batch.is_human & (human_value > self._value_of(feature, guided_action))
+        human_wins = batch.is_human & (human_value > guided_value)
         target = torch.where(human_wins[..., None], human_action, guided_action)
-        return target, {"human_target_fraction": human_wins.float().mean(dim=-1)}
+        target_value = torch.where(human_wins, human_value, guided_value)
+        return target, target_value, {"human_target_fraction": human_wins.float().mean(dim=-1)}
 
     def _base_value(self, feature: Tensor, policy_action: Tensor, policy_value: Tensor) -> Tensor:
         """Return the weight's baseline (..., B), training the value network where it is learned (CGPO Eq 16-17)."""
@@ -225,11 +228,10 @@ class Cgpo(Resumable):
             return values.view(*policy_value.shape, count).mean(dim=-1)
         if self._config.vbase_critic == "target":
             policy_value = self._kernels.value(self._target_critic, feature, policy_action)
-        predicted = self._value(feature).squeeze(-1)
+        predicted = self._kernels.regress(self._value, feature).squeeze(-1)
         self._value_optimiser.descend((predicted - policy_value).square().mean(dim=-1), self._config.grad_clip)
         with torch.no_grad():
-            base_value: Tensor = self._value(feature).squeeze(-1)
-        return base_value
+            return self._kernels.regress(self._value, feature).squeeze(-1)
 
     def _actor_loss(self, feature: Tensor, target_action: Tensor, weight: Tensor) -> Tensor:
         count = self._config.entropy_samples
@@ -255,7 +257,7 @@ class Cgpo(Resumable):
     # --- shared ---------------------------------------------------------------------------------------------------
 
     def _value_of(self, feature: Tensor, action: Tensor) -> Tensor:
-        """Conservative value (..., B) of the online critic."""
+        """Conservative value (..., B K) of action (..., B K, A) by the online critic."""
         return self._kernels.value(self._critic, feature, action)
 
     def _conservative(self, quantiles: Tensor) -> Tensor:

@@ -44,6 +44,9 @@ class Kernels(Protocol):
         Differentiable in the denoiser's parameters and the feature.
         """
 
+    def regress(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        """Outputs (..., B, out) of a network for inputs (..., B, in), differentiable in its parameters."""
+
     def quantile_huber_loss(self, quantiles: Tensor, targets: Tensor, kappa: float = 1.0) -> Tensor:
         """Loss (...) of quantiles (..., B, N, M) to targets (..., B, L): see learner.losses.quantile_huber_loss."""
 

@@ -22,7 +22,7 @@ from learner.kernels.plain import PlainKernels
 from policy import fast_chain
 from policy.critic_network import CriticEnsemble
 from policy.denoiser import Denoiser
-from policy.fast_chain import FastDenoiser, levels_of
+from policy.fast_chain import FastDenoiser, layers_of, levels_of
 from policy.fast_linear import is_onednn_used
 from policy.noise_schedule import make_noise_schedule
 
@@ -102,6 +102,12 @@ class FastKernels:
         inputs = (self._each(noisy_action), self._each(step), self._each(feature))
         return self._joined([compute(*parts) for parts in zip(self._parts(denoiser), *inputs, strict=True)])
 
+    def regress(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        if self._is_batched or not _is_mish_mlp(network):
+            return self._plain.regress(network, inputs)
+        each = zip(self._parts(network), self._each(inputs), strict=True)
+        return self._joined([fast_chain.run_layers(layers_of(tensors, ""), own) for tensors, own in each])
+
     def quantile_huber_loss(self, quantiles: Tensor, targets: Tensor, kappa: float = 1.0) -> Tensor:
         return quantile_huber_loss(quantiles, targets, kappa)
 
@@ -143,6 +149,14 @@ def _is_denoiser(network: nn.Module) -> bool:
 
 def _is_critic(network: nn.Module) -> bool:
     return type(_template(network)) is CriticEnsemble
+
+
+def _is_mish_mlp(network: nn.Module) -> bool:
+    """Whether it is linear layers with mish between them."""
+    template = _template(network)
+    if type(template) is not nn.Sequential or len(template) % 2 == 0:
+        return False
+    return all(type(layer) is (nn.Linear, nn.Mish)[index % 2] for index, layer in enumerate(template))
 
 
 def _no_value(feature: Tensor, action: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class BatchedDenoiser:
 
     def __init__(self, tensors: Mapping[str, Tensor], feature: Tensor) -> None:
         """tensors of the agents' denoisers by name; feature (..., B, F)."""
-        first, *self._others = layers_of(tensors, "trunk")
+        first, *self._others = layers_of(tensors, "trunk.")
         self._base, self._to_action = split_first_layer(tensors, first, feature)
 
     def groups(self, rows_per_state: int) -> Iterator[slice]:
@@ -70,7 +70,7 @@ def split_first_layer(
 
 def batched_predict_noise(tensors: Mapping[str, Tensor], noisy_action: Tensor, step: Tensor, feature: Tensor) -> Tensor:
     """eps (..., R, A); see learner.kernels.Kernels."""
-    first, *others = layers_of(tensors, "trunk")
+    first, *others = layers_of(tensors, "trunk.")
     (per_state, per_level), to_action = split_first_layer(tensors, first, feature)
     # Picking levels by a product has a backward pass without atomic additions: it is the same each time.
     is_level = step[..., None] == torch.arange(per_level.shape[-2], device=step.device)

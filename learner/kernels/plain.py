@@ -46,6 +46,10 @@ class PlainKernels:
         predicted: Tensor = denoiser(noisy_action, step, _each_row(feature, noisy_action.shape[-2]))
         return predicted
 
+    def regress(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        outputs: Tensor = network(inputs)
+        return outputs
+
     def quantile_huber_loss(self, quantiles: Tensor, targets: Tensor, kappa: float = 1.0) -> Tensor:
         return quantile_huber_loss(quantiles, targets, kappa)
 

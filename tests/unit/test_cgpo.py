@@ -189,8 +189,9 @@ def test_human_actions_become_targets_where_they_are_human_and_better(monkeypatc
         is_human=torch.tensor([True, True, False, True]),
     )
     feature = torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
-    target, metrics = algorithm._target_action(batch, feature, guided_action=torch.zeros(4, 1))
+    target, value, metrics = algorithm._target_action(batch, feature, torch.zeros(4, 1), torch.zeros(4))
     assert target.flatten().tolist() == [0.5, 0, 0, 0]
+    assert value.tolist() == [0.5, 0, 0, 0]
     assert float(metrics["human_target_fraction"]) == 0.25
 
 

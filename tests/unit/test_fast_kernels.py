@@ -12,6 +12,7 @@ from torch.nn.functional import mish
 
 from learner.agents import Agents
 from learner.algorithms import make_algorithm, make_population
+from learner.algorithms.cgpo import make_value_network
 from learner.config import LearnerConfig
 from learner.guidance import make_guide
 from learner.kernels import Kernels, make_kernels
@@ -71,8 +72,9 @@ class Case:
         specs = make_specs(FEATURE_DIM, ACTION_DIM)
         self.denoiser = self.agents.network(lambda: make_denoiser(specs, config.policy))
         self.critic = self.agents.network(lambda: make_critic(specs, config.policy))
+        self.network = self.agents.network(lambda: make_value_network(FEATURE_DIM, (16, 24)))
         with torch.no_grad():  # biases, gains and shifts start at the same numbers, which would hide mistakes
-            for parameter in (*self.denoiser.parameters(), *self.critic.parameters()):
+            for parameter in self.parameters():
                 shape = parameter.shape[self.agents.is_population :]  # the same of every member
                 parameter += 0.2 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
         source, steps = self.agents.noise(0), config.policy.denoising_steps
@@ -86,6 +88,9 @@ class Case:
         if config.cgpo.shared_prefix:
             self.guided_noise = torch.cat([self.guided_noise[:guided_steps], self.noise[guided_steps:]])
 
+    def parameters(self) -> list[Tensor]:
+        return [*self.denoiser.parameters(), *self.critic.parameters(), *self.network.parameters()]
+
     def results(self, kernels: Kernels) -> dict[str, Tensor]:
         pair = kernels.sample_pair(self.denoiser, self.critic, self.feature, self.noise, self.guided_noise)
         return {
@@ -95,6 +100,7 @@ class Case:
             "values": kernels.value(self.critic, self.feature, self.actions),
             "value": kernels.value(self.critic, self.feature, self.action),
             "quantiles": kernels.quantiles(self.critic, self.feature, self.action),
+            "regressed": kernels.regress(self.network, self.feature),
             "noise": kernels.predict_noise(self.denoiser, self.actions, self.step, self.feature),
         }
 
@@ -173,7 +179,8 @@ def test_gradients_equal_those_of_autograd(network: str, population: int | None,
     for kernels in (FastKernels(case.agents, is_batched), PlainKernels(case.agents)):
         quantiles = kernels.quantiles(case.critic, feature, action)
         noise = kernels.predict_noise(case.denoiser, case.actions, case.step, feature)
-        results.append(gradients_of(quantiles, of_critic) + gradients_of(noise, of_denoiser))
+        regressed = gradients_of(kernels.regress(case.network, feature), list(case.network.parameters()))
+        results.append(gradients_of(quantiles, of_critic) + gradients_of(noise, of_denoiser) + regressed)
     for fast, plain in zip(*results, strict=True):
         assert_close(fast / plain.abs().max(), plain / plain.abs().max())
 
@@ -324,7 +331,7 @@ def test_parameters_are_read_at_every_call() -> None:
     kernels = FastKernels(case.agents)
     before = case.results(kernels)
     with torch.no_grad():
-        for parameter in (*case.denoiser.parameters(), *case.critic.parameters()):
+        for parameter in case.parameters():
             parameter.mul_(1.1)
     after = case.results(kernels)
     assert all(not torch.equal(after[name], before[name]) for name in before)
