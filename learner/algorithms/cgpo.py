@@ -207,7 +207,7 @@ class Cgpo(Resumable):
     def _target_action(
         self, batch: Batch, feature: Tensor, guided_action: Tensor, guided_value: Tensor
     ) -> tuple[Tensor, Tensor, Metrics]:
-        """Return a^g (..., B, A), the guided sample or a human action that may compete and wins, and its value (..., B)."""
+        """Return a^g (..., B, A), the guided sample or a better human action, and its value (..., B)."""
         if not self._config.human_targets:
             return guided_action, guided_value, {}
         human_action = batch.action[..., : self._action_dim]
