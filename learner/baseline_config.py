@@ -137,8 +137,8 @@ class DipoConfig:
     """A moved action is kept, and moved on when its state is drawn again (the paper). false: it starts from the action
     that was executed each time, which is what DIPO's code does."""
     evaluation_noise: bool = False
-    """Whether reverse steps are noisy in evaluation too, not only while data are collected. Without it (DIPO's code) all
-    samples of a state are nearly the same."""
+    """Whether reverse steps are noisy in evaluation too, not only while data are collected. Without it (DIPO's code)
+    all samples of a state are nearly the same."""
 
     def __post_init__(self) -> None:
         if not 0 < self.discount < 1:

@@ -11,9 +11,9 @@ Read against its code (github.com/BellmanTimeHut/DIPO), from which it departs in
 - one set of values for all tasks, its code's defaults; the README's values for each task are in DipoConfig;
 - the target policy follows after every step (README: every second one on HalfCheetah);
 - a time limit is no end of the task: replay.timeout_bootstrap (its code: nothing is bootstrapped there).
-Its evaluation takes one sample whose reverse steps add no noise, and so does `exploit`. Such samples hardly differ, since
-the first step forgets where the chain began (a normal of deviation 0.3 comes out with 0.0002 at T = 20): only with
-`evaluation_noise` does it matter among how many the critic chooses.
+Its evaluation takes one sample whose reverse steps add no noise, and so does `exploit`. Such samples hardly differ,
+since the first step forgets where the chain began (a normal of deviation 0.3 comes out with 0.0002 at T = 20): only
+with `evaluation_noise` does it matter among how many the critic chooses.
 """
 
 import torch
