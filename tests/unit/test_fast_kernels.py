@@ -138,6 +138,16 @@ def test_scalar_critics_are_valued_by_their_minimum() -> None:
     Case(policy=policy, cgpo={"critic": {"type": "twin_scalar"}}).check()
 
 
+@pytest.mark.parametrize("num_dropped", [1, 2, 3])
+def test_equal_quantiles_are_dropped_one_by_one(num_dropped: int) -> None:
+    """All quantiles of a critic come in pairs of equal ones, so that which of the two is dropped makes no difference."""
+    case = Case(policy={"num_quantiles": 6, "drop_quantiles": num_dropped})
+    with torch.no_grad():
+        for last in (case.critic.weights[-1], case.critic.biases[-1]):
+            last[..., 1::2] = last[..., ::2]
+    case.check()
+
+
 def test_members_of_a_population_may_differ_in_their_guidance() -> None:
     case = Case(population=2)
     rates = (0.2, 0.9)

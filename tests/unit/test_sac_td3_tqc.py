@@ -70,7 +70,8 @@ def test_tqc_targets_the_lowest_of_all_quantiles_and_the_next_entropy(monkeypatc
     fix_policy(algorithm, monkeypatch, log_density=-3.0)
     fix_values(algorithm, monkeypatch, "target_quantiles", [[4.0, 0.0, 2.0], [8.0, 1.0, 6.0]])
     kept = [1 + 0.5 * (value + 0.3) for value in (0, 1, 2, 4)]
-    assert targets_of(algorithm, one_rewarded_step()) == [[round(value, 5) for value in kept], [1.0] * 4]
+    targets = [sorted(row) for row in targets_of(algorithm, one_rewarded_step())]
+    assert targets == [[round(value, 5) for value in kept], [1.0] * 4]
 
 
 @pytest.mark.parametrize(("name", "rises"), [("sac", False), ("tqc", True)])
