@@ -140,7 +140,7 @@ def test_scalar_critics_are_valued_by_their_minimum() -> None:
 
 @pytest.mark.parametrize("num_dropped", [1, 2, 3])
 def test_equal_quantiles_are_dropped_one_by_one(num_dropped: int) -> None:
-    """All quantiles of a critic come in pairs of equal ones, so that which of the two is dropped makes no difference."""
+    """A critic's quantiles come in pairs of equal ones: which of the two is dropped makes no difference."""
     case = Case(policy={"num_quantiles": 6, "drop_quantiles": num_dropped})
     with torch.no_grad():
         for last in (case.critic.weights[-1], case.critic.biases[-1]):
