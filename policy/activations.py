@@ -110,7 +110,7 @@ class Relu:
 
     def values_and_slope(self, sums: Tensor, index: int, rows: int) -> tuple[Tensor, Kept]:
         values = sums.clamp_(min=0)
-        return values, (values[:rows],)
+        return values, (values if rows == values.shape[0] else values[:rows],)
 
     def back(self, gradient: Tensor, kept: Kept, index: int) -> Tensor:
         return torch.ops.aten.threshold_backward(gradient, kept[0], 0)  # type: ignore[no-any-return]
@@ -155,7 +155,8 @@ class NormTanh:
         gain, shift = self._gains[index], self._shifts[index]
         normed, mean, inverse_std = torch.native_layer_norm(sums, gain.shape, gain, shift, _NORM_EPS)
         values = normed.sigmoid_()
-        return values, (sums[:rows], mean[:rows], inverse_std[:rows], values[:rows])
+        kept = (sums, mean, inverse_std, values)
+        return values, kept if rows == sums.shape[0] else tuple(part[:rows] for part in kept)
 
     def back(self, gradient: Tensor, kept: Kept, index: int) -> Tensor:
         return self._back(gradient, kept, index, has_parameters=False)[0]

@@ -19,7 +19,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if pays(x.shape[0], weight) and x.dtype == torch.float32 and is_onednn_used():
         result: Tensor = torch.ops.mkldnn._linear_pointwise(dense(x), dense(weight), bias, "none", [], "")
         return result
-    return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+    return torch.nn.functional.linear(x, weight, bias)
 
 
 def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

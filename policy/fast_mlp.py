@@ -22,7 +22,6 @@ class FastMlp:
         self._activation = activation
         self._layers = layers
         self._last = len(layers) - 1
-        self._transposed = [layer.weight.t() for layer in layers]
         self.first = layers[0]  # what makes the sums that the methods below take
         self.last = layers[-1]  # what follows `hidden`
 
@@ -57,7 +56,7 @@ class FastMlp:
     def back(self, gradient: Tensor, slopes: list[Kept]) -> Tensor:
         """The gradient (R, H) with respect to the sums from that with respect to the outputs (R, out)."""
         for index in range(self._last, 0, -1):
-            gradient = linear(gradient, self._transposed[index])
+            gradient = linear(gradient, self._layers[index].weight.t())
             gradient = self._activation.back(gradient, slopes[index - 1], index - 1)
         return gradient
 
@@ -69,7 +68,7 @@ class FastMlp:
         own: list[Kept] = []
         for index in range(self._last, 0, -1):
             layers.append(layer_gradient(gradient, values[index - 1]))
-            gradient = linear(gradient, self._transposed[index])
+            gradient = linear(gradient, self._layers[index].weight.t())
             gradient, parameters = self._activation.back_with_parameters(gradient, slopes[index - 1], index - 1)
             own.append(parameters)
         return gradient, layers[::-1], own[::-1]
@@ -78,7 +77,7 @@ class FastMlp:
         self, gradient: Tensor, wants_inputs: bool, wants_base: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """The gradients of `sums`' inputs and base from that of its result."""
-        inputs = linear(gradient, self._transposed[0]) if wants_inputs else None
+        inputs = linear(gradient, self.first.weight.t()) if wants_inputs else None
         return inputs, gradient * self._activation.sign if wants_base else None
 
 
