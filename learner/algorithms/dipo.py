@@ -58,6 +58,7 @@ class Dipo(Resumable):
         self._denoiser_optimiser = agents.optimiser(
             actor, lambda config: config.dipo.actor_learning_rate, self._config.adam_eps
         )
+        self._action_rate = agents.setting(lambda config: config.dipo.action_learning_rate, num_axes=2)
         self._critic_noise, self._loss_noise = (agents.noise(purpose) for purpose in range(2))
         # The moved action of each place in the replay's ring, and the number of the step that it belongs to.
         self._capacity = agents.config.replay.capacity if self._config.write_back else 0
@@ -136,7 +137,7 @@ class Dipo(Resumable):
             mean = _BETA_1 * mean + (1 - _BETA_1) * gradient
             square = _BETA_2 * square + (1 - _BETA_2) * gradient.square()
             spread = (square / (1 - _BETA_2**step)).sqrt() + config.adam_eps
-            moved = (moved + config.action_learning_rate * mean / (1 - _BETA_1**step) / spread).clamp(-1, 1)
+            moved = (moved + self._action_rate * mean / (1 - _BETA_1**step) / spread).clamp(-1, 1)
         return torch.where(moved.isfinite(), moved, action)
 
     def _value_gradient(self, feature: Tensor, action: Tensor) -> Tensor:

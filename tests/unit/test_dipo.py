@@ -18,11 +18,11 @@ from tests.oracles import make_specs, random_batch, small_config
 CAPACITY = 40
 
 
-def make_dipo(feature_dim: int = 3, action_dim: int = 2, seeds: tuple[int, ...] | None = None, **dipo: Any) -> Dipo:
-    """One agent, or a population of these seeds; moved actions are kept unless `dipo` says otherwise."""
+def make_dipo(feature_dim: int = 3, action_dim: int = 2, **dipo: Any) -> Dipo:
+    """One agent; moved actions are kept unless `dipo` says otherwise."""
     tables: dict[str, Any] = {"dipo": {"write_back": True, **dipo}, "replay": {"capacity": CAPACITY}}
-    configs = [small_config(algorithm="dipo", kernels="plain", seed=seed, **tables) for seed in seeds or (0,)]
-    return Dipo(Agents(configs, is_population=seeds is not None), make_specs(feature_dim, action_dim))
+    config = small_config(algorithm="dipo", kernels="plain", **tables)
+    return Dipo(Agents.single(config), make_specs(feature_dim, action_dim))
 
 
 def filled_replay(steps: int, num_agents: int | None = None, first_seed: int = 0) -> TensorReplay:
@@ -215,17 +215,19 @@ def test_a_restored_run_moves_on_the_same_actions() -> None:
 
 
 def test_a_population_keeps_its_agents_actions_apart() -> None:
-    seeds = (3, 8)
-    together, both = make_dipo(seeds=seeds), filled_replay(30, num_agents=2)
-    noise = Noise(seeds, is_population=True)
+    """Their step sizes differ too."""
+    tables: list[dict[str, Any]] = [
+        {"seed": seed, "dipo": {"write_back": True, "action_learning_rate": rate}, "replay": {"capacity": CAPACITY}}
+        for seed, rate in ((3, 0.03), (8, 0.1))
+    ]
+    configs = [small_config(algorithm="dipo", **table) for table in tables]
+    together = Dipo(Agents(configs, is_population=True), make_specs(3, 2))
+    both, noise = filled_replay(30, num_agents=2), Noise([3, 8], is_population=True)
     for _ in range(3):
         together.update_step(lambda: both.sample(8, noise))
-    for index, seed in enumerate(seeds):
-        replay, own_noise = filled_replay(30, first_seed=index), Noise([seed], is_population=False)
-        config = small_config(
-            algorithm="dipo", kernels="plain", seed=seed, dipo={"write_back": True}, replay={"capacity": CAPACITY}
-        )
+    for index, config in enumerate(configs):
         alone = Dipo(Agents.single(config), make_specs(3, 2))
+        replay, own_noise = filled_replay(30, first_seed=index), Noise([config.seed], is_population=False)
         for _ in range(3):
             alone.update_step(lambda replay=replay, noise=own_noise: replay.sample(8, noise))  # type: ignore[misc]
         assert torch.equal(together._moved_step[index], alone._moved_step)
