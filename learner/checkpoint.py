@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from policy.files import sync_directory, write_durably
 
 FORMAT_VERSION = 2  # 2: batches are drawn on the device, by a generator of PyTorch
 _REPLAY_NOISE = "trainer.replay_noise"  # beside the algorithm's own tensors
+_RANK_NOISE = "trainer.rank_noise/"
 _KEPT = 3
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Checkpoint:
     log_position: int  # replay at this moment = the log up to here
     weights_version: int
     replay_noise: Tensor  # state of the generator that batches are drawn with
+    rank_noise: dict[str, Tensor] = field(default_factory=dict)  # all generators of the other ranks, see learner.leader
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint, min_free_bytes: float = 0) -> Path:
@@ -53,7 +55,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, min_free_bytes: flo
         return final
     for unfinished in directory.glob(".tmp_*"):  # of a process that was killed
         shutil.rmtree(unfinished)
-    data = save({**checkpoint.tensors, _REPLAY_NOISE: checkpoint.replay_noise})
+    rank_noise = {_RANK_NOISE + name: tensor for name, tensor in checkpoint.rank_noise.items()}
+    data = save({**checkpoint.tensors, **rank_noise, _REPLAY_NOISE: checkpoint.replay_noise})
     _check_space(directory, len(data) + min_free_bytes)
     temporary = directory / f".tmp_{final.name}"
     try:
@@ -162,8 +165,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     try:
         manifest, data = _read_verified(folder)
         tensors = load(data)
+        rank_names = [name for name in tensors if name.startswith(_RANK_NOISE)]
         return Checkpoint(
             replay_noise=tensors.pop(_REPLAY_NOISE),
+            rank_noise={name.removeprefix(_RANK_NOISE): tensors.pop(name) for name in rank_names},
             tensors=tensors,
             learner_step=manifest["learner_step"],
             log_position=manifest["log_position"],

@@ -331,7 +331,13 @@ class LearnerConfig:
     """Matrix products on a GPU. tf32 rounds their operands to 10 bits, sums in fp32, and leaves all else (the chain's
     state, losses, optimisers) as it is; fp32 is for comparisons to 1e-5."""
     torch_threads: int = 1
-    """CPU threads of the trainer."""
+    """CPU threads of a trainer."""
+    num_trainers: int = 1
+    """Trainers that share each batch and average their gradients; on CUDA each has a GPU of its own. Started again with
+    another number of them, a run goes on, but not bit for bit."""
+    trainer_timeout_s: float = 120.0
+    """One that does not answer the others for so long has failed, and all start again from the newest checkpoint. Must
+    be longer than a learner step, publishing and reading 512 entries of the log take."""
     steps_per_update: int = 50
     """Learner steps between two published weights."""
     learner_steps_per_transition: float = 0.0
@@ -351,6 +357,7 @@ class LearnerConfig:
         self._check_policy()
         if self.max_actors < 1:
             raise ConfigError(f"learner.max_actors = {self.max_actors} must be at least 1")
+        self._check_trainers()
         if self.min_free_gb < 0:
             raise ConfigError(f"learner.min_free_gb = {self.min_free_gb} is negative; 0 switches the limit off")
         if not 0 <= self.port <= 65535:
@@ -374,6 +381,24 @@ class LearnerConfig:
             raise ConfigError(
                 "classifier.retrain = true publishes a success classifier with the policy: set "
                 "policy.success_classifier = true on both sides, or retrain to false"
+            )
+
+    def _check_trainers(self) -> None:
+        count, size = self.num_trainers, self.replay.batch_size
+        if count < 1 or self.trainer_timeout_s <= 0:
+            raise ConfigError(
+                f"learner.num_trainers = {count} must be at least 1 and trainer_timeout_s = {self.trainer_timeout_s} "
+                "positive"
+            )
+        if size % count:
+            raise ConfigError(
+                f"replay.batch_size = {size} cannot be shared equally by learner.num_trainers = {count}; take a "
+                "multiple of that"
+            )
+        if count > 1 and self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(
+                f"device = {self.device!r} is one device, and learner.num_trainers = {count} of them: choose cuda (the "
+                "first GPUs that CUDA_VISIBLE_DEVICES lists), cpu or auto."
             )
 
     def _check_policy(self) -> None:

@@ -11,7 +11,7 @@ cgpo.weight_norm = mean and the means over human rows, which are taken over each
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,31 +21,53 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from policy.errors import ConfigError
+from policy.errors import CgpoError, ConfigError
 
 if TYPE_CHECKING:  # which import the optimiser, which imports this
     from learner.algorithms.base import Algorithm
     from learner.config import LearnerConfig
 
-_TIMEOUT = timedelta(minutes=10)  # for a rank that is late: the others wait, then fail
+_TIMEOUT_S = 600.0
 _SEED_STRIDE = 1_000_003  # between ranks; far from seeds that a person would choose
 
 
+class LostRankError(CgpoError):
+    """Another rank has ended, or has not answered in time."""
+
+
 @contextlib.contextmanager
-def joined(rank: int, num_ranks: int, rendezvous: Path, device: str | torch.device) -> Iterator[None]:
+def joined(
+    rank: int, num_ranks: int, rendezvous: Path, device: str | torch.device, timeout_s: float = _TIMEOUT_S
+) -> Iterator[dist.ProcessGroup]:
     """Make this process one of `num_ranks` on this machine, numbered from 0, that meet at a file none of them made yet.
 
-    Waits for all of them. Raises torch.distributed.DistError when they do not come within ten minutes. Every rank must
-    do the same steps in the same order from here on; one that leaves early ends the others' next step with that error.
+    Yields a second group of the same ranks, for what is on the CPU. Every rank must do the same steps in the same order
+    from here on. Raises LostRankError, here and in each step, when one of them has ended or is timeout_s late.
     """
     backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would look up this machine's name
     address = f"file://{rendezvous.absolute()}"
-    dist.init_process_group(backend, init_method=address, rank=rank, world_size=num_ranks, timeout=_TIMEOUT)
+    timeout = timedelta(seconds=timeout_s)
+    with expecting_all_ranks():
+        dist.init_process_group(backend, init_method=address, rank=rank, world_size=num_ranks, timeout=timeout)
     try:
-        yield
+        with expecting_all_ranks():
+            on_cpu = dist.new_group(backend="gloo", timeout=timeout)
+        yield on_cpu
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def expecting_all_ranks() -> Iterator[None]:
+    """Let an exchange between ranks fail with LostRankError: whatever goes wrong there, one was not there."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LostRankError(f"another of the learner's trainers has ended or does not answer: {reason}") from error
 
 
 def share_of(config: "LearnerConfig", rank: int, num_ranks: int) -> "LearnerConfig":
@@ -59,7 +81,7 @@ def share_of(config: "LearnerConfig", rank: int, num_ranks: int) -> "LearnerConf
             f"replay.batch_size = {size} cannot be shared equally by {num_ranks} trainers; take a multiple of that"
         )
     replay = dataclasses.replace(config.replay, batch_size=size // num_ranks)
-    return dataclasses.replace(config, replay=replay, seed=config.seed + rank * _SEED_STRIDE)
+    return dataclasses.replace(config, replay=replay, seed=config.seed + rank * _SEED_STRIDE, num_trainers=1)
 
 
 def average_over_ranks(gradients: Sequence[Tensor | None], loss: Tensor) -> tuple[list[Tensor | None], Tensor]:
@@ -71,7 +93,8 @@ def average_over_ranks(gradients: Sequence[Tensor | None], loss: Tensor) -> tupl
         return list(gradients), loss
     present = [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
     message = torch.cat([tensor.reshape(-1) for tensor in present])
-    dist.all_reduce(message)
+    with expecting_all_ranks():
+        dist.all_reduce(message)
     message /= dist.get_world_size()
     parts = torch.split_with_sizes(message, [tensor.numel() for tensor in present])
     means = iter([part.view(tensor.shape) for part, tensor in zip(parts, present, strict=True)])
@@ -81,29 +104,42 @@ def average_over_ranks(gradients: Sequence[Tensor | None], loss: Tensor) -> tupl
 
 def synchronise(algorithm: "Algorithm", device: str | torch.device) -> None:
     """Give every rank the networks, optimisers and counters of rank 0; each keeps its own random numbers."""
-    own = algorithm.state()
-    shared = _from_first_rank({name: own[name] for name in own if not _is_generator(own[name])}, device)
+    generators, rest = generators_and_rest(algorithm)
+    shared = broadcast_tensors(rest, device)
     if dist.get_rank() != 0:
-        algorithm.load_state({**{name: tensor for name, tensor in own.items() if _is_generator(tensor)}, **shared})
+        algorithm.load_state({**generators, **shared})
 
 
 def largest_difference(algorithm: "Algorithm", device: str | torch.device) -> float:
     """Return by how much this rank's published policy differs from rank 0's in its worst element: 0, as it should."""
     own = algorithm.policy_tensors()
-    first = _from_first_rank(own, device)
+    first = broadcast_tensors(own, device)
     return max(float((own[name] - first[name]).abs().max()) for name in own)
 
 
-def _is_generator(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.uint8  # nothing else in an algorithm's state is made of bytes
+def generators_and_rest(algorithm: "Algorithm") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what each rank has for itself of an algorithm's state, and what is the same on all of them."""
+    state = algorithm.state()
+    generators = {
+        name: tensor for name, tensor in state.items() if tensor.dtype == torch.uint8
+    }  # nothing else is bytes
+    return generators, {name: tensor for name, tensor in state.items() if name not in generators}
 
 
-def _from_first_rank(tensors: dict[str, Tensor], device: str | torch.device) -> dict[str, Tensor]:
-    data = safetensors.torch.save(tensors) if dist.get_rank() == 0 else b""
-    size = torch.tensor([len(data)], device=device)
-    dist.broadcast(size, src=0)
-    message = torch.empty(int(size), dtype=torch.uint8, device=device)
-    if data:
-        message.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    dist.broadcast(message, src=0)
+def broadcast_tensors(
+    tensors: Mapping[str, Tensor],
+    device: str | torch.device,
+    *,
+    source: int = 0,
+    group: dist.ProcessGroup | None = None,
+) -> dict[str, Tensor]:
+    """Return, on every rank and on the CPU, the `tensors` of rank `source`; `device` is where the group's data is."""
+    data = safetensors.torch.save(dict(tensors)) if dist.get_rank() == source else b""
+    with expecting_all_ranks():
+        size = torch.tensor([len(data)], device=device)
+        dist.broadcast(size, source, group=group)
+        message = torch.empty(int(size), dtype=torch.uint8, device=device)
+        if data:
+            message.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        dist.broadcast(message, source, group=group)
     return safetensors.torch.load(message.cpu().numpy().tobytes())

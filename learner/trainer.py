@@ -23,13 +23,13 @@ from learner.checkpoint import Checkpoint, CheckpointWriter, load_newest
 from learner.config import LearnerConfig
 from learner.divergence import RollBacks, check_finite, total_skipped
 from learner.graphed_update import GraphedUpdate
+from learner.leader import Leader, config_of, leading
 from learner.metrics import MetricsWriter
-from learner.replay import Replay
+from learner.replay_feed import ReplayFeed, make_replay
 from learner.resolved_config import load_config
 from learner.reward_classifier.feed import ClassifierFeed
 from learner.run_lock import sole_use_of
 from learner.trainer_status import StatusReporter
-from policy.encoder import ObservationEncoder
 from policy.episode_log import EpisodeLog
 from policy.errors import MemoryExhaustedError, NonFiniteError
 from policy.failpoints import failpoint
@@ -41,18 +41,18 @@ from policy.weights_store import WeightsStore
 logger = logging.getLogger(__name__)
 
 _POLL_PERIOD_S = 0.05  # of the log; a transition waits at most this long before it can be sampled
-_READ_LIMIT = 512
 _PREDECESSOR_S = 30.0
 
 
 class Trainer:
     """fill -> sample -> update -> publish -> checkpoint."""
 
-    def __init__(self, config: LearnerConfig, specs: Specs) -> None:
+    def __init__(self, config: LearnerConfig, specs: Specs, leader: Leader | None = None) -> None:
+        """`leader` where other trainers share the batches; `config` is this one's own share then."""
         self._config = config
         self._specs = specs
+        self._leader = leader or Leader()
         run_dir = config.run_dir
-        self._log = EpisodeLog(run_dir / "log.sqlite", specs, read_only=True)
         self._store = WeightsStore(run_dir / "weights")
         self._checkpoints = run_dir / "checkpoints"
         self._writer = CheckpointWriter(self._checkpoints, config.min_free_gb * 1e9)
@@ -61,7 +61,7 @@ class Trainer:
         self._summary_path = run_dir / "learner_summary.json"
         self._classifier = ClassifierFeed(config, specs)
         self._replay = make_replay(config, specs)
-        self._log_position = 0
+        self._feed = ReplayFeed(EpisodeLog(run_dir / "log.sqlite", specs, read_only=True), self._replay)
         self._weights_version = 0
         self.learner_step = 0
         self._saved_step = self._begun_step = -1
@@ -94,9 +94,11 @@ class Trainer:
                     self.roll_back(error)
             self._leave()
         except torch.OutOfMemoryError as error:
-            text = f"{self._config.device} is out of memory for the second time at learner step {self.learner_step}: "
+            times = "for the second time " if self._leader.is_alone else ""
+            text = f"{self._config.device} is out of memory {times}at learner step {self.learner_step}: "
             self._status.set_alarm("memory", text + str(error).splitlines()[0])
-            self._leave()
+            if self._leader.is_alone:  # others wait in the middle of the step
+                self._leave()
             raise MemoryExhaustedError(
                 f"{text}{error} Started again, it goes on from its checkpoint. If this comes back: end other programs "
                 "on the device, or lower replay.batch_size or replay.capacity."
@@ -110,6 +112,7 @@ class Trainer:
         waiting_for = self.missing()
         self._status.report(self.learner_step, waiting_for)
         if waiting_for:
+            self._leader.read(self._feed.position)
             stop.wait(_POLL_PERIOD_S / 2)
         else:
             self.update()
@@ -175,12 +178,14 @@ class Trainer:
     def _update_algorithm(self) -> None:
         """Let the algorithm do a step; when memory runs out for the first time, once more with all that can be freed.
 
-        What was done before it ran out, a critic's update perhaps, stays done.
+        What was done before it ran out, a critic's update perhaps, stays done. Other trainers, which have done another
+        part of the step, cannot follow: with them there is no second attempt.
         """
+        self._leader.step(self._feed.position)
         try:
             return self._updates.step()
         except torch.OutOfMemoryError as error:
-            if self._was_out_of_memory:
+            if self._was_out_of_memory or not self._leader.is_alone:
                 raise
             self._was_out_of_memory = True
             text = f"out of memory at learner step {self.learner_step}, trying once more: {str(error).splitlines()[0]}"
@@ -216,9 +221,10 @@ class Trainer:
             Checkpoint(
                 tensors=state,
                 learner_step=self.learner_step,
-                log_position=self._log_position,
+                log_position=self._feed.position,
                 weights_version=self._weights_version,
                 replay_noise=self._replay.noise.generators[0].get_state(),
+                rank_noise=self._leader.rank_noise(self.algorithm, self._feed.position),
             )
         )
 
@@ -264,7 +270,9 @@ class Trainer:
         self._skipped_before += sum(counters.total for counters in self.algorithm.skipped_steps().values())
         self._end_checkpoint(wait=True)
         self._make_algorithm()
-        self._take_up(load_newest(self._checkpoints))
+        checkpoint = load_newest(self._checkpoints)
+        self._take_up(checkpoint)
+        self._lead(checkpoint)
         self._status.set_alarm("updates", f"training rolled back to learner step {self.learner_step}. {reason}")
 
     def _make_algorithm(self) -> None:
@@ -280,11 +288,13 @@ class Trainer:
         checkpoint = load_newest(self._checkpoints)
         self._take_up(checkpoint)
         if checkpoint is None:
+            self._lead(None)
             return
         # A version that the actor may hold is never used again for other weights.
         self._weights_version = max(self._weights_version, checkpoint.weights_version)
         self._read_until(checkpoint.log_position)
         self._replay.noise.generators[0].set_state(checkpoint.replay_noise)
+        self._lead(checkpoint)
         logger.info("resumed at learner step %d with %d transitions", self.learner_step, self.num_transitions)
 
     def _take_up(self, checkpoint: Checkpoint | None) -> None:
@@ -296,17 +306,14 @@ class Trainer:
         with self._alarm_on_full_disk("metrics", "metrics show steps that were taken back"):
             self._metrics.rewind(self.learner_step)
 
+    def _lead(self, checkpoint: Checkpoint | None) -> None:
+        """Let other trainers go on from where this one does."""
+        self._leader.reload(self.algorithm, self._feed.position, checkpoint.rank_noise if checkpoint else {})
+
     def _read_until(self, end: int | None) -> None:
-        while True:
-            limit = _READ_LIMIT if end is None else min(_READ_LIMIT, end - self._log_position)
-            entries = self._log.read_after(self._log_position, limit) if limit else []
-            if not entries:
-                return
-            if len(entries) == _READ_LIMIT:
-                self._status.report(self.learner_step, "for the log to be read")
-            for entry in entries:
-                self._replay.add(entry.record_id, entry.body)
-            self._log_position = entries[-1].position
+        while self._feed.read(end):
+            self._status.report(self.learner_step, "for the log to be read")
+            self._leader.read(self._feed.position)
 
     def _write_summary(self) -> None:
         summary: dict[str, Any] = {
@@ -322,19 +329,10 @@ class Trainer:
             replace_durably(self._summary_path, json.dumps(summary, indent=1).encode())
 
 
-def make_replay(config: LearnerConfig, specs: Specs) -> Replay:
-    """Return the empty replay. Raises ConfigError or WeightsError for images without a usable encoder."""
-    encoder = ObservationEncoder(specs, config.policy).to(config.device)
-    if specs.observation.images and config.replay.image_storage == "pixels" and config.device == "cpu":
-        logger.warning(
-            "replay.image_storage = 'pixels' encodes %d images for each batch, seconds on a CPU; set it to 'maps'",
-            2 * len(specs.observation.images) * config.replay.batch_size,
-        )
-    return Replay(config.replay, specs.observation, specs.action.dim, config.seed, encoder, config.device)
-
-
-def run_trainer(config: LearnerConfig) -> int:
+def run_trainer(config_path: Path) -> int:
     """Run until SIGTERM or SIGINT. Waits for the run's specs, which the first actor brings."""
+    config = load_config(config_path)
+    own_config = config_of(config, 0)
     stop = threading.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda *_: stop.set())
@@ -347,9 +345,14 @@ def run_trainer(config: LearnerConfig) -> int:
             status.report(0, "for the first actor, which brings the names and units of this run's data")
             if stop.wait(_POLL_PERIOD_S):
                 return 0
-        trainer = Trainer(config, Specs.from_json(specs_path.read_text()))
-        logger.info("training with %s on %s", config.algorithm, config.device)
-        trainer.run(stop)
+        with leading(config, config_path, stop) as leader:
+            if leader is None:
+                return 0
+            trainer = Trainer(own_config, Specs.from_json(specs_path.read_text()), leader)
+            logger.info("training with %s on %s", config.algorithm, config.device)
+            if config.num_trainers > 1:
+                logger.info("%d trainers share each batch", config.num_trainers)
+            trainer.run(stop)
     return 0
 
 
@@ -358,4 +361,4 @@ if __name__ == "__main__":
 
     from policy.cli import run_main
 
-    sys.exit(run_main(lambda: run_trainer(load_config(Path(sys.argv[1])))))
+    sys.exit(run_main(lambda: run_trainer(Path(sys.argv[1]))))

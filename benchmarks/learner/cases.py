@@ -13,8 +13,8 @@ from learner.agents import Noise
 from learner.algorithms import ALGORITHMS
 from learner.config import LearnerConfig
 from learner.replay import Batch, Replay
+from learner.replay_feed import make_replay
 from learner.tensor_replay import TensorReplay
-from learner.trainer import make_replay
 from policy.cli import config_from_preset
 from policy.config import load_preset, preset_names
 from policy.errors import ConfigError, unknown_name
