@@ -125,9 +125,8 @@ def denoise(x: Tensor, error: Tensor, level: Level, noise: Tensor) -> Tensor:
     return clean.mul_(level.clean_weight).add_(x, alpha=level.noisy_weight).add_(noise, alpha=level.sigma)
 
 
-@torch.no_grad()
 def sample(denoiser: ChainDenoiser, levels: list[Level], noise: Tensor, rows_per_state: int) -> Tensor:
-    """Actions (..., B K, A) in [-1, 1] for the denoiser's states and noise (T + 1, ..., B K, A)."""
+    """Without autograd: actions (..., B K, A) in [-1, 1] for the denoiser's states and noise (T + 1, ..., B K, A)."""
     actions = torch.empty_like(noise[0])
     for group in denoiser.groups(rows_per_state):
         states = denoiser.states(group, rows_per_state)

@@ -56,15 +56,18 @@ class FastKernels:
         order = ", agents one after the other" if self._splits else ""
         return f"{products}, gradients of guidance written out{order}"
 
-    @torch.no_grad()
     def sample(self, denoiser: nn.Module, feature: Tensor, noise: Tensor) -> Tensor:
         if not _is_denoiser(denoiser):
             return self._plain.sample(denoiser, feature, noise)
-        per_state = noise.shape[-2] // feature.shape[-2]
-        each = zip(self._denoisers(denoiser, feature), self._each(noise, dim=1), strict=True)
-        return self._joined([fast_chain.sample(own, self._levels, chains, per_state) for own, chains in each])
+        actions = torch.empty_like(noise[0])
+        with torch.inference_mode():  # starts operations sooner than no_grad; what is made in it stays in it
+            per_state = noise.shape[-2] // feature.shape[-2]
+            each = zip(self._denoisers(denoiser, feature), self._each(noise, dim=1), strict=True)
+            actions.copy_(
+                self._joined([fast_chain.sample(own, self._levels, chains, per_state) for own, chains in each])
+            )
+        return actions
 
-    @torch.no_grad()
     def sample_pair(
         self, denoiser: nn.Module, critic: nn.Module, feature: Tensor, noise: Tensor, guided_noise: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -72,21 +75,26 @@ class FastKernels:
             return self._plain.sample_pair(denoiser, critic, feature, noise, guided_noise)
         if not self._guides:
             return self.sample(denoiser, feature, noise), self.sample(denoiser, feature, guided_noise)
-        networks = zip(self._denoisers(denoiser, feature), self._critics(critic, feature), self._guides, strict=True)
-        noises = zip(self._each(noise, dim=1), self._each(guided_noise, dim=1), strict=True)
-        pairs = []
-        for (own, own_critic, guide), both in zip(networks, noises, strict=True):
-            pair = GuidedPair(own, own_critic, self._levels, self._guidance, guide, self._shares_prefix)
-            pairs.append(pair.sample(*both))
-        unguided, guided = zip(*pairs, strict=True)
-        return self._joined(unguided), self._joined(guided)
+        actions = torch.empty_like(noise[0]), torch.empty_like(noise[0])
+        with torch.inference_mode():
+            networks = (self._denoisers(denoiser, feature), self._critics(critic, feature), self._guides)
+            noises = (self._each(noise, dim=1), self._each(guided_noise, dim=1))
+            pairs = []
+            for own, own_critic, guide, *own_noises in zip(*networks, *noises, strict=True):
+                pair = GuidedPair(own, own_critic, self._levels, self._guidance, guide, self._shares_prefix)
+                pairs.append(pair.sample(*own_noises))
+            for result, parts in zip(actions, zip(*pairs, strict=True), strict=True):
+                result.copy_(self._joined(parts))
+        return actions
 
-    @torch.no_grad()
     def value(self, critic: nn.Module, feature: Tensor, action: Tensor) -> Tensor:
         if not _is_critic(critic):
             return self._plain.value(critic, feature, action)
-        each = zip(self._critics(critic, feature), self._each(action), strict=True)
-        return self._joined([own.value(actions) for own, actions in each])
+        values = torch.empty(action.shape[:-1], dtype=action.dtype, device=action.device)
+        with torch.inference_mode():
+            each = zip(self._critics(critic, feature), self._each(action), strict=True)
+            values.copy_(self._joined([own.value(actions) for own, actions in each]))
+        return values
 
     def quantiles(self, critic: nn.Module, feature: Tensor, action: Tensor) -> Tensor:
         if not _is_critic(critic):

@@ -23,7 +23,10 @@ class AscentCritic(Protocol):
 
 
 class GuidedPair(NamedTuple):
-    """What both chains of all states are run with. Shapes: `...` is nothing or (P,), a population's."""
+    """What both chains of all states are run with, without autograd.
+
+    Shapes: `...` is nothing or (P,), a population's.
+    """
 
     denoiser: ChainDenoiser
     critic: AscentCritic
@@ -32,7 +35,6 @@ class GuidedPair(NamedTuple):
     guide: ValueGuide
     shares_prefix: bool  # whether the noise of the two agrees from entry `config.steps` on
 
-    @torch.no_grad()
     def sample(self, noise: Tensor, guided_noise: Tensor) -> tuple[Tensor, Tensor]:
         """One unguided and one guided action (..., B, A) of each state, for the noise of each (T + 1, ..., B, A)."""
         both = torch.empty((2, *noise[0].shape), dtype=noise.dtype, device=noise.device)
