@@ -1,17 +1,21 @@
 """What every algorithm promises the trainer and the actor. A new algorithm is covered once it is registered."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from learner.agents import Noise
 from learner.algorithms import ALGORITHMS, make_algorithm, make_population
-from learner.algorithms.base import Algorithm
+from learner.algorithms.base import Algorithm, Metrics
+from learner.algorithms.guarded_adam import GuardedAdam
 from learner.config import LearnerConfig
+from learner.kernels.fast import FastKernels
 from learner.replay import Batch
 from policy.acting import ActingPolicy
 from policy.config import PolicyConfig
@@ -47,7 +51,7 @@ def build(name: str, **settings: Any) -> Algorithm:
     return make_algorithm(small_config(algorithm=name, **settings), SPECS)
 
 
-def train(algorithm: Algorithm, steps: int, first_seed: int = 0) -> list[dict[str, Tensor | float]]:
+def train(algorithm: Algorithm, steps: int, first_seed: int = 0) -> list[Metrics]:
     """Do `steps` learner steps on the same batches whenever the first seed is the same."""
     seeds = iter(range(first_seed, first_seed + 1000))
     return [algorithm.update_step(lambda: random_batch(8, 3, 2, next(seeds))) for _ in range(steps)]
@@ -301,6 +305,63 @@ def test_a_restored_population_continues_bit_for_bit(name: str) -> None:
         update(original, step)
         update(restored, step)
     assert_identical(restored.state(), original.state())
+
+
+# --- one captured graph ---------------------------------------------------------------------------------------------
+
+
+class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses what makes the host wait for a GPU, or lets shapes depend on values: neither can be captured."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "randperm")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name.startswith(self.FORBIDDEN):
+            raise AssertionError(f"{name} cannot be captured")
+        if name in ("index", "index_put", "index_put_"):
+            assert not any(index is not None and index.dtype == torch.bool for index in args[1]), "a boolean mask"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kernels", ["plain", "fast"])
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_an_update_never_waits_for_the_device_and_keeps_its_tensors(
+    name: str, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that one graph of it can be replayed: the same operations on the same memory, whatever the values.
+
+    The fast kernels are those of a GPU: one agent's on a CPU are never captured, and may look at their values.
+    """
+    monkeypatch.setattr("learner.kernels.FastKernels", partial(FastKernels, is_batched=True))
+    algorithm = build(name, kernels=kernels)
+    batch = random_batch(8, 3, 2)
+    for _ in range(2):
+        algorithm.update_step(lambda: batch)
+    places = {key: tensor.data_ptr() for key, tensor in tensors_in_place(algorithm).items()}
+    before = {key: tensor.clone() for key, tensor in tensors_in_place(algorithm).items()}
+    with NoWaiting():  # type: ignore[no-untyped-call]
+        for _ in range(2):
+            metrics = algorithm.update_step(lambda: batch)
+    after = tensors_in_place(algorithm)
+    assert {key: tensor.data_ptr() for key, tensor in after.items()} == places
+    assert any(not torch.equal(before[key], tensor) for key, tensor in after.items())
+    assert all(isinstance(value, Tensor) for value in metrics.values())
+
+
+def tensors_in_place(algorithm: Any) -> dict[str, Tensor]:
+    """Parameters, buffers, Adam's moments and counters, themselves and not copies."""
+    found: dict[str, Tensor] = {}
+    for name, part in algorithm._parts().items():
+        if isinstance(part, Tensor):
+            found[name] = part
+        elif isinstance(part, torch.nn.Module):
+            found |= {f"{name}.{key}": tensor for key, tensor in part.state_dict(keep_vars=True).items()}
+        elif isinstance(part, GuardedAdam):
+            found[f"{name}.counters"] = part.counters()
+            for index, moments in enumerate(part.state.values()):
+                found |= {f"{name}.{index}.{key}": tensor for key, tensor in moments.items()}
+    return found
 
 
 # --- learning -------------------------------------------------------------------------------------------------------

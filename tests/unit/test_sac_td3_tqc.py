@@ -26,8 +26,8 @@ SPECS = make_specs(feature_dim=3, action_dim=2)
 
 
 def make(name: str, **tables: Any) -> Any:
-    algorithm = {"sac": Sac, "td3": Td3, "tqc": Tqc}[name]
-    return algorithm(Agents.single(small_config(algorithm=name, **tables)), SPECS)
+    algorithms: dict[str, Any] = {"sac": Sac, "td3": Td3, "tqc": Tqc}
+    return algorithms[name](Agents.single(small_config(algorithm=name, **tables)), SPECS)
 
 
 def one_rewarded_step(rows: int = 2) -> Batch:
@@ -126,13 +126,17 @@ def test_td3_targets_the_smallest_value_of_a_smoothed_action(monkeypatch: pytest
     torch.testing.assert_close(seen[0], torch.tensor([[0.7, 1.0]]).expand(2, -1))
 
 
-def test_the_smoothing_noise_has_its_deviation() -> None:
+def test_the_smoothing_noise_has_its_deviation(monkeypatch: pytest.MonkeyPatch) -> None:
     algorithm = make("td3", td3={"target_noise": 0.2, "noise_clip": 0.5}, policy={"deterministic_hidden": [4]})
     for parameter in algorithm._target_actor.parameters():
         parameter.zero_()
     seen: list[Tensor] = []
-    answer = algorithm._critics.target_quantiles
-    algorithm._critics.target_quantiles = lambda feature, action: seen.append(action) or answer(feature, action)
+
+    def target_quantiles(feature: Tensor, action: Tensor) -> Tensor:
+        seen.append(action)
+        return torch.zeros(len(feature), 2, 1)
+
+    monkeypatch.setattr(algorithm._critics, "target_quantiles", target_quantiles)
     batch = random_batch(20_000, 3, 2)
     algorithm._critic_targets(batch, algorithm._critics.next_feature(batch))
     assert seen[0].std().item() == pytest.approx(0.196, abs=0.003)  # of a normal of 0.2 cut at 2.5 sigma: 0.1955
