@@ -41,6 +41,8 @@ class FastKernels:
         self._shares_prefix = cgpo.shared_prefix and cgpo.guidance.steps <= policy.denoising_steps
         self._is_batched = agents.device.type != "cpu" if is_batched is None else is_batched
         self._splits = agents.is_population and not self._is_batched
+        if not self._is_batched:
+            _keep_freed_memory()
         rates: list[Tensor | float] = [config.cgpo.guidance.rate for config in agents.configs]
         if not self._splits:
             rates = [agents.setting(lambda config: config.cgpo.guidance.rate, num_axes=2)]
@@ -145,6 +147,16 @@ class FastKernels:
         make = BatchedCritic if self._is_batched else FastCritic
         each = zip(self._layers(critic), self._each(feature), strict=True)
         return [make(*parts, self._num_dropped) for parts in each]
+
+
+def _keep_freed_memory() -> None:
+    """Let the process use freed blocks again, where it would return them to the system and take them back.
+
+    glibc returns what is larger than the largest block that it ever mapped and freed, or twice that at the heap's end,
+    and learns from one of nearly 32 MB, its limit, which is never touched. Measured on paper_mujoco at Ant's size: 6,000
+    page faults and 9 % of an update's time. Other allocators take no notice.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 def _template(network: nn.Module) -> nn.Module:
