@@ -153,8 +153,8 @@ def _keep_freed_memory() -> None:
     """Let the process use freed blocks again, where it would return them to the system and take them back.
 
     glibc returns what is larger than the largest block that it ever mapped and freed, or twice that at the heap's end,
-    and learns from one of nearly 32 MB, its limit, which is never touched. Measured on paper_mujoco at Ant's size: 6,000
-    page faults and 9 % of an update's time. Other allocators take no notice.
+    and learns from one of nearly 32 MB, its limit, which is never touched. Measured on paper_mujoco at Ant's size:
+    6,000 page faults and 9 % of an update's time. Other allocators take no notice.
     """
     torch.empty(31 << 20, dtype=torch.uint8)
 
