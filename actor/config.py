@@ -232,7 +232,8 @@ class ActorConfig:
     interim_eval_episodes: int = 10
     """Episodes of each interim evaluation."""
     eval_candidates: int = 0
-    """Samples among which the critic chooses in evaluations; 0 takes policy.behavior_candidates."""
+    """Samples among which the critic chooses in evaluations; 0 takes policy.behavior_candidates. A policy without
+    critic acts as it explores with 0, and by its mean, without noise, with 1."""
     videos: int = 2
     """Episodes of the final evaluation that are filmed."""
     drain_timeout_s: float = 10.0

@@ -100,11 +100,26 @@ def test_log_alpha_moves_by_one_step_of_adam_towards_the_target_entropy(name: st
     """Adam's first step has the length of its rate, whatever the gradient's: alpha is changed in its logarithm."""
     table = {"target_entropy_per_element": target, "temperature_learning_rate": 0.01, "initial_temperature": 0.5}
     algorithm = make(name, **{name: table})
-    algorithm.update_step(lambda: random_batch(8, 3, 2))
+    metrics = algorithm.update_step(lambda: random_batch(8, 3, 2))
     assert algorithm._actor._temperature().item() == pytest.approx(0.5 * math.exp(0.01 * sign), rel=1e-5)
+    (moments,) = algorithm._actor._temperature_optimiser.state.values()
+    gradient = float(metrics["entropy"]) - 2 * target  # whatever alpha is
+    assert moments["exp_avg"].item() == pytest.approx(0.1 * gradient, rel=1e-5)
     fixed = make(name, **{name: {**table, "tune_temperature": False}})
     metrics = fixed.update_step(lambda: random_batch(8, 3, 2))
     assert float(metrics["temperature"]) == fixed._actor._temperature().item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["sac", "tqc"])
+def test_target_critics_follow_at_every_step(name: str) -> None:
+    algorithm = make(name)
+    for step in range(3):
+        before = [parameter.clone() for parameter in algorithm._critics.target_critic.parameters()]
+        algorithm.update_step(lambda step=step: random_batch(8, 3, 2, seed=step))
+        online, after = algorithm._critics.critic.parameters(), algorithm._critics.target_critic.parameters()
+        for old, goal, now in zip(before, online, after, strict=True):
+            torch.testing.assert_close(now, torch.lerp(old, goal.detach(), 0.005))
+            assert not torch.equal(now, old)
 
 
 # --- TD3 ------------------------------------------------------------------------------------------------------------
