@@ -85,7 +85,9 @@ class FastDenoiser:
     def __init__(self, tensors: Mapping[str, Tensor], feature: Tensor) -> None:
         """tensors of one Denoiser by name; feature (B, F)."""
         layers = layers_of(tensors, "trunk.")
-        (self._mlp,) = make_mlps("mish", [Layer(weight[None], bias[None]) for weight, bias in layers])
+        # Weights in the memory order of their transpose: oneDNN is 3 % faster, which pays over a chain.
+        stacked = [Layer(weight.t().contiguous().t()[None], bias[None]) for weight, bias in layers]
+        (self._mlp,) = make_mlps("mish", stacked)
         self.action_dim = layers[-1].bias.shape[0]
         first, embedding = self._mlp.first, time_embedding(tensors)
         ends = [self.action_dim, self.action_dim + embedding.shape[1]]
