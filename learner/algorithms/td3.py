@@ -4,16 +4,16 @@ One learner step: both critics move to r + gamma min_i Q'_i(s', a'), a' the targ
 every second step the actor then climbs the first critic, and all targets follow.
 
 Sizes, rates and batch are those of the authors' present code and of CGPO's Table 4: two layers of 256, 3e-4, batch 256.
-The paper, and Stable-Baselines3 in its published curves, have layers of 400 and 300, 1e-3 and batch 100:
+The paper, and Stable-Baselines3 by default, have layers of 400 and 300, 1e-3 and batch 100:
 policy.deterministic_hidden=[400,300] policy.critic_hidden=[400,300] td3.actor_learning_rate=1e-3
 td3.critic_learning_rate=1e-3 replay.batch_size=100. Otherwise different from both codes:
 - The critics' loss is the mean over critics of squared errors, there their sum: Adam does not see the factor.
-- 10,000 random steps come before learning, as for all algorithms here and in Stable-Baselines3's curves, not 25,000.
+- 10,000 random steps come before learning, as for all algorithms here and in Stable-Baselines3's runs, not 25,000.
 With images the actor sees features that learn from the critics alone, as all algorithms here.
 
 The delay is counted on the device and no branch depends on it: the actor's gradient is computed at every step and its
-optimiser told when to take it, so that each step is the same list of operations, as a captured graph needs it. That
-wastes every second gradient of the actor, the smallest part of a step.
+optimiser told when to take it, so that each step is the same list of operations, as a captured graph needs it. The
+gradients that are not taken are about a fifth of the arithmetic.
 """
 
 import torch

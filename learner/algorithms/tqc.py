@@ -6,9 +6,9 @@ dropped. Actor, temperature and order of steps are SAC's (learner.algorithms.sac
 
 Sizes of the paper: N = 5 critics of 3 x 512, M = 25, k = 2 (chosen for each task there: Hopper 5, HalfCheetah 0, the
 others 2). Stable-Baselines3, whose published curves are what this is measured by, has N = 2 critics of 2 x 256 with
-k = 2 on every task: policy.num_critics=2 policy.critic_hidden=[256,256].
-Differs from the authors' code, as Stable-Baselines3 does: the actor's step looks at the critics after their own step,
-not before; both let an episode's time limit bootstrap. log(1 - tanh^2) is exact, as in the authors' code.
+k = 2 by default: policy.num_critics=2 policy.critic_hidden=[256,256].
+Differs from the authors' code, as Stable-Baselines3 does, in that the actor's step looks at the critics after their own
+step, not before; and in 10,000 random steps before learning, there 256.
 """
 
 import torch
