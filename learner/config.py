@@ -333,8 +333,8 @@ class LearnerConfig:
     torch_threads: int = 1
     """CPU threads of a trainer."""
     num_trainers: int = 1
-    """Trainers that share each batch and average their gradients; on CUDA each has a GPU of its own. Started again with
-    another number of them, a run goes on, but not bit for bit."""
+    """Trainers of `python -m learner` that share each batch and average their gradients; on CUDA each has a GPU of its
+    own. Started again with another number of them, a run goes on, but not bit for bit."""
     trainer_timeout_s: float = 120.0
     """One that does not answer the others for so long has failed, and all start again from the newest checkpoint. Must
     be longer than a learner step, publishing and reading 512 entries of the log take."""

@@ -46,7 +46,8 @@ logger = logging.getLogger(__name__)
 
 DIGEST = "digest"  # of what must be the same on all ranks, beside a rank's generators
 _POLL_PERIOD_S = 0.05
-_LAST_WORDS_S = 5.0  # until a process whose connection is gone has an exit code
+_START_S = 120.0  # for another trainer to start, and PyTorch with it
+_LAST_WORDS_S = 2.0  # until a process whose connection is gone has an exit code
 
 
 class Order(enum.IntEnum):
@@ -179,7 +180,7 @@ def leading(config: "LearnerConfig", config_path: Path, stop: threading.Event) -
         subprocess.Popen([*command, str(rank), str(folder)], preexec_fn=killed_with_parent) for rank in range(1, count)
     ]
     try:
-        if not _await_all(folder, followers, config.trainer_timeout_s, stop):
+        if not _await_all(folder, followers, stop):
             yield None
             return
         with joined(0, count, folder / "rendezvous", device, config.trainer_timeout_s) as group:
@@ -195,11 +196,9 @@ def leading(config: "LearnerConfig", config_path: Path, stop: threading.Event) -
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _await_all(
-    folder: Path, followers: Sequence[subprocess.Popen[bytes]], timeout_s: float, stop: threading.Event
-) -> bool:
+def _await_all(folder: Path, followers: Sequence[subprocess.Popen[bytes]], stop: threading.Event) -> bool:
     """Wait until each has left its number in `folder`, just before it joins; returns False once `stop` is set."""
-    deadline_s = time.monotonic() + timeout_s
+    deadline_s = time.monotonic() + _START_S
     while not all((folder / str(rank)).exists() for rank in range(1, len(followers) + 1)):
         if time.monotonic() > deadline_s or any(follower.poll() is not None for follower in followers):
             raise LostRankError("another of the learner's trainers has not started")
