@@ -28,6 +28,16 @@ def total_skipped(skipped: Mapping[str, SkippedSteps], learner_step: int) -> int
     return sum(counters.total for counters in skipped.values())
 
 
+def count_on(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
+    """Let an algorithm that takes another's place count on what that one left out, by `Algorithm.counters` of both.
+
+    Its first step is none in a row with those.
+    """
+    for name, counters in now.items():
+        counters[0] = before[name][0]
+        counters[1] = 0.0
+
+
 def check_finite(tensors: Mapping[str, Tensor], learner_step: int, consequence: str) -> None:
     """Raise NonFiniteError, which names the tensors and the consequence, where one holds a value that is not finite."""
     broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]

@@ -149,8 +149,8 @@ class _LateCounters:
     def __init__(self, algorithm: Algorithm, device: torch.device) -> None:
         self._device = device
         self._counters = algorithm.counters()
-        # Of the latest step and of the one before it, in turn.
-        self._copies = [torch.zeros(len(self._counters), 4).pin_memory() for _ in range(2)]
+        # After the latest step and after the one before it, in turn; none has been made yet.
+        self._copies = [torch.stack(list(self._counters.values())).cpu().pin_memory() for _ in range(2)]
         self._are_there = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
         self._latest = 0
 

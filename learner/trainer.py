@@ -11,7 +11,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from learner.algorithms import make_algorithm
 from learner.checkpoint import Checkpoint, CheckpointWriter, load_newest
 from learner.config import LearnerConfig
-from learner.divergence import RollBacks, check_finite, total_skipped
+from learner.divergence import RollBacks, check_finite, count_on, total_skipped
 from learner.graphed_update import GraphedUpdate
 from learner.leader import Leader, config_of, leading
 from learner.metrics import MetricsWriter
@@ -70,9 +70,7 @@ class Trainer:
         self._busy_s = 0.0
         self._next_poll_s = 0.0
         self._roll_backs = RollBacks()
-        self._skipped_before = 0  # optimiser steps, until the last roll-back
         self._was_out_of_memory = False
-        self._make_algorithm()
         self._resume()
 
     @property
@@ -163,7 +161,7 @@ class Trainer:
         self._update_algorithm()
         self.learner_step += 1
         self._steps_here += 1
-        skipped = self._skipped_before + total_skipped(self._updates.skipped_steps(), self.learner_step)
+        skipped = total_skipped(self._updates.skipped_steps(), self.learner_step)
         is_due = self._metrics.count_step()
         averages = self._updates.take_metrics() if is_due else {}
         self._busy_s += time.monotonic() - start_s
@@ -267,18 +265,12 @@ class Trainer:
         if self._roll_backs.are_too_many:
             self._status.set_alarm("updates", f"training has diverged and stopped. {reason}")
             raise self._roll_backs.error(reason, self._config.replay.reward_scale, self._config.run_dir)
-        self._skipped_before += sum(counters.total for counters in self.algorithm.skipped_steps().values())
+        left_out = self.algorithm.counters()
         self._end_checkpoint(wait=True)
-        self._make_algorithm()
         checkpoint = load_newest(self._checkpoints)
-        self._take_up(checkpoint)
+        self._take_up(checkpoint, left_out)
         self._lead(checkpoint)
         self._status.set_alarm("updates", f"training rolled back to learner step {self.learner_step}. {reason}")
-
-    def _make_algorithm(self) -> None:
-        """Make the algorithm as it is at a run's start; nothing is captured before it is at its place."""
-        self.algorithm = make_algorithm(self._config, self._specs)
-        self._updates = GraphedUpdate(self.algorithm, self._replay.sample, self._config, self._replay.prepare)
 
     def _resume(self) -> None:
         """Take up the newest verified checkpoint, if any, with the replay as it was then."""
@@ -297,12 +289,19 @@ class Trainer:
         self._lead(checkpoint)
         logger.info("resumed at learner step %d with %d transitions", self.learner_step, self.num_transitions)
 
-    def _take_up(self, checkpoint: Checkpoint | None) -> None:
-        """Continue a new algorithm from `checkpoint`, from its start without one; metrics continue from there."""
+    def _take_up(self, checkpoint: Checkpoint | None, left_out: Mapping[str, Tensor] | None = None) -> None:
+        """Begin with a new algorithm where `checkpoint` says, at the run's start without one; metrics follow.
+
+        left_out: `counters` of the algorithm whose place it takes.
+        """
+        self.algorithm = make_algorithm(self._config, self._specs)
         self.learner_step = 0
         if checkpoint is not None:
             self.algorithm.load_state(checkpoint.tensors)
             self.learner_step = self._saved_step = checkpoint.learner_step
+        if left_out is not None:
+            count_on(left_out, self.algorithm.counters())
+        self._updates = GraphedUpdate(self.algorithm, self._replay.sample, self._config, self._replay.prepare)
         with self._alarm_on_full_disk("metrics", "metrics show steps that were taken back"):
             self._metrics.rewind(self.learner_step)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from policy.errors import WeightsError
 from policy.files import make_folder, replace_durably
 
-_FORMAT = 1
+_FORMAT = 2  # 2: optimisers know how many steps they left out
 _NAME = "checkpoint.safetensors"
 
 

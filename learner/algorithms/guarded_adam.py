@@ -65,6 +65,15 @@ class GuardedAdam(Adam):
         """Return the fields of SkippedSteps as a tensor (4,), still on the device."""
         return self._counters
 
+    def skipped(self) -> Tensor:
+        """Return the steps left out, in all and in a row, as a tensor (2,): always finite, unlike loss and norm."""
+        return self._counters[:2]
+
+    def set_skipped(self, skipped: Tensor) -> None:
+        """Count on from `skipped()` of another time; the loss and norm of then are not known any more."""
+        self._counters[:2].copy_(skipped)
+        self._counters[2:].fill_(torch.nan)
+
 
 def read_counters(counters: Mapping[str, Tensor]) -> dict[str, SkippedSteps]:
     """Return what each optimiser skipped from `GuardedAdam.counters` by name; waits once for the device they are on."""

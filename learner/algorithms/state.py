@@ -10,6 +10,8 @@ from learner.agents import Noise, PopulationAdam
 from learner.algorithms.guarded_adam import GuardedAdam, SkippedSteps, read_counters
 from policy.errors import WeightsError
 
+SKIPPED = "skipped"
+
 Part = nn.Module | GuardedAdam | torch.Generator | Tensor
 Stateful = Part | PopulationAdam | Noise
 
@@ -54,7 +56,9 @@ def _single_parts(parts: Mapping[str, Stateful]) -> dict[str, Part]:
 
 
 def collect_state(parts: Mapping[str, Part]) -> dict[str, Tensor]:
-    """Return one flat dict: `part.tensor` for modules, `part.index.key` for Adam moments, `part` for the others."""
+    """Return one flat dict: `part.tensor` for modules, `part` for generators and tensors; of optimisers Adam's moments
+    as `part.index.key`, and as `part.skipped` how many steps were left out, in all and in a row.
+    """
     state: dict[str, Tensor] = {}
     for name, part in parts.items():
         if isinstance(part, torch.Generator):
@@ -66,6 +70,7 @@ def collect_state(parts: Mapping[str, Part]) -> dict[str, Tensor]:
         else:
             for index, moments in part.state_dict()["state"].items():
                 state.update({f"{name}.{index}.{key}": tensor.cpu().clone() for key, tensor in moments.items()})
+            state[f"{name}.{SKIPPED}"] = part.skipped().cpu().clone()
     return state
 
 
@@ -92,7 +97,10 @@ def restore_state(parts: Mapping[str, Part], state: Mapping[str, Tensor]) -> Non
 
 def _restore_adam(optimiser: GuardedAdam, own: Mapping[str, Tensor]) -> None:
     moments: dict[int, dict[str, Tensor]] = {}
+    skipped = own[SKIPPED] if own else torch.zeros(2)  # of one without any entry nothing was ever asked
     for key, tensor in own.items():
+        if key == SKIPPED:
+            continue
         index, _, moment = key.partition(".")
         moments.setdefault(int(index), {})[moment] = tensor.clone()
     parameters = optimiser.param_groups[0]["params"]
@@ -105,3 +113,4 @@ def _restore_adam(optimiser: GuardedAdam, own: Mapping[str, Tensor]) -> None:
     full = optimiser.state_dict()
     full["state"] = moments
     optimiser.load_state_dict(full)
+    optimiser.set_skipped(skipped)

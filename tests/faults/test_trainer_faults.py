@@ -87,6 +87,32 @@ def test_going_back_restores_everything_but_what_was_learned_since(tmp_path: Pat
     assert not [step for step in metric_steps(tmp_path) if step > trainer.learner_step]
 
 
+def test_what_was_left_out_is_counted_on_after_a_roll_back_and_after_a_start(tmp_path: Path) -> None:
+    write_log(tmp_path, 0, 50)
+    trainer = Trainer(make_config(tmp_path, metrics_every=1), SPECS)
+    train(trainer, 5)
+    poison(trainer, "value.")
+    with pytest.raises(NonFiniteError):
+        train(trainer, 3)
+    count = left_out(trainer)
+    assert count >= 3
+    trainer.roll_back(NonFiniteError("the value network is broken."))
+    assert left_out(trainer) == count
+    assert not any(steps.in_a_row for steps in trainer.algorithm.skipped_steps().values())
+    train(trainer, 8)
+    assert left_out(trainer) == count
+    trainer.save()
+    again = Trainer(make_config(tmp_path, metrics_every=1), SPECS)
+    train(again, 2)
+    assert (again.learner_step, left_out(again)) == (10, count)
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["learner_step"], last["skipped_updates"]) == (10, count)
+
+
+def left_out(trainer: Trainer) -> int:
+    return sum(steps.total for steps in trainer.algorithm.skipped_steps().values())
+
+
 @pytest.mark.parametrize("network", ["critic.", "value.", "target_denoiser."])
 def test_training_goes_on_from_the_checkpoint_and_the_alarm_ends_with_the_next(tmp_path: Path, network: str) -> None:
     """The critic is published, the value network shows in its own updates, the target in those of others."""

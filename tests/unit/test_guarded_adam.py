@@ -78,6 +78,28 @@ def test_no_algorithm_lets_a_bad_batch_into_its_networks(name: str, poison: floa
     assert all(counters.in_a_row == 0 for counters in skipped.values())
 
 
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_a_restored_algorithm_knows_what_was_left_out_and_its_state_is_finite(name: str) -> None:
+    """The last loss was not; a graph goes on using the same counters."""
+    learned, restored = (make_algorithm(small_config(algorithm=name), make_specs(3, 2)) for _ in range(2))
+    for step in range(4):
+        batch = random_batch(8, 3, 2, step)
+        bad = replace(batch, reward=batch.reward * torch.nan, action=batch.action * torch.nan)
+        learned.update_step(lambda batch=bad if step in (0, 3) else batch: batch)  # type: ignore[misc]
+    state = learned.state()
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    before = {name: counters.data_ptr() for name, counters in restored.counters().items()}
+    restored.load_state(state)
+    assert {name: counters.data_ptr() for name, counters in restored.counters().items()} == before
+    expected, found = learned.skipped_steps(), restored.skipped_steps()
+    assert sum(steps.total for steps in expected.values()) >= 2
+    assert any(steps.in_a_row for steps in expected.values())
+    assert {name: steps[:2] for name, steps in found.items()} == {name: steps[:2] for name, steps in expected.items()}
+    fresh = make_algorithm(small_config(algorithm=name), make_specs(3, 2)).state()
+    restored.load_state(fresh)
+    assert not any(steps.total for steps in restored.skipped_steps().values())
+
+
 def test_gradients_may_come_in_any_memory_order() -> None:
     weights = [nn.Parameter(torch.arange(6.0).view(2, 3)) for _ in range(2)]
     gradient = torch.arange(6.0).view(3, 2).t() - 2.5

@@ -143,6 +143,25 @@ def test_a_run_that_is_killed_between_checkpoints_repeats_what_came_after_the_la
     assert curve(tmp_path) == curve(whole)
 
 
+def test_steps_that_were_left_out_are_counted_on_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = TensorReplay.add
+
+    def add_a_bad_row(self: Any, observation: Any, action: Any, reward: Any, *others: Any) -> None:
+        add(self, observation, action, reward * (float("nan") if self.total == WARM_UP + 2 else 1), *others)
+
+    monkeypatch.setattr(TensorReplay, "add", add_a_bad_row)
+    train([SETTINGS], host(tmp_path / "whole"), is_resumed=False)
+    with pytest.MonkeyPatch.context() as kill:
+        _kill_at("mujoco.step", 80, kill)
+        with pytest.raises(Killed):
+            train([SETTINGS], host(tmp_path / "killed", checkpoint_period_s=0), is_resumed=False)
+    train([SETTINGS], host(tmp_path / "killed"), is_resumed=True)
+    counts = [[int(row["skipped_steps"]) for row in rows(tmp_path / name)] for name in ("whole", "killed")]
+    assert counts[0] == counts[1]
+    assert counts[0][2] > 0  # left out before the kill
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+
+
 def _kill_at(place: str, nth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     passed = 0
 
@@ -198,7 +217,7 @@ def test_a_damaged_checkpoint_and_a_shortened_curve_are_refused(tmp_path: Path) 
         train([SETTINGS], host(tmp_path), is_resumed=True)
     (folder / "curve.csv").write_text(rows_before)
     whole_file = (folder / "checkpoint.safetensors").read_bytes()
-    for damaged in (whole_file[:-100], b"", whole_file.replace(b'"format":"1"', b'"format":"9"')):
+    for damaged in (whole_file[:-100], b"", whole_file.replace(b'"format":"2"', b'"format":"9"')):
         (folder / "checkpoint.safetensors").write_bytes(damaged)
         with pytest.raises(WeightsError, match=r"checkpoint\.safetensors (cannot be read|has format 9)"):
             train([SETTINGS], host(tmp_path), is_resumed=True)
