@@ -82,8 +82,10 @@ class Cgpo:
         """Rows of each call for values in the actor's update."""
         guidance = self.config.guidance
         candidates = [guidance.best_of] if guidance.type == "none" and guidance.best_of > 1 else []
-        both = [1, 1, 1, 1] if self.config.human_targets else [1, 1]
-        return [self.batch * count for count in (*candidates, *both, *self._baseline)]
+        both = [2]  # the sample and the synthesised action of each state
+        human = [1] if self.config.human_targets else []
+        target = [1] if self.config.vbase == "learned" and self.config.vbase_critic == "target" else []
+        return [self.batch * count for count in (*candidates, *both, *human, *self._baseline, *target)]
 
     @property
     def _baseline(self) -> list[int]:

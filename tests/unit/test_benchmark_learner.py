@@ -73,7 +73,7 @@ CONFIGURATIONS: list[dict[str, Any]] = [
     {"learner": {"cgpo": {"critic": {"target_candidates": 1}, "human_targets": True, "cta_ratio": 3}}},
     {"learner": {"cgpo": {"guidance": {"steps": 9, "through_denoiser": False}, "vbase": "zero"}}},
     {"learner": {"cgpo": {"guidance": {"type": "none", "best_of": 3}, "vbase": "sampled", "vbase_samples": 2}}},
-    {"learner": {"cgpo": {"guidance": {"steps": 0}}}},
+    {"learner": {"cgpo": {"guidance": {"steps": 0}, "vbase_critic": "target"}}},
 ]
 
 
