@@ -9,20 +9,26 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from learner.algorithms.state import SKIPPED
 from policy.errors import WeightsError
 from policy.failpoints import failpoint
 from policy.files import sync_directory, write_durably
 
-FORMAT_VERSION = 2  # 2: batches are drawn on the device, by a generator of PyTorch
+# 1: batches drawn by numpy, optimisers without the number of steps they left out. Both are begun anew: it goes on.
+# 2: batches drawn on the device, by a generator of PyTorch.
+FORMAT_VERSION = 2
+_READABLE = (1, 2)
 _REPLAY_NOISE = "trainer.replay_noise"  # beside the algorithm's own tensors
 _RANK_NOISE = "trainer.rank_noise/"
 _KEPT = 3
@@ -38,7 +44,7 @@ class Checkpoint:
     learner_step: int
     log_position: int  # replay at this moment = the log up to here
     weights_version: int
-    replay_noise: Tensor  # state of the generator that batches are drawn with
+    replay_noise: Tensor  # state of the generator that batches are drawn with, empty where it is not known
     rank_noise: dict[str, Tensor] = field(default_factory=dict)  # all generators of the other ranks, see learner.leader
 
 
@@ -144,7 +150,7 @@ class CheckpointWriter:
 def load_newest(directory: Path) -> Checkpoint | None:
     """Return the newest checkpoint that passes its check, or None where there is none at all.
 
-    A corrupt one is reported and passed over. Raises WeightsError if there are checkpoints and all are corrupt.
+    One that cannot be used is reported and passed over. Raises WeightsError if there are checkpoints and none can.
     """
     folders = _folders(directory)
     for folder in reversed(folders):
@@ -154,8 +160,9 @@ def load_newest(directory: Path) -> Checkpoint | None:
             logger.error("%s Trying the one before.", error)
     if folders:
         raise WeightsError(
-            f"all {len(folders)} checkpoints in {directory} are corrupt. The episode log is intact: "
-            "move the folder away to train again from the recorded data."
+            f"none of the {len(folders)} checkpoints in {directory} can be used, see above. The episode log is intact: "
+            "move the folder away to train again from the recorded data, or take it into a new run with "
+            f"--from-log {directory.parent} --from-log-take all --run-dir ANOTHER."
         )
     return None
 
@@ -165,6 +172,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     try:
         manifest, data = _read_verified(folder)
         tensors = load(data)
+        if manifest["format_version"] == 1:
+            tensors |= _missing_in_format_1(tensors)
         rank_names = [name for name in tensors if name.startswith(_RANK_NOISE)]
         return Checkpoint(
             replay_noise=tensors.pop(_REPLAY_NOISE),
@@ -181,9 +190,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 def _read_verified(folder: Path) -> tuple[dict[str, Any], bytes]:
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
     data = (folder / "state.safetensors").read_bytes()
-    if manifest["format_version"] != FORMAT_VERSION:
+    if manifest["format_version"] not in _READABLE:
         raise WeightsError(
-            f"checkpoint {folder} has format {manifest['format_version']}, this program reads {FORMAT_VERSION}."
+            f"checkpoint {folder} has format {manifest['format_version']}, this program reads "
+            f"{_READABLE[0]} to {_READABLE[-1]}: it was written by another version of this program, which can go on "
+            "with it."
         )
     digest = hashlib.sha256(data).hexdigest()
     if digest != manifest["sha256"]:
@@ -192,6 +203,12 @@ def _read_verified(folder: Path) -> tuple[dict[str, Any], bytes]:
             f"{manifest['num_bytes']} bytes with {manifest['sha256'][:12]}…."
         )
     return manifest, data
+
+
+def _missing_in_format_1(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    optimisers = {match[1] for name in tensors if (match := re.fullmatch(r"(.+)\.\d+\.exp_avg", name))}
+    skipped = {f"{optimiser}.{SKIPPED}": torch.zeros(2) for optimiser in optimisers}
+    return skipped | {_REPLAY_NOISE: torch.empty(0, dtype=torch.uint8)}
 
 
 def _is_whole(folder: Path) -> bool:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learner.algorithms import make_algorithm
+from learner.algorithms.base import Algorithm
 from learner.config import LearnerConfig
 from learner.data_parallel import broadcast_tensors, generators_and_rest, joined, synchronise
 from learner.graphed_update import GraphedUpdate
@@ -39,8 +40,9 @@ class Follower:
         self._group = group
         self._replay = make_replay(config, specs)
         self._feed = ReplayFeed(EpisodeLog(config.run_dir / "log.sqlite", specs, read_only=True), self._replay)
+        self._algorithm: Algorithm  # these two by RELOAD, the first order but for READ
+        self._updates: GraphedUpdate
         self._is_new = True
-        self._make_algorithm()
 
     def run(self) -> None:
         """Obey until STOP. Raises LostRankError when nothing is heard for learner.trainer_timeout_s."""
@@ -57,13 +59,9 @@ class Follower:
             elif order is Order.TELL:
                 self._tell()
 
-    def _make_algorithm(self) -> None:
-        self._algorithm = make_algorithm(self._config, self._specs)
-        self._updates = GraphedUpdate(self._algorithm, self._replay.sample, self._config, self._replay.prepare)
-
     def _reload(self) -> None:
         """Begin where rank 0 does, after a start or a roll-back; the latter leaves the replay's generator as it is."""
-        self._make_algorithm()
+        self._algorithm = make_algorithm(self._config, self._specs)
         synchronise(self._algorithm, self._config.device)
         mine = f"{self._rank}/"
         noise = broadcast_tensors({}, "cpu", group=self._group)
@@ -71,8 +69,9 @@ class Follower:
         replay_noise = own.pop(_REPLAY, None)
         if own:
             self._algorithm.load_state({**self._algorithm.state(), **own})
+        self._updates = GraphedUpdate(self._algorithm, self._replay.sample, self._config, self._replay.prepare)
         if self._is_new and replay_noise is not None:
-            self._replay.noise.generators[0].set_state(replay_noise)
+            self._replay.resume_noise(replay_noise)
         self._is_new = False
 
     def _tell(self) -> None:

@@ -155,6 +155,18 @@ class Replay:
         has_samples = len(self.online) + len(self.demonstrations) > 0
         return has_samples and self.num_transitions >= self._config.training_starts
 
+    def resume_noise(self, state: Tensor) -> None:
+        """Draw on from a generator's state; from the seed if that is of another kind than this one."""
+        generator = self.noise.generators[0]
+        if state.shape == generator.get_state().shape:
+            generator.set_state(state)
+            return
+        logger.warning(
+            "the run's batches were drawn by another kind of generator than that of %s: they are drawn anew from the "
+            "seed, and training goes on, but not bit for bit as without the restart. A changed replay.device does "
+            "that, and a checkpoint of an earlier version of this program.", generator.device,
+        )  # fmt: skip
+
     def prepare(self) -> Hashable:
         """Let the device see what was added; returns what the shapes of a batch's making depend on.
 

@@ -285,7 +285,7 @@ class Trainer:
         # A version that the actor may hold is never used again for other weights.
         self._weights_version = max(self._weights_version, checkpoint.weights_version)
         self._read_until(checkpoint.log_position)
-        self._replay.noise.generators[0].set_state(checkpoint.replay_noise)
+        self._replay.resume_noise(checkpoint.replay_noise)
         self._lead(checkpoint)
         logger.info("resumed at learner step %d with %d transitions", self.learner_step, self.num_transitions)
 

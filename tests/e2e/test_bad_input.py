@@ -35,7 +35,7 @@ def test_a_learner_with_only_corrupt_checkpoints_does_not_start_over(tmp_path: P
 
     again = start(*learner_arguments(run_dir))
     assert again.finish() == EXIT_CORRUPT_FILE, again.output
-    assert "corrupt" in again.output
+    assert "is corrupt" in again.output
     assert "episode log is intact" in again.output
     assert "Traceback" not in again.output
 

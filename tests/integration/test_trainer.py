@@ -1,14 +1,19 @@
 """The trainer on a log of its own making: exact resume, publication, and what it refuses."""
 
 import contextlib
+import hashlib
+import json
 import signal
 import subprocess
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import safetensors.torch
 import torch
 
 from learner.resolved_config import load_config
@@ -36,6 +41,49 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, algorithm: s
     train(resumed, 5)
 
     assert_same_state(resumed.algorithm.state(), whole.algorithm.state())
+
+
+@pytest.mark.parametrize("steps", [2, 7])  # in the warm-up, when the value network's optimiser has not begun
+def test_a_run_of_the_first_format_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture, steps: int) -> None:
+    write_log(tmp_path, 0, 40)
+    trainer = Trainer(make_config(tmp_path), SPECS)
+    train(trainer, steps)
+    trainer.save()
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    tensors = safetensors.torch.load_file(folder / "state.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "replay_noise" not in name and "skipped" not in name}
+    assert len(kept) == len(tensors) - 4
+    data = safetensors.torch.save(kept)
+    (folder / "state.safetensors").write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"format_version": 1, "replay_rng": {}, "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    resumed = Trainer(make_config(tmp_path), SPECS)
+    assert resumed.learner_step == steps
+    assert_same_state(resumed.algorithm.state(), trainer.algorithm.state())
+    assert "not bit for bit" in caplog.text
+    train(resumed, 3)
+    resumed.save()
+    assert Trainer(make_config(tmp_path), SPECS).learner_step == steps + 3
+
+
+def test_a_run_goes_on_where_another_kind_of_generator_draws_its_batches(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a change of replay.device: the state of CUDA's generators is 16 bytes."""
+    write_log(tmp_path, 0, 40)
+    trainer = Trainer(make_config(tmp_path), SPECS)
+    train(trainer, 3)
+    generator = trainer._replay.noise.generators[0]
+    trainer._replay.noise.generators[0] = cast(
+        torch.Generator, SimpleNamespace(get_state=lambda: torch.zeros(16, dtype=torch.uint8))
+    )
+    trainer.save()
+    trainer._replay.noise.generators[0] = generator
+    resumed = Trainer(make_config(tmp_path), SPECS)
+    assert "replay.device" in caplog.text
+    assert_same_state(resumed.algorithm.state(), trainer.algorithm.state())
+    train(resumed, 3)
 
 
 def test_data_that_came_after_the_checkpoint_is_read_on_resume(tmp_path: Path) -> None:

@@ -77,6 +77,18 @@ def test_all_damaged_is_an_error_that_names_the_way_out(tmp_path: Path) -> None:
         load_newest(tmp_path)
 
 
+def test_checkpoints_of_another_program_are_named_as_such_and_what_to_do_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        manifest = save_checkpoint(tmp_path / "checkpoints", make_checkpoint(step)) / "manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 99}))
+    with pytest.raises(WeightsError, match=f"none of the 2 checkpoints .* --from-log {tmp_path} ") as error:
+        load_newest(tmp_path / "checkpoints")
+    assert "has format 99, this program reads 1 to 2" in caplog.text
+    assert "corrupt" not in caplog.text + str(error.value)
+
+
 def test_a_write_that_stops_halfway_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path, make_checkpoint(1))
 
