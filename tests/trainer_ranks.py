@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from learner.algorithms.state import SKIPPED
 from learner.data_parallel import joined
 from learner.follower import Follower
-from learner.leader import Leader, config_of, digest
+from learner.leader import Leader, config_of
 from learner.trainer import Trainer
 from policy.errors import NonFiniteError
 from tests.trainer_runs import SPECS, make_config, train
@@ -51,7 +52,6 @@ def lead(run_dir: Path, group: dist.ProcessGroup) -> None:
     after_first = list(warnings.texts)
     train(trainer, 5)
     trainer.save()
-    saved = digest(trainer.algorithm)
     state = trainer.algorithm.state()
     poisoned = {name: torch.full_like(state[name], torch.nan) for name in state if name.startswith("critic.")}
     trainer.algorithm.load_state({**state, **poisoned})
@@ -61,7 +61,8 @@ def lead(run_dir: Path, group: dist.ProcessGroup) -> None:
     except NonFiniteError as error:
         broken = str(error)
         trainer.roll_back(error)
-    is_back = bool(torch.equal(digest(trainer.algorithm), saved))
+    now = trainer.algorithm.state()
+    is_back = all(torch.equal(now[name], state[name]) for name in state if SKIPPED not in name)  # which is counted on
     train(trainer, 5)
     trainer.save()
     leader.stop()
