@@ -52,7 +52,7 @@ class GraphedUpdate:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._batch_kind: Hashable = None
         self._steps_of_kind = 0  # since batches are made like this and the algorithm is warm
-        self._generators: set[torch.Generator] = set()
+        self._generators: set[torch.Generator] = set()  # that the steps so far drew from
         set_matmul_precision(config.matmul_precision)
         if self._device.type == "cuda":
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -117,6 +117,16 @@ class GraphedUpdate:
         finally:
             present.wait_stream(self._stream)
         self._steps_of_kind += is_warm
+        elsewhere = sorted({str(generator.device) for generator in self._generators if not self._is_here(generator)})
+        if elsewhere:
+            self._do_without_graph(f"batches or noise are drawn on {', '.join(elsewhere)}, see replay.device")
+
+    def _is_here(self, generator: torch.Generator) -> bool:
+        return generator.device.type == self._device.type and self._device.index in (None, generator.device.index)
+
+    def _do_without_graph(self, reason: str) -> None:
+        self._may_capture = False
+        logger.warning("updates: %s. The step cannot be captured as a CUDA graph: %s", self.path, reason)
 
     def _capture(self) -> None:
         """Capture the step, which runs nothing; where that fails, say why and go on without."""
@@ -134,10 +144,7 @@ class GraphedUpdate:
             # A capture that fails leaves its generators in a state in which they refuse to draw.
             for generator, state in before.items():
                 generator.graphsafe_set_state(state)
-            self._may_capture = False
-            logger.warning(
-                "updates: %s. The step cannot be captured as a CUDA graph: %s", self.path, _first_failure(error)
-            )
+            self._do_without_graph(_first_failure(error))
         else:
             self._graph, self._names = graph, names
             logger.info("updates: %s", self.path)
@@ -181,8 +188,13 @@ class _GeneratorsIn(TorchFunctionMode):
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Let CUDA multiply float32 matrices in fp32 or, sooner, from operands rounded to TF32, for the whole process."""
-    torch.backends.cuda.matmul.fp32_precision = {"fp32": "ieee", "tf32": "tf32"}[precision]
+    """Let CUDA multiply float32 matrices in fp32 or, sooner, from operands rounded to TF32, for the whole process.
+
+    So for convolutions, in which cuDNN rounds unless it is told not to.
+    """
+    name = {"fp32": "ieee", "tf32": "tf32"}[precision]
+    torch.backends.cuda.matmul.fp32_precision = name
+    torch.backends.cudnn.conv.fp32_precision = name  # type: ignore[attr-defined]
 
 
 def _first_failure(error: BaseException) -> str:

@@ -192,6 +192,8 @@ def test_generators_of_the_step_are_known_to_the_graph_and_come_back_when_it_fai
     restored: list[Any] = []
 
     class Recorded(torch.Generator):
+        device = torch.device("cuda")
+
         def graphsafe_set_state(self, state: torch.Generator) -> torch.Generator:
             restored.append(state.get_state())
             return self
@@ -207,6 +209,35 @@ def test_generators_of_the_step_are_known_to_the_graph_and_come_back_when_it_fai
     update.step()
     assert len(restored) == 1
     assert torch.equal(restored[0], before)
+
+
+def test_a_step_that_draws_on_the_cpu_is_not_captured_and_that_is_said_once(
+    on_fake_cuda: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with replay.device = cpu: a graph would repeat the batch that it was captured with."""
+    source, alone = (Noise([3], is_population=False) for _ in range(2))
+    algorithm, update, cuda = on_fake_cuda(sample_batch=lambda: source.normal(2))
+    cuda.failure = "operation not permitted when stream is capturing"
+    for _ in range(8):
+        update.step()
+    assert algorithm.calls == algorithm.weight == 8
+    assert not cuda.graphs
+    expected = [alone.normal(2) for _ in range(8)]
+    assert all(torch.equal(*pair) for pair in zip(algorithm.batches, expected, strict=True))
+    assert update.path == "eager on cuda"
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "cannot be captured as a CUDA graph: batches or noise are drawn on cpu, see replay.device" in warning
+
+
+def test_a_resumed_algorithms_counters_are_known_before_its_first_step(on_fake_cuda: Any) -> None:
+    algorithm, _, _ = on_fake_cuda()
+    algorithm.counters()["optimiser"][0] = 5.0
+    update = GraphedUpdate(algorithm, lambda: None, small_config(device="cuda"))  # type: ignore[arg-type, return-value]
+    assert update.skipped_steps()["optimiser"].total == 5
+    update.step()
+    assert update.skipped_steps()["optimiser"].total == 5
+    update.step()
+    assert update.skipped_steps()["optimiser"].total == 6
 
 
 def test_counters_are_those_before_the_latest_step(on_fake_cuda: Any) -> None:
@@ -238,13 +269,15 @@ def test_on_the_cpu_nothing_lags_and_nothing_is_captured(caplog: pytest.LogCaptu
 
 
 def test_precision_is_set_for_cuda_alone() -> None:
-    before = torch.backends.cuda.matmul.fp32_precision
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
     try:
         for name, expected in (("tf32", "tf32"), ("fp32", "ieee")):
             set_matmul_precision(name)
-            assert torch.backends.cuda.matmul.fp32_precision == expected
+            assert [backend.fp32_precision for backend in backends] == [expected, expected]
     finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
 
 
 # --- averages -----------------------------------------------------------------------------------------------------
