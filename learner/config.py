@@ -328,8 +328,8 @@ class LearnerConfig:
     cuda_graph: Literal["auto", "off"] = "auto"
     """auto: on a GPU the whole learner step is captured as one CUDA graph, where the algorithm allows it."""
     matmul_precision: Literal["fp32", "tf32"] = "fp32"
-    """Matrix products on a GPU. tf32 rounds their operands to 10 bits, sums in fp32, and leaves all else (the chain's
-    state, losses, optimisers) as it is; fp32 is for comparisons to 1e-5."""
+    """Matrix products and convolutions on a GPU. tf32 rounds their operands to 10 bits, sums in fp32, and leaves all
+    else (the chain's state, losses, optimisers) as it is; fp32 is for comparisons to 1e-5."""
     torch_threads: int = 1
     """CPU threads of a trainer."""
     num_trainers: int = 1
@@ -362,11 +362,14 @@ class LearnerConfig:
             raise ConfigError(f"learner.min_free_gb = {self.min_free_gb} is negative; 0 switches the limit off")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"learner.port = {self.port} is outside 0 to 65535; 0 lets the system choose")
-        if policy.behavior_candidates == 1 and cgpo.entropy_reduction == "concat" and self.algorithm == "cgpo":
+        if self.algorithm == "cgpo":
+            is_mixed, remedy = cgpo.entropy_reduction == "concat", "cgpo.entropy_reduction = 'mean'"
+        else:
+            is_mixed, remedy = self.algorithm == "qvpo" and self.qvpo.entropy_weight > 0, "qvpo.entropy_weight = 0"
+        if policy.behavior_candidates == 1 and is_mixed:
             raise ConfigError(
-                "policy.behavior_candidates = 1 publishes no critic, and with cgpo.entropy_reduction = 'concat' about "
-                "one raw sample in eight is a uniform random action. Set entropy_reduction = 'mean', or "
-                "behavior_candidates = 4."
+                "policy.behavior_candidates = 1 publishes no critic, and about one raw sample in eight is a uniform "
+                f"random action, by which the policy keeps its entropy. Set {remedy}, or behavior_candidates = 4."
             )
         is_scalar = policy.num_quantiles == 1
         is_twin = is_scalar and policy.num_critics == 2

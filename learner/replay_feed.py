@@ -6,7 +6,7 @@ from learner.config import LearnerConfig
 from learner.replay import Replay
 from policy.encoder import ObservationEncoder
 from policy.episode_log import EpisodeLog
-from policy.errors import CorruptFileError
+from policy.errors import ConfigError, CorruptFileError
 from policy.spec import Specs
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,19 @@ class ReplayFeed:
             )
 
 
+def refuse_write_back(config: LearnerConfig) -> None:
+    """Raise ConfigError where the algorithm would keep something of each transition, which have no numbers here."""
+    if config.algorithm == "dipo" and config.dipo.write_back:
+        raise ConfigError(
+            "dipo.write_back = true keeps a moved action of each transition, but the learner's replay does not number "
+            "its transitions. Set dipo.write_back = false, as in DIPO's code; the benchmark on MuJoCo's tasks can do "
+            "either."
+        )
+
+
 def make_replay(config: LearnerConfig, specs: Specs) -> Replay:
     """Return the empty replay. Raises ConfigError or WeightsError for images without a usable encoder."""
+    refuse_write_back(config)
     encoder = ObservationEncoder(specs, config.policy).to(config.device)
     if specs.observation.images and config.replay.image_storage == "pixels" and config.device == "cpu":
         logger.warning(

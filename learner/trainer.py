@@ -25,7 +25,7 @@ from learner.divergence import RollBacks, check_finite, count_on, total_skipped
 from learner.graphed_update import GraphedUpdate
 from learner.leader import Leader, config_of, leading
 from learner.metrics import MetricsWriter
-from learner.replay_feed import ReplayFeed, make_replay
+from learner.replay_feed import ReplayFeed, make_replay, refuse_write_back
 from learner.resolved_config import load_config
 from learner.reward_classifier.feed import ClassifierFeed
 from learner.run_lock import sole_use_of
@@ -331,6 +331,7 @@ class Trainer:
 def run_trainer(config_path: Path) -> int:
     """Run until SIGTERM or SIGINT. Waits for the run's specs, which the first actor brings."""
     config = load_config(config_path)
+    refuse_write_back(config)  # now rather than when an actor has come
     own_config = config_of(config, 0)
     stop = threading.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):

@@ -88,6 +88,7 @@ def test_published_tensors_are_a_policy(name: str, behavior_candidates: int) -> 
     tables: dict[str, Any] = {
         "policy": {"behavior_candidates": behavior_candidates},
         "cgpo": {"entropy_reduction": "mean"},
+        "qvpo": {"entropy_weight": 0.0},
     }
     algorithm = build(name, **tables)
     config = small_config(algorithm=name, **tables)

@@ -18,11 +18,12 @@ import torch
 
 from learner.resolved_config import load_config
 from learner.run_lock import sole_use_of
-from learner.trainer import Trainer
+from learner.trainer import Trainer, run_trainer
 from policy.config import to_json
 from policy.errors import ConfigError, WeightsError
 from policy.weights import deserialise
 from policy.weights_store import WeightsStore
+from tests.oracles import small_config
 from tests.trainer_runs import HANG_LIMIT_S, SPECS, assert_same_state, make_config, train, wait_until, write_log
 
 
@@ -155,6 +156,21 @@ def test_non_finite_weights_are_neither_published_nor_saved(tmp_path: Path) -> N
     assert latest is not None
     assert latest.version == 1
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_dipo_is_refused_before_anything_comes_unless_it_keeps_nothing_of_a_transition(tmp_path: Path) -> None:
+    write_log(tmp_path, 0, 30)
+    policy = {"behavior_candidates": 1}
+    config = small_config(algorithm="dipo", run_dir=str(tmp_path), policy=policy, dipo={"write_back": True})
+    with pytest.raises(ConfigError, match=r"Set dipo\.write_back = false"):
+        Trainer(config, SPECS)
+    path = tmp_path / "config.json"
+    path.write_text(to_json(config))
+    with pytest.raises(ConfigError, match=r"Set dipo\.write_back = false"):
+        run_trainer(path)  # without waiting for specs.json
+    replay = replace(config.replay, batch_size=8, training_starts=20)
+    trainer = Trainer(replace(config, replay=replay, dipo=replace(config.dipo, write_back=False)), SPECS)
+    train(trainer, 2)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:63"])

@@ -183,6 +183,7 @@ def test_the_actors_update_leaves_the_critics_alone() -> None:
         ({"qvpo": {"discount": 1.0}}, "discount"),
         ({"qvpo": {"entropy_samples": 0}}, "entropy_weight = 0"),
         ({"policy": {"num_quantiles": 5}}, "num_quantiles"),
+        ({"policy": {"behavior_candidates": 1}}, r"qvpo\.entropy_weight = 0, or behavior_candidates = 4"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(tables: dict[str, Any], message: str) -> None:
