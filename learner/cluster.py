@@ -9,23 +9,22 @@ RUNS.jsonl has a line for each run: {"name": "a", "command": ["python", "-m", ..
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import tyro
 
+from learner.run_process import STOP_GRACE_S, ThisMachine, last_lines, lock_path, start_process
 from policy.cli import help_text, run_main
 from policy.errors import (
     EXIT_CONFIG,
@@ -38,17 +37,14 @@ from policy.errors import (
     ConfigError,
 )
 from policy.files import make_folder
-from policy.process import die_with_parent
 
 logger = logging.getLogger(__name__)
 
 _FINAL = {EXIT_CONFIG, EXIT_CORRUPT_FILE, EXIT_DIVERGED, EXIT_MISMATCH}  # started again, it would end the same way
 _POLL_PERIOD_S = 0.05
 _PREDECESSOR_S = 60.0  # a run whose sweep was killed writes its last checkpoint
-_STOP_GRACE_S = 60.0
-_LOG_LINES_SHOWN = 10
+_SEEN_AFTER_S = 60.0  # what another machine wrote to a network file system
 _NAMES_SHOWN = 5
-_LOG_BYTES_READ = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +99,11 @@ class SweepStoppedError(CgpoError):
 class _Place(Protocol):
     """Where runs are executed. A handle stands for one that was started."""
 
-    def start(self, command: Sequence[str], log_path: Path) -> Any: ...
+    seen_after_s: float
+    """How long after its end a run may still seem unfinished."""
+
+    def start(self, command: Sequence[str], log_path: Path) -> Any:
+        """Return None while the run's last start still works."""
 
     def exit_code(self, handle: Any) -> int | None:
         """Return None while it runs."""
@@ -118,16 +118,22 @@ class _Task:
     log_path: Path
     starts: int = 0
     not_before_s: float = 0.0
+    locked_since_s: float | None = None
+    ended_s: float | None = None
     handle: Any = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.run.name
 
 
 def run_sweep(runs: Sequence[SweepRun], logs: Path, config: SweepConfig) -> list[str]:
     """Bring every run to its end and return the names of those that failed for good.
 
     Standard output and errors of a run are added to `logs`/NAME.log. A run keeps LOGS/NAME.lock until its last process
-    has ended, so that a new sweep waits for what a killed one left behind. Must be called from the main thread.
-    Raises SweepStoppedError after SIGINT or SIGTERM, when all runs have ended, and ConfigError for two runs of one
-    name, a run that another sweep works on, or ray that is asked for and not installed.
+    has ended: a new sweep waits for what a killed one left behind, and fails what another sweep still works on when it
+    has done the others. Must be called from the main thread. Raises SweepStoppedError after SIGINT or SIGTERM, when all
+    runs have ended, and ConfigError for two runs of one name, or ray that is asked for and not installed.
     """
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
@@ -137,7 +143,7 @@ def run_sweep(runs: Sequence[SweepRun], logs: Path, config: SweepConfig) -> list
     if not waiting:
         return []
     with _stop_on_signals() as stop:
-        place: _Place = _Ray(config) if config.ray_address else _ThisMachine()
+        place: _Place = _Ray(config) if config.ray_address else ThisMachine()
         jobs = config.jobs or (len(waiting) if config.ray_address else 1)
         return _work_off(waiting, place, jobs, config, stop)
 
@@ -154,61 +160,102 @@ def _work_off(waiting: list[_Task], place: _Place, jobs: int, config: SweepConfi
     failed: list[str] = []
     try:
         while (waiting or active) and not stop.is_set():
-            for task in [task for task in waiting if task.not_before_s <= time.monotonic()][: jobs - len(active)]:
-                waiting.remove(task)
-                active.append(_start(task, place))
+            _start_due(waiting, active, place, jobs)
+            if not active:
+                failed += _given_up(waiting)
             stop.wait(_POLL_PERIOD_S)
             for task in list(active):
                 code = place.exit_code(task.handle)
-                if code is None:
+                if code is None or _may_have_finished(task, code, place):
                     continue
                 active.remove(task)
                 if task.run.is_finished():
-                    logger.info("%s is finished; %d more", task.run.name, len(waiting) + len(active))
+                    logger.info("%s is finished; %d more", task.name, len(waiting) + len(active))
                 elif _may_go_on(task, code, config):
                     waiting.insert(0, task)
                 else:
-                    failed.append(task.run.name)
+                    failed.append(task.name)
     finally:
         place.end([task.handle for task in active])
     if stop.is_set():
-        names = [task.run.name for task in [*active, *waiting]]
+        names = [task.name for task in [*active, *waiting]]
         left = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
         raise SweepStoppedError(f"stopped, {len(names)} unfinished: {left}. The same command goes on from there.")
     return failed
 
 
-def _start(task: _Task, place: _Place) -> _Task:
-    was_started_before = task.log_path.exists()
-    task.starts += 1
+def _start_due(waiting: list[_Task], active: list[_Task], place: _Place, jobs: int) -> None:
+    """Move to `active` what can be started, and forget what another sweep has finished meanwhile."""
+    for task in [task for task in waiting if task.not_before_s <= time.monotonic()]:
+        if len(active) >= jobs:
+            return
+        if _is_done_before(task.run):
+            waiting.remove(task)
+        elif _start(task, place):
+            waiting.remove(task)
+            active.append(task)
+        elif task.locked_since_s is None:
+            task.locked_since_s = time.monotonic()
+            logger.info("%s: waiting for its last start, which still holds %s", task.name, lock_path(task.log_path))
+
+
+def _given_up(waiting: list[_Task]) -> list[str]:
+    """Return the names of what is locked, and removed from `waiting`, if nothing else is left and it took too long."""
+    locked_since_s = [task.locked_since_s for task in waiting if task.locked_since_s is not None]
+    if len(locked_since_s) < len(waiting) or time.monotonic() - max(locked_since_s, default=0) < _PREDECESSOR_S:
+        return []
+    for task in waiting:
+        logger.error(
+            "%s: giving it up, something has worked on it for more than %.0f s: another sweep, or a run that a killed "
+            "one left behind. Stop that one, or give this sweep another folder.", task.name, _PREDECESSOR_S,
+        )  # fmt: skip
+    names = [task.name for task in waiting]
+    waiting.clear()
+    return names
+
+
+def _start(task: _Task, place: _Place) -> bool:
+    """Return whether it could be: not while something else works on the run."""
     command = task.run.command
-    if was_started_before and "--resume" not in command:
+    if task.log_path.exists() and "--resume" not in command:  # it was started before
         command = (*command, "--resume")
-    logger.info("%s: %s", task.run.name, shlex.join(command))
     task.handle = place.start(command, task.log_path)
-    return task
+    if task.handle is None:
+        return False
+    task.starts += 1
+    task.locked_since_s = task.ended_s = None
+    logger.info("%s: %s", task.name, shlex.join(command))
+    return True
+
+
+def _may_have_finished(task: _Task, code: int, place: _Place) -> bool:
+    """Whether a run that says it went well is still to be given time to look finished."""
+    task.ended_s = task.ended_s or time.monotonic()
+    return code == EXIT_OK and time.monotonic() - task.ended_s < place.seen_after_s and not task.run.is_finished()
 
 
 def _may_go_on(task: _Task, code: int, config: SweepConfig) -> bool:
-    """Report a run that ended too early; return whether it may be started again, and note when."""
-    may_go_on = code not in _FINAL and task.starts <= config.retries
-    pause_s = config.retry_pause_s * 2 ** (task.starts - 1)
-    task.not_before_s = time.monotonic() + pause_s
-    logger.warning(
-        "%s ended with code %d before it was finished, start %d of %d: %s. The end of %s:\n%s",
-        task.run.name, code, task.starts, config.retries + 1,
-        f"starting it again in {pause_s:.0f} s" if may_go_on else "giving it up",
-        task.log_path, _last_lines(task.log_path),
-    )  # fmt: skip
+    """Report a run that ended too early, with the end of its log; return whether it may be started again, note when."""
+    if code == EXIT_OK:
+        logger.error(
+            "%s: giving it up, it says that all is done (exit code 0) and what shows that it is finished is not there. "
+            "Its command writes to another place than the sweep looks at, or does less than the sweep expects.",
+            task.name,
+        )
+        may_go_on = False
+    else:
+        may_go_on = code not in _FINAL and task.starts <= config.retries
+        pause_s = config.retry_pause_s * 2 ** (task.starts - 1)
+        task.not_before_s = time.monotonic() + pause_s
+        what_now = f"starting it again in {pause_s:.0f} s" if may_go_on else "giving it up"
+        logger.warning(
+            "%s ended with code %d before it was finished, start %d of %d: %s",
+            task.name, code, task.starts, config.retries + 1, what_now,
+        )  # fmt: skip
+    logger.warning("the end of %s:", task.log_path)
+    for line in last_lines(task.log_path):
+        logger.warning("    %s", line)
     return may_go_on
-
-
-def _last_lines(path: Path) -> str:
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _LOG_BYTES_READ))
-        lines = file.read().decode(errors="replace").splitlines()
-        return "\n".join(f"    {line}" for line in lines[-_LOG_LINES_SHOWN:])
-    return "    (no log)"
 
 
 @contextlib.contextmanager
@@ -223,69 +270,13 @@ def _stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-# --- this machine -----------------------------------------------------------------------------------------------------
-
-
-class _ThisMachine:
-    def start(self, command: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
-        return _start_process(command, log_path)
-
-    def exit_code(self, handle: subprocess.Popen[bytes]) -> int | None:
-        return handle.poll()
-
-    def end(self, handles: Sequence[subprocess.Popen[bytes]]) -> None:
-        for process in handles:
-            process.terminate()
-        deadline_s = time.monotonic() + _STOP_GRACE_S
-        for process in handles:
-            try:
-                process.wait(max(0.0, deadline_s - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                logger.error("killing process %d, which has not ended within %.0f s", process.pid, _STOP_GRACE_S)
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
-def _start_process(command: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
-    """Start a run in a process group of its own: Ctrl-C reaches the sweep alone, which then ends its runs."""
-    with _sole_use(log_path.with_suffix(".lock")) as lock, log_path.open("ab") as log:
-        log.write(f"== {shlex.join(command)}\n".encode())
-        log.flush()
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-            preexec_fn=die_with_parent,
-            pass_fds=(lock.fileno(),),  # the run holds the lock for as long as it lives
-        )
-
-
-@contextlib.contextmanager
-def _sole_use(path: Path) -> Iterator[IO[str]]:
-    with path.open("w") as lock:
-        deadline_s = time.monotonic() + _PREDECESSOR_S
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline_s:
-                    raise ConfigError(
-                        f"{path.stem} is still running after {_PREDECESSOR_S:.0f} s: another sweep works on it, or one "
-                        f"that was killed left it behind. Stop that one, or give this sweep another folder. ({path})"
-                    ) from None
-            time.sleep(_POLL_PERIOD_S)
-        yield lock
-
-
 # --- ray --------------------------------------------------------------------------------------------------------------
 
 
 class _Ray:
     """Each run is one ray task that starts the command where ray has room for it, and waits for its end."""
+
+    seen_after_s = _SEEN_AFTER_S
 
     def __init__(self, config: SweepConfig) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # report nothing about this lab to ray's makers
@@ -325,7 +316,7 @@ class _Ray:
         for handle in handles:
             self._ray.cancel(handle)  # raises KeyboardInterrupt in _run_to_end
         if handles:
-            self._ray.wait(list(handles), num_returns=len(handles), timeout=_STOP_GRACE_S)
+            self._ray.wait(list(handles), num_returns=len(handles), timeout=STOP_GRACE_S)
         self._ray.shutdown()  # kills what is left
 
 
@@ -333,7 +324,11 @@ def _run_to_end(command: list[str], log_path: str, folder: str) -> int:
     """What ray calls on the machine that it has chosen."""
     os.chdir(folder)
     try:
-        process = _start_process(command, Path(log_path))
+        deadline_s = time.monotonic() + _PREDECESSOR_S
+        while (process := start_process(command, Path(log_path))) is None:
+            if time.monotonic() > deadline_s:
+                raise ConfigError(f"something has worked on this run for {_PREDECESSOR_S:.0f} s: another sweep?")
+            time.sleep(_POLL_PERIOD_S)
         try:
             while process.poll() is None:  # ray's interrupt does not wake whoever waits in the kernel
                 time.sleep(_POLL_PERIOD_S)
