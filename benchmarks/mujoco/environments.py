@@ -1,7 +1,6 @@
 """Gymnasium environments as the training loop sees them: actions in [-1, 1], float32 observations, exact resume."""
 
 import multiprocessing
-import signal
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from policy.errors import ConfigError
-from policy.process import die_with_parent
+from policy.process import killed_with_parent
 from policy.spec import ActionSpec, Field, ObservationSpec, Specs
 
 Array = NDArray[np.float32]
@@ -179,11 +178,9 @@ def vector_environment(
 
 
 def keep_from_signals() -> None:
-    """Have a worker process ignore Ctrl-C, which is for its parent alone, and end with it."""
+    """Have a worker process leave Ctrl-C and SIGTERM, which all may get, to its parent, and end with it."""
     if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's own, inherited, only asks it to stop
-        die_with_parent()
+        killed_with_parent()
 
 
 class _Maker:

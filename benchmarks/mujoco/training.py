@@ -5,6 +5,7 @@ One thread. What a run does depends on its settings and its number of steps alon
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,7 +56,7 @@ class Host:
     command: Sequence[str] = ()
     checkpoint_period_s: float = 300.0
     should_stop: Callable[[], bool] = lambda: False
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = lambda text: print(text, flush=True)  # a log shows it as it happens
 
 
 def is_finished(settings: Sequence[RunSettings], host: Host) -> bool:
@@ -69,8 +70,8 @@ def train(settings: Sequence[RunSettings], host: Host, *, is_resumed: bool) -> N
     """
     for each in settings:
         _folder(host, each).check(is_resumed=is_resumed)
-    with sole_use_of(host.out / settings[0].state_folder, "run.lock"):
-        Training(settings, host).run(is_resumed=is_resumed)
+    with sole_use_of(host.out / settings[0].state_folder, "run.lock"), ExitStack() as workers:
+        Training(settings, host, workers).run(is_resumed=is_resumed)
 
 
 def _folder(host: Host, settings: RunSettings) -> RunFolder:
@@ -80,7 +81,8 @@ def _folder(host: Host, settings: RunSettings) -> RunFolder:
 class Training(Resumable):
     """One run: one agent, or a population of one agent for each of several settings that differ in their seed."""
 
-    def __init__(self, settings: Sequence[RunSettings], host: Host) -> None:
+    def __init__(self, settings: Sequence[RunSettings], host: Host, workers: ExitStack) -> None:
+        """Closing `workers` ends the environments' processes, which nothing else may do: they ignore signals."""
         self._settings, self._host = settings[0], host
         self._protocol = settings[0].protocol
         configs = [each.config for each in settings]
@@ -89,9 +91,12 @@ class Training(Resumable):
         torch.set_num_threads(config.torch_threads)
         seeds = [each.seed for each in configs]
         # Worker processes come first: what is forked must not hold a GPU.
-        self._environments = TrainingEnvironments(self._settings.task, seeds, in_workers=is_population)
-        self._evaluator = Evaluator(self._settings.task, seeds, self._protocol.episodes, in_workers=is_population)
-        specs = specs_of(self._settings.task)
+        task = self._settings.task
+        self._environments = workers.enter_context(closing(TrainingEnvironments(task, seeds, in_workers=is_population)))
+        self._evaluator = workers.enter_context(
+            closing(Evaluator(task, seeds, self._protocol.episodes, in_workers=is_population))
+        )
+        specs = specs_of(task)
         self._agents = Agents(configs, is_population=is_population)
         self._algorithm = make_population(configs, specs) if is_population else make_algorithm(config, specs)
         self._replay = TensorReplay(
@@ -157,8 +162,6 @@ class Training(Resumable):
         except DivergedError:
             self._write_status("diverged")
             raise
-        finally:
-            self.close()
         self._finish()
 
     def _loop(self) -> None:
@@ -367,10 +370,6 @@ class Training(Resumable):
             summary |= {"env_step": self._progress.env_step, "wall_s": round(self._progress.wall_s, 1)}
             folder.write_summary(summary)
         self._write_status("finished")
-
-    def close(self) -> None:
-        self._environments.close()
-        self._evaluator.close()
 
 
 def _return_cells(outcome: Outcome, agent: int, candidates: int) -> Row:

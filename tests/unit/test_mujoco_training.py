@@ -2,10 +2,13 @@
 
 import csv
 import json
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,14 +261,29 @@ def _stop_and_go_on(together: list[RunSettings], tmp_path: Path) -> None:
     train(together, host(tmp_path / "population"), is_resumed=True)
 
 
+def test_a_population_that_cannot_go_on_ends_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They ignore signals, so a process that left them to the interpreter's exit would wait for them for ever."""
+    together = [replace(SETTINGS, config=replace(CONFIG, seed=seed), population=(0, 1)) for seed in (0, 1)]
+    monkeypatch.setattr(training, "make_population", lambda *_: _raise(WeightsError("no such weights")))
+    with pytest.raises(WeightsError) as caught:
+        train(together, host(tmp_path), is_resumed=False)
+    assert caught.traceback, "it holds on to what failed, workers included"
+    assert not multiprocessing.active_children()
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
 @pytest.mark.parametrize("bootstraps", [True, False])
 def test_only_a_time_limit_that_counts_as_an_end_is_stored_as_one(bootstraps: bool, tmp_path: Path) -> None:
     config = replace(CONFIG, replay=replace(CONFIG.replay, training_starts=500, timeout_bootstrap=bootstraps))
     settings = replace(SETTINGS, task="Pendulum-v1", config=config)  # ends by its limit of 200 steps alone
-    run = training.Training([settings], host(tmp_path))
-    run._make_callables()
-    for _ in range(400):
-        run._step()
+    with ExitStack() as workers:
+        run = training.Training([settings], host(tmp_path), workers)
+        run._make_callables()
+        for _ in range(400):
+            run._step()
     stored = run._replay._rows[:400]
     ends = stored[:, -1].nonzero().flatten().tolist()
     assert ends == ([] if bootstraps else [199, 399])
@@ -275,7 +293,6 @@ def test_only_a_time_limit_that_counts_as_an_end_is_stored_as_one(bootstraps: bo
     action = stored[:, 3]
     assert action.abs().max() <= 1, "the replay holds normalised actions; Pendulum's go to 2"
     assert action.abs().max() > 0.9
-    run.close()
 
 
 # --- folders and the command line -------------------------------------------------------------------------------------
@@ -369,15 +386,33 @@ def test_a_process_that_is_interrupted_and_then_killed_is_continued_by_the_next(
     assert len(one) == 1 + 120 // 15
 
 
-def _signalled(arguments: list[str], awaited: str, number: int) -> tuple[int, str]:
-    """Start the command and send it a signal after the line with `awaited`; returns exit code and the output after."""
+@pytest.mark.e2e
+def test_a_signal_to_all_processes_of_a_population_ends_it_with_a_checkpoint(tmp_path: Path) -> None:
+    """As a service manager, a batch system and a terminal send it: to the workers too."""
+    arguments = [*ARGUMENTS, *TINY, "--seeds", "0-1", "--population", "--steps", "100000", "--more-candidates", ""]
+    arguments += ["--out", str(tmp_path), "--checkpoint-minutes", "1000"]
+    code, shown = _signalled(arguments, "seed 1: step 30 of", signal.SIGTERM, to_all=True)
+    assert code == EXIT_INTERRUPTED
+    assert "--resume" in shown
+    for path in tmp_path.rglob("status.json"):
+        status = json.loads(path.read_text())
+        assert status["state"] == "stopped"
+        assert status["env_step"] >= 30
+
+
+def _signalled(arguments: list[str], awaited: str, number: int, *, to_all: bool = False) -> tuple[int, str]:
+    """Start the command and send it, or all its processes, a signal after the line with `awaited`.
+
+    Returns exit code and the output after. Its output is a pipe, which Python buffers, as it does a sweep's log.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.mujoco", *arguments], stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "benchmarks.mujoco", *arguments], stdout=subprocess.PIPE, text=True,
+        start_new_session=True, env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+    )  # fmt: skip
     assert process.stdout is not None
     while awaited not in (line := process.stdout.readline()):
         assert line, "it ended before the signal"
-    process.send_signal(number)
+    (os.killpg if to_all else os.kill)(process.pid, number)
     rest, _ = process.communicate(timeout=100)
     return process.returncode, rest
 
