@@ -74,6 +74,6 @@ def sample(
 
 
 def best_of(candidates: Tensor, values: Tensor) -> Tensor:
-    """Return (..., B, A), each row's candidate with the largest value; candidates (..., B, K, A), values (..., B, K)."""
+    """Return (..., B, A), each row's candidate of largest value; candidates (..., B, K, A), values (..., B, K)."""
     index = values.argmax(dim=-1)
     return candidates.take_along_dim(index[..., None, None], dim=-2).squeeze(-2)
