@@ -17,11 +17,23 @@ from learner.algorithms.guarded_adam import GuardedAdam
 from learner.config import LearnerConfig
 from policy.errors import ConfigError
 
-_VARIABLE = ("seed", "learning_rate", "discount", "guidance.rate", "entropy_weight")
+_COMMON = ("actor_learning_rate", "critic_learning_rate", "discount")
+# What each algorithm reads by `Agents.setting` and `Agents.optimiser`. Of all else it reads the first agent's.
+_VARIABLE = {
+    "cgpo": (
+        *("actor_learning_rate", "value_learning_rate", "critic.learning_rate"),
+        *("discount", "guidance.rate", "entropy_weight"),
+    ),
+    "sac": (*_COMMON, "temperature_learning_rate"),
+    "tqc": (*_COMMON, "temperature_learning_rate"),
+    "td3": _COMMON,
+    "qvpo": (*_COMMON, "entropy_weight"),
+    "dipo": (*_COMMON, "action_learning_rate"),
+}
 
 
 class Agents:
-    """One agent (`Agents.single`) or a population, whose members may differ in the settings that end in _VARIABLE."""
+    """One agent (`Agents.single`) or a population, whose members may differ in `variable_settings`."""
 
     def __init__(self, configs: Sequence[LearnerConfig], *, is_population: bool) -> None:
         if len(configs) != 1 and not (configs and is_population):
@@ -169,6 +181,11 @@ class PopulationAdam:
             member.step_along(own, loss[index], max_norm, is_due)
 
 
+def variable_settings(algorithm: str) -> tuple[str, ...]:
+    """Return what the agents of a population may differ in, as names in learner.config.LearnerConfig."""
+    return ("seed", *(f"{algorithm}.{name}" for name in _VARIABLE.get(algorithm, ())))
+
+
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     """Return a network's parameters and buffers by name; a population's have the leading axis P."""
     return dict(_walk(network.stacked if isinstance(network, Population) else network, ""))
@@ -186,13 +203,13 @@ def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 def _check_alike(configs: Sequence[LearnerConfig]) -> None:
     """Raise ConfigError where the members of a population differ in what shapes them all."""
-    first = _flat(dataclasses.asdict(configs[0]))
+    first, variable = _flat(dataclasses.asdict(configs[0])), variable_settings(configs[0].algorithm)
     for index, config in enumerate(configs[1:], start=1):
         for name, value in _flat(dataclasses.asdict(config)).items():
-            if value != first[name] and not name.endswith(_VARIABLE):
+            if value != first[name] and name not in variable:
                 raise ConfigError(
                     f"agents 0 and {index} of a population differ in learner.{name}: {first[name]!r} and {value!r}. "
-                    f"They may differ in {', '.join(_VARIABLE)}; train others in runs of their own."
+                    f"They may differ in {', '.join(variable)}; train others in runs of their own."
                 )
 
 

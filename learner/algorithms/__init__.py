@@ -33,8 +33,8 @@ def make_algorithm(config: "LearnerConfig", specs: Specs) -> "Algorithm":
 def make_population(configs: "Sequence[LearnerConfig]", specs: Specs) -> "Algorithm":
     """Build one algorithm that trains P independent agents; all its tensors and batches have a leading axis P.
 
-    The configurations may differ in seed, learning rates, discount, guidance.rate and entropy_weight; raises
-    ConfigError, naming the field, where they differ in anything else.
+    The configurations may differ in learner.agents.variable_settings; raises ConfigError, naming the field, where they
+    differ in anything else.
     """
     from learner.agents import Agents
 

@@ -1,7 +1,7 @@
 """What every algorithm promises the trainer and the actor. A new algorithm is covered once it is registered."""
 
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from learner.agents import Noise
+from learner.agents import Noise, variable_settings
 from learner.algorithms import ALGORITHMS, make_algorithm, make_population
 from learner.algorithms.base import Algorithm, Metrics
 from learner.algorithms.guarded_adam import GuardedAdam
@@ -21,7 +21,7 @@ from policy.acting import ActingPolicy
 from policy.config import PolicyConfig
 from policy.encoder import EncoderInput
 from policy.errors import ConfigError, WeightsError
-from tests.oracles import make_specs, random_batch, small_config, with_gripper
+from tests.oracles import make_specs, merged, random_batch, small_config, with_gripper
 
 SPECS = make_specs(feature_dim=3, action_dim=2)
 GRIPPER_SPECS = with_gripper(SPECS)
@@ -271,6 +271,50 @@ def test_the_agents_of_a_population_learn_what_they_learn_alone(name: str, seeds
     assert {tuple(torch.as_tensor(value).shape) for value in metrics[-1].values()} == {(len(seeds),)}
     for index, config in enumerate(configs):
         assert_agent_equals(together, index, trained_alone(config, index, steps=3))
+
+
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_all_that_agents_may_differ_in_is_each_agents_own(name: str) -> None:
+    """Each agent differs in one setting from the first; all get the same batches, so only that makes a difference."""
+    settings = variable_settings(name)
+    configs = [config_with(name, None), *(config_with(name, setting) for setting in settings)]
+    together = make_population(configs, SPECS)
+    for step in range(5):
+        together.update_step(lambda step=step: stacked([agent_batch(0, step)] * len(configs)))  # type: ignore[misc]
+    found = networks_of(together)
+    first, *others = (networks_of(trained_alone(config, 0, steps=5)) for config in configs)
+    for index, (setting, alone) in enumerate(zip(settings, others, strict=True), start=1):
+        assert max(float((alone[key] - first[key]).abs().max()) for key in alone) > 1e-4, setting
+        worst = max(float((found[key][index] - alone[key]).abs().max()) for key in alone)
+        assert worst < 1e-5, setting
+
+
+def config_with(name: str, setting: str | None) -> LearnerConfig:
+    """Return a configuration that learns fast, with another value of `setting`; all but the seed are below 1."""
+    rates = [own for own in variable_settings(name) if own.endswith("learning_rate")]
+    table: dict[str, Any] = {}
+    for own in rates:
+        table = merged(table, nested(own, 5e-3))
+    if setting is not None:
+        value: Any = reduce(getattr, setting.split("."), small_config(algorithm=name, **table))
+        table = merged(table, nested(setting, 7 if setting == "seed" else value * 0.2 if value > 0.5 else value * 4))
+    return small_config(algorithm=name, **table)
+
+
+def nested(setting: str, value: float) -> dict[str, Any]:
+    """Return the tables that a setting's dotted name stands for."""
+    table, _, rest = setting.partition(".")
+    return {table: nested(rest, value) if rest else value}
+
+
+def networks_of(algorithm: Algorithm) -> dict[str, Tensor]:
+    """Return the tensors of all networks, those of a population by the names that an agent's have."""
+    parts = ((key.partition("."), tensor) for key, tensor in algorithm.state().items())
+    return {
+        f"{part}.{rest.removeprefix('stacked.')}": tensor
+        for (part, _, rest), tensor in parts
+        if rest and "optimiser" not in part
+    }
 
 
 @pytest.mark.parametrize("name", POPULATIONS)

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -104,3 +105,19 @@ def test_several_configurations_are_no_single_agent() -> None:
 def test_a_population_of_different_shapes_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"agents 0 and 1 .* learner.policy.num_critics: 2 and 3"):
         population([small_config(), small_config(policy={"num_critics": 3})])
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("cgpo", {"classifier": {"learning_rate": 0.1}}),  # by its name a learning rate, but nobody's own
+        ("cgpo", {"sac": {"discount": 0.9}}),
+        ("sac", {"cgpo": {"discount": 0.9}}),
+        ("sac", {"sac": {"initial_temperature": 0.3}}),
+    ],
+)
+def test_a_setting_that_is_not_read_for_each_agent_is_the_same_for_all(name: str, table: dict[str, Any]) -> None:
+    ((section, fields),) = table.items()
+    (field,) = fields
+    with pytest.raises(ConfigError, match=rf"differ in learner\.{section}\.{field}: .* may differ in seed, {name}\."):
+        population([small_config(algorithm=name), small_config(algorithm=name, **table)])
