@@ -21,7 +21,7 @@ import tyro
 
 from benchmarks.mujoco.curves import Curve, keep, read_kept, read_runs, short_name
 from benchmarks.mujoco.settings import parse_seeds, resolve_config
-from benchmarks.mujoco.sweep import make_run, split_arguments
+from benchmarks.mujoco.sweep import ALONE, make_run, split_arguments
 from benchmarks.mujoco.table import Group, commands_of, group_curves, markdown_table, spread
 from benchmarks.point_reach import TASK as POINT_REACH
 from learner.cluster import SweepConfig, SweepRun, run_sweep
@@ -31,6 +31,12 @@ from policy.errors import ConfigError, unknown_name
 from policy.files import make_folder, replace_file
 
 BASE = "base"
+_INSTEAD = {
+    **{name: name for name in ("--task", "--preset", "--seeds", "--steps", "--out", "--set")},
+    "--algorithm": "benchmarks.mujoco.sweep: these are variants of CGPO",
+    "--reduced": "--preset",
+    "--population": ALONE,
+}
 
 
 @dataclass(frozen=True)
@@ -281,7 +287,7 @@ def list_variants(options: Options) -> str:
 
 
 def main() -> int:
-    own, more = split_arguments(sys.argv[1:])
+    own, more = split_arguments(sys.argv[1:], _INSTEAD)
     options = tyro.cli(
         Options,
         prog="python -m benchmarks.ablations",

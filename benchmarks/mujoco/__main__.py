@@ -97,6 +97,14 @@ def _say_how_to_go_on(arguments: Sequence[str]) -> None:
     print(f"stopped; go on with\n  {shlex.join(['python', '-m', 'benchmarks.mujoco', *again])}", flush=True)
 
 
+def settings_of(arguments: Sequence[str]) -> list[list[RunSettings]]:
+    """Return what a command line asks for, one process's worth of seeds after the other.
+
+    Raises ConfigError for what cannot be run, and SystemExit with the usage for what is no option.
+    """
+    return _runs(_parse(arguments))
+
+
 def _runs(options: argparse.Namespace) -> list[list[RunSettings]]:
     """Return the settings of each process's worth of work: one seed, or a population of them."""
     task = full_task_name(options.task)

@@ -4,22 +4,31 @@
         --steps 100000 --reduced --out runs/mujoco --jobs 2
 
 Started again it goes on: what is finished is skipped, what was interrupted is resumed. With --ray-address the runs are
-spread over the cores and GPUs of a cluster (learner.cluster). What follows -- is given to every run as it is.
+spread over the cores and GPUs of a cluster (learner.cluster). What follows -- is given to every run as it is. A run
+that cannot be done, such as one of a task that does not exist, is refused before any begins.
 """
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from benchmarks.mujoco.__main__ import settings_of
 from benchmarks.mujoco.settings import default_preset, full_task_name, parse_seeds, variant_name
 from benchmarks.mujoco.table import write_results
 from learner.cluster import SweepConfig, SweepRun, run_sweep
 from policy.cli import help_text, run_main
+from policy.errors import ConfigError
+
+ALONE = "benchmarks.mujoco itself: a sweep trains each seed alone"
+_INSTEAD = {
+    "--task": "--tasks", "--algorithm": "--algorithms", "--seeds": "--seeds", "--steps": "--steps", "--out": "--out",
+    "--set": "--set", "--reduced": "--reduced", "--preset": "--reduced and --set", "--population": ALONE,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +47,8 @@ class Options:
     """Folder of all runs; their logs are in its folder logs, the table in results.md."""
     reduced: bool = False
     """The smaller presets for a CPU, where an algorithm has one."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE [KEY=VALUE ...]")] = ()
+    """Values of the presets that are set differently for all."""
     sweep: Annotated[SweepConfig, tyro.conf.arg(name="")] = field(default_factory=SweepConfig)
 
 
@@ -45,19 +56,23 @@ def make_run(
     *, task: str, preset: str, algorithm: str, seed: int, steps: int, out: Path, overrides: Sequence[str] = (),
     more: Sequence[str] = (), name: str = "",
 ) -> SweepRun:  # fmt: skip
-    """Return one run of benchmarks.mujoco for a sweep; finished when its summary says that it has all its steps."""
-    variant = variant_name(preset, overrides)
-    summary = out / full_task_name(task) / algorithm / variant / f"seed_{seed}" / "summary.json"
+    """Return one run of benchmarks.mujoco for a sweep; finished when its summary says that it has all its steps.
+
+    Raises what benchmarks.mujoco would for its command.
+    """
     command = [sys.executable, "-m", "benchmarks.mujoco", "--task", task, "--algorithm", algorithm]
     command += ["--preset", preset, "--seeds", str(seed), "--steps", str(steps), "--out", str(out), "--resume"]
     command += ["--set", *overrides] if overrides else []
+    command += more
+    ((settings,),) = settings_of([*command[3:], "--device", "cpu"])  # this machine may lack the GPU that the run's has
+    summary = out / settings.folder / "summary.json"
 
     def is_finished() -> bool:
         return summary.exists() and int(json.loads(summary.read_text())["env_step"]) >= steps
 
     return SweepRun(
-        name=name or f"{full_task_name(task)}-{algorithm}-{variant}-s{seed}",
-        command=(*command, *more),
+        name=name or f"{full_task_name(task)}-{algorithm}-{variant_name(preset, overrides)}-s{seed}",
+        command=tuple(command),
         is_finished=is_finished,
     )
 
@@ -72,6 +87,7 @@ def make_runs(options: Options, more: Sequence[str] = ()) -> list[SweepRun]:
             seed=seed,
             steps=options.steps,
             out=options.out,
+            overrides=options.set,
             more=more,
         )
         for seed in parse_seeds(options.seeds)
@@ -80,15 +96,25 @@ def make_runs(options: Options, more: Sequence[str] = ()) -> list[SweepRun]:
     ]
 
 
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments before "--", less what run_main looks at itself, and those after it."""
+def split_arguments(arguments: Sequence[str], instead: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before "--", less what run_main looks at itself, and those after it.
+
+    Raises ConfigError where the latter have an option of `instead`, or its beginning: it would make other runs of them
+    than the sweep looks for. The value says what to use.
+    """
     words = list(arguments)
     end = words.index("--") if "--" in words else len(words)
-    return [word for word in words[:end] if word != "--debug"], words[end + 1 :]
+    more = words[end + 1 :]
+    for word in more:
+        name = word.partition("=")[0]
+        for option, other in instead.items():
+            if len(name) > len("--") and option.startswith(name):
+                raise ConfigError(f"{word} after -- would change which runs there are: use {other}, before --")
+    return [word for word in words[:end] if word != "--debug"], more
 
 
 def main() -> int:
-    own, more = split_arguments(sys.argv[1:])
+    own, more = split_arguments(sys.argv[1:], _INSTEAD)
     options = tyro.cli(
         Options,
         prog="python -m benchmarks.mujoco.sweep",

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from benchmarks.ablations import BASE, Options, base_config, chosen_variants, make_runs, render, variants, verdict
-from benchmarks.mujoco.__main__ import _parse, _runs
+from benchmarks.mujoco.__main__ import settings_of
 from benchmarks.mujoco.curves import Curve
 from benchmarks.mujoco.settings import resolve_config
+from benchmarks.mujoco.sweep import _INSTEAD, split_arguments
 from benchmarks.mujoco.sweep import Options as SweepOptions
 from benchmarks.mujoco.sweep import make_runs as make_sweep_runs
-from benchmarks.mujoco.sweep import split_arguments
 from benchmarks.point_reach import TASK
 from policy.errors import ConfigError
 
@@ -75,7 +75,7 @@ def test_runs_are_what_the_runner_makes_of_their_commands(tmp_path: Path) -> Non
         f"{name}-s{seed}" for seed in (0, 2) for name in (BASE, "none", "behavior_candidates_1")
     ]
     for run in sweep:
-        ((settings,),) = _runs(_parse(run.command[3:]))
+        ((settings,),) = settings_of(run.command[3:])
         assert settings.config.replay.batch_size == 8
         assert settings.protocol.candidates == (4,)  # what is compared is evaluated alike
         assert not run.is_finished()
@@ -92,7 +92,7 @@ def test_a_sweep_has_every_task_algorithm_and_seed(tmp_path: Path) -> None:
     runs = make_sweep_runs(options, ["--threads", "2"])
     assert len({run.name for run in runs}) == 4
     for run in runs:
-        ((settings,),) = _runs(_parse(run.command[3:]))
+        ((settings,),) = settings_of(run.command[3:])
         summary = tmp_path / settings.folder / "summary.json"
         summary.parent.mkdir(parents=True)
         summary.write_text('{"env_step": 70}')
@@ -101,9 +101,53 @@ def test_a_sweep_has_every_task_algorithm_and_seed(tmp_path: Path) -> None:
         assert settings.preset == ("reduced_mujoco" if settings.config.algorithm == "cgpo" else "paper_mujoco_sac")
 
 
+def test_a_sweep_can_set_values_for_all(tmp_path: Path) -> None:
+    options = SweepOptions(tasks=(TASK,), algorithms=("sac", "td3"), seeds="0", out=tmp_path, set=("batch_size=8",))
+    for run in make_sweep_runs(options):
+        ((settings,),) = settings_of(run.command[3:])
+        assert settings.config.replay.batch_size == 8
+        summary = tmp_path / settings.folder / "summary.json"
+        summary.parent.mkdir(parents=True)
+        summary.write_text('{"env_step": 100000}')
+        assert run.is_finished()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"tasks": (TASK, "Hoper-v4")}, "Hoper"),
+        ({"algorithms": ("cgpo", "tcq")}, "Did you mean 'tqc'"),
+        ({"set": ("batch_sise=8",)}, "batch_size"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        make_sweep_runs(SweepOptions(**{"tasks": (TASK,), **changes}))
+
+
+def test_an_option_that_no_run_has_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        make_sweep_runs(SweepOptions(tasks=(TASK,)), ["--treads", "2"])
+    assert "--treads" in capsys.readouterr().err
+
+
 def test_what_follows_two_dashes_goes_to_the_runs() -> None:
-    assert split_arguments(["--jobs", "2", "--debug", "--", "--threads", "1"]) == (["--jobs", "2"], ["--threads", "1"])
-    assert split_arguments(["--list"]) == (["--list"], [])
+    words = ["--jobs", "2", "--debug", "--", "--threads", "1", "--device", "cpu"]
+    assert split_arguments(words, _INSTEAD) == (["--jobs", "2"], ["--threads", "1", "--device", "cpu"])
+    assert split_arguments(["--list"], _INSTEAD) == (["--list"], [])
+
+
+@pytest.mark.parametrize(
+    ("word", "other"),
+    [
+        ("--set", "--set"), ("--seeds=0", "--seeds"), ("--out", "--out"), ("--steps", "--steps"), ("--task", "--tasks"),
+        ("--preset", "--reduced and --set"), ("--population", "benchmarks.mujoco itself"), ("--pop", "benchmarks.mu"),
+    ],
+)  # fmt: skip
+def test_what_names_the_runs_cannot_follow_two_dashes(word: str, other: str) -> None:
+    """The folder in which the sweep looks for a run would be another one than the run writes to."""
+    with pytest.raises(ConfigError, match=f"^{word} after -- .* use {other}"):
+        split_arguments(["--jobs", "2", "--", "--threads", "1", word, "x"], _INSTEAD)
 
 
 @pytest.mark.parametrize(
