@@ -123,7 +123,8 @@ class _Mlps(torch.autograd.Function):
     def forward(
         ctx: Any, activation: str, num_layers: int, inputs: Tensor, base: Tensor | None, *parameters: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(inputs, *parameters)  # autograd then notices if one is changed before the backward pass
+        # Autograd then notices changes in place before the backward pass, but not those of the fused Adam.
+        ctx.save_for_backward(inputs, *parameters)
         layers = [Layer(*parameters[2 * index : 2 * index + 2]) for index in range(num_layers)]
         own = parameters[2 * num_layers :]
         gains, shifts = own[: len(own) // 2], own[len(own) // 2 :]

@@ -38,7 +38,7 @@ class BehaviourCloning(Resumable):
             trained += self._gripper.parameters()
         self._optimiser = agents.optimiser(trained, lambda config: config.bc.learning_rate)
         self._noise = agents.noise(0)
-        self._critic = _indifferent_critic(specs, self._policy)
+        self._critic = _indifferent_critic(specs, self._policy).to(agents.device)
 
     def update_step(self, sample_batch: SampleBatch) -> Metrics:
         batch = sample_batch()

@@ -183,7 +183,7 @@ class Cgpo(Resumable):
             "weight_mean": weight.mean(dim=-1),
             "weight_max": weight.amax(dim=-1),
             "weight_positive_fraction": (weight > 0).float().mean(dim=-1),
-            "policy_action_std": policy_action.std(dim=-2).mean(dim=-1),
+            "policy_action_std": policy_action.std(dim=-2, correction=0).mean(dim=-1),
         }
         if self._config.weight_norm == "mean":
             weight = weight / (weight.mean(dim=-1, keepdim=True) + 1e-6)

@@ -11,7 +11,7 @@ from learner.algorithms.base import Metrics, NextFeature, frozen_copy, next_feat
 from learner.algorithms.gripper import make_gripper
 from learner.algorithms.state import Stateful
 from learner.config import LearnerConfig
-from learner.kernels import make_kernels
+from learner.kernels import Kernels, make_kernels
 from learner.replay import Batch
 from policy.diffusion_policy import make_critic
 from policy.encoder import EncoderInput, ObservationHeads
@@ -43,9 +43,11 @@ class CriticLearner:
         settings: Callable[[LearnerConfig], CriticSettings],
         adam_eps: float = 1e-8,
         grad_clip: float = 0.0,
+        kernels: Kernels | None = None,
     ) -> None:
+        """`kernels`: those of the algorithm's Diffusion, if it has one."""
         policy, own = agents.config.policy, settings(agents.config)
-        self._kernels = make_kernels(agents)
+        self._kernels = kernels or make_kernels(agents)
         self._action_dim = specs.action.continuous_dim
         self.critic = agents.network(lambda: make_critic(specs, policy))
         self.heads = agents.network(lambda: ObservationHeads(specs, policy))

@@ -53,6 +53,7 @@ class Dipo(Resumable):
             lambda config: config.dipo,
             adam_eps=self._config.adam_eps,
             grad_clip=self._config.grad_clip,
+            kernels=self._kernels,
         )
         actor = self._denoiser.parameters()
         self._denoiser_optimiser = agents.optimiser(

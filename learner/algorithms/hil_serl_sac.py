@@ -114,7 +114,7 @@ class HilSerlSac(Resumable):
             "q_mean": value.detach().mean(),
             "entropy": entropy,
             "temperature": self._temperature().detach(),
-            "policy_action_std": action.detach().std(dim=0).mean(),
+            "policy_action_std": action.detach().std(dim=0, correction=0).mean(),
         }
 
     def explore(self, observation: EncoderInput, noise: Noise) -> Tensor:

@@ -52,6 +52,7 @@ class Qvpo(Resumable):
             lambda config: config.qvpo,
             adam_eps=self._config.adam_eps,
             grad_clip=self._config.grad_clip,
+            kernels=self._kernels,
         )
         actor = self._denoiser.parameters()
         self._denoiser_optimiser = agents.optimiser(

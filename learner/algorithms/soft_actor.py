@@ -59,7 +59,7 @@ class SoftActor:
             "q_mean": state_value.detach().mean(dim=-1),
             "entropy": entropy,
             "temperature": temperature.detach(),
-            "policy_action_std": action.detach().std(dim=-2).mean(dim=-1),
+            "policy_action_std": action.detach().std(dim=-2, correction=0).mean(dim=-1),
         }
 
     @torch.no_grad()

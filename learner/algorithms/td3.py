@@ -74,7 +74,10 @@ class Td3(Resumable):
         value = self._critics.quantiles(feature, action)[..., 0, 0]
         loss = -value.mean(dim=-1)
         self._actor_optimiser.descend(loss, is_due=is_due)
-        return {"actor_loss": loss.detach(), "policy_action_std": action.detach().std(dim=-2).mean(dim=-1)}
+        return {
+            "actor_loss": loss.detach(),
+            "policy_action_std": action.detach().std(dim=-2, correction=0).mean(dim=-1),
+        }
 
     @torch.no_grad()
     def explore(self, observation: EncoderInput, noise: Noise) -> Tensor:

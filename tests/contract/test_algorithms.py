@@ -1,5 +1,6 @@
 """What every algorithm promises the trainer and the actor. A new algorithm is covered once it is registered."""
 
+import logging
 from dataclasses import replace
 from functools import partial, reduce
 from typing import Any
@@ -78,6 +79,19 @@ def test_metrics_are_finite_scalars_of_the_same_names_at_every_step(name: str) -
             assert np.ndim(value) == 0
             assert np.isfinite(float(value))
             assert not isinstance(value, Tensor) or not value.requires_grad
+
+
+def test_metrics_of_a_single_row_are_finite_too(name: str) -> None:
+    """NaN is no JSON."""
+    metrics = build(name).update_step(lambda: random_batch(1, 3, 2, seed=1))
+    assert not [key for key, value in metrics.items() if not np.isfinite(float(value))]
+
+
+def test_its_kernels_are_made_once(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="learner.kernels"):
+        build(name)
+    said = [record.getMessage() for record in caplog.records if "kernels on" in record.getMessage()]
+    assert len(said) == (name != "hil_serl_sac")  # which has none
 
 
 @pytest.mark.parametrize("behavior_candidates", [1, 4])

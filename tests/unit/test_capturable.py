@@ -20,6 +20,7 @@ from learner.agents import Noise, PopulationAdam
 from learner.algorithms import make_algorithm, make_population
 from learner.algorithms.guarded_adam import GuardedAdam
 from learner.tensor_replay import TensorReplay
+from policy.encoder import EncoderInput
 from tests.oracles import make_specs, merged, small_config, with_gripper
 
 F, A, BATCH = 3, 2, 8
@@ -102,6 +103,16 @@ def test_a_gripper_changes_nothing_about_it() -> None:
     algorithm, sample_batch = make({}, None, "meta", has_gripper=True)
     with NothingFromTheHost():
         algorithm.update_step(sample_batch)
+
+
+@pytest.mark.parametrize("name", [*CAPTURED, "bc"])
+@pytest.mark.usefixtures("meta_device")
+def test_acting_needs_nothing_from_the_host(name: str) -> None:
+    algorithm, _ = make({"algorithm": name}, None, "meta")
+    feature, noise = EncoderInput(torch.zeros(4, F, device="meta")), MetaNoise([0], "meta", is_population=False)
+    with NothingFromTheHost():
+        actions = [algorithm.explore(feature, noise), algorithm.exploit(feature, noise, 3)]
+    assert [action.shape for action in actions] == [(4, A), (4, A)]
 
 
 @pytest.mark.usefixtures("meta_device")
