@@ -12,7 +12,9 @@ from the curves that it keeps beside that.
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +22,7 @@ from typing import Annotated
 import tyro
 
 from benchmarks.mujoco.curves import Curve, keep, read_kept, read_runs, short_name
-from benchmarks.mujoco.settings import parse_seeds, resolve_config
+from benchmarks.mujoco.settings import full_task_name, parse_seeds, resolve_config
 from benchmarks.mujoco.sweep import ALONE, make_run, split_arguments
 from benchmarks.mujoco.table import Group, commands_of, group_curves, markdown_table, spread
 from benchmarks.point_reach import TASK as POINT_REACH
@@ -31,6 +33,10 @@ from policy.errors import ConfigError, unknown_name
 from policy.files import make_folder, replace_file
 
 BASE = "base"
+SIGNIFICANT = 0.05
+"""Chance below which a difference counts."""
+_COLUMNS = ("variant", "what", "seeds", "area", "against", "verdict", "last 10 %")
+_VERDICT = _COLUMNS.index("verdict")
 _INSTEAD = {
     **{name: name for name in ("--task", "--preset", "--seeds", "--steps", "--out", "--set")},
     "--algorithm": "benchmarks.mujoco.sweep: these are variants of CGPO",
@@ -41,11 +47,13 @@ _INSTEAD = {
 
 @dataclass(frozen=True)
 class Variant:
-    """What is set differently from the base."""
+    """What is set differently from what it is compared with."""
 
     name: str
     what: str
     overrides: tuple[str, ...]
+    against: str = BASE
+    """The variant that it differs from in one thing."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Plan:
 _PLANS = {
     POINT_REACH: Plan(
         preset="benchmarks/reduced_point_reach.toml",
-        steps=3_000,
+        steps=4_000,
         more=("--evaluation-every", "250", "--episodes", "50", "--more-candidates", ""),
     ),
 }
@@ -76,6 +84,7 @@ def variants(base: LearnerConfig) -> list[Variant]:
     policy, cgpo = base.policy, base.cgpo
     steps = policy.denoising_steps
     few, many = max(1, round(steps / 4)), round(3 * steps / 4)
+    eq_19 = ("cgpo.entropy_reduction=mean",)
     every = [
         Variant("none", "no guidance: the target is one unguided sample", ("cgpo.guidance.type=none",)),
         Variant("naive", "guidance that adds the scaled gradient", ("cgpo.guidance.type=naive",)),
@@ -106,13 +115,14 @@ def variants(base: LearnerConfig) -> list[Variant]:
         Variant("no_ddqn", "the target critic chooses and values the next action", ("cgpo.critic.ddqn=false",)),
         Variant("no_truncation", "no quantile is dropped (k = 0)", ("policy.drop_quantiles=0",)),
         Variant(
-            "twin_scalar", "two scalar critics, the smaller value, instead of quantiles",
+            "twin_scalar",
+            "SAC's critic, which bundles: two networks, one value each, none truncated, the smaller one counts",
             ("cgpo.critic.type=twin_scalar", "policy.num_critics=2", "policy.num_quantiles=1",
              "policy.drop_quantiles=0"),
         ),
         Variant("vbase_zero", "no base value: weights are the target's own value", ("cgpo.vbase=zero",)),
         Variant("vbase_sampled", "base value is the mean over 16 samples", ("cgpo.vbase=sampled",)),
-        Variant("entropy_mean", "entropy term as Eq 19 prints it", ("cgpo.entropy_reduction=mean",)),
+        Variant("entropy_mean", "entropy term as Eq 19 prints it", eq_19),
         *(
             Variant(f"target_candidates_{count}", f"K_t = {count}", (f"cgpo.critic.target_candidates={count}",))
             for count in (1, 4)
@@ -121,7 +131,7 @@ def variants(base: LearnerConfig) -> list[Variant]:
         # Alone, K_b = 1 would act on raw samples of which the entropy term makes one in eight a random action.
         Variant(
             "behavior_candidates_1", "K_b = 1, with the entropy term of Eq 19",
-            ("policy.behavior_candidates=1", "cgpo.entropy_reduction=mean"),
+            ("policy.behavior_candidates=1", *eq_19), against="entropy_mean",
         ),
         *(
             Variant(f"behavior_candidates_{count}", f"K_b = {count}", (f"policy.behavior_candidates={count}",))
@@ -140,13 +150,14 @@ class Options:
     """What is compared."""
 
     task: str = POINT_REACH
-    """Gymnasium's name. The default takes minutes a run, the paper's tasks, such as HalfCheetah-v4, hours."""
+    """Gymnasium's name; without a version v4. The default takes half a minute a run on an idle core, the paper's tasks,
+    such as HalfCheetah-v4, hours."""
     only: tuple[str, ...] = ()
-    """Names from --list; the base is always run. Without it all of them."""
-    seeds: str = "0-2"
-    """Such as 0-4 or 0,3."""
+    """Names from --list; what they are compared with is run too. Without it all of them."""
+    seeds: str = "0-4"
+    """Such as 0-4 or 0,3. Fewer than four of each cannot tell a difference from chance."""
     steps: int = 0
-    """Environment steps of each run; 0 takes 3,000 of the default task, 100,000 of any other."""
+    """Environment steps of each run; 0 takes 4,000 of the default task, 100,000 of any other."""
     preset: str = ""
     """The base, a preset of CGPO; without one the task's, which is reduced_mujoco for all but the default."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE [KEY=VALUE ...]")] = ()
@@ -158,6 +169,9 @@ class Options:
     list: bool = False
     """Print the variants and what they change, and run nothing."""
     sweep: Annotated[SweepConfig, tyro.conf.arg(name="")] = field(default_factory=SweepConfig)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "task", full_task_name(self.task))  # as the runs have it
 
     @property
     def plan(self) -> Plan:
@@ -177,12 +191,20 @@ def base_config(options: Options) -> LearnerConfig:
 
 
 def chosen_variants(options: Options) -> list[Variant]:
-    """Return the base and the variants that were asked for. Raises ConfigError for an unknown name."""
+    """Return the base and the variants that were asked for, each after what it is compared with.
+
+    Raises ConfigError for an unknown name.
+    """
+    base = Variant(BASE, "CGPO as the preset has it", ())
     every = {variant.name: variant for variant in variants(base_config(options))}
     for name in options.only:
         if name not in every:
             raise unknown_name("variant", name, list(every))
-    return [Variant(BASE, "CGPO as the preset has it", ()), *(every[name] for name in options.only or every)]
+    names = [BASE]
+    for name in options.only or every:
+        names += [every[name].against, name]
+    every[BASE] = base
+    return [every[name] for name in dict.fromkeys(names)]
 
 
 def make_runs(options: Options, chosen: Sequence[Variant], more: Sequence[str] = ()) -> list[SweepRun]:
@@ -216,74 +238,109 @@ def area(curve: Curve, candidates: int) -> float:
     return statistics.fmean(value for _, value in curve.returns(candidates))
 
 
-def verdict(values: Sequence[float], base: Sequence[float]) -> str:
-    """Say whether all seeds of a variant are on one side of all seeds of the base, and how likely that is by chance."""
-    if len(values) < 2 or len(base) < 2:
+def chance(values: Sequence[float], others: Sequence[float]) -> float:
+    """Return how often the ranks would be shared out this unevenly by chance alone: the exact rank-sum test, two-sided.
+
+    Of n values in all, each of the ways to choose which `len(values)` are the first is equally likely (Mann, Whitney).
+    """
+    pooled = sorted([*values, *others])
+    # Twice a rank, so that those of equal values, the mean of theirs, are whole numbers too.
+    rank = {value: bisect_left(pooled, value) + bisect_right(pooled, value) + 1 for value in pooled}
+    ways: list[Counter[int]] = [Counter({0: 1})] + [Counter() for _ in values]  # of each size: subsets by sum of ranks
+    for value in pooled:
+        for size in range(len(values), 0, -1):
+            ways[size] += Counter({total + rank[value]: count for total, count in ways[size - 1].items()})
+    centre = len(values) * (len(pooled) + 1)
+    off = abs(sum(rank[value] for value in values) - centre)
+    uneven = sum(count for total, count in ways[-1].items() if abs(total - centre) >= off)
+    return uneven / math.comb(len(pooled), len(values))
+
+
+def verdict(values: Sequence[float], others: Sequence[float]) -> str:
+    """Say whether values are better or worse than others more clearly than chance would often have it."""
+    if 2 / math.comb(len(values) + len(others), len(values)) >= SIGNIFICANT:
         return "too few seeds"
-    chance = 2 / math.comb(len(values) + len(base), len(base))
-    if max(values) < min(base):
-        return f"**worse** ({chance:.1%})"
-    if min(values) > max(base):
-        return f"**better** ({chance:.1%})"
-    return "within the spread"
+    probability = chance(values, others)
+    if probability >= SIGNIFICANT:
+        return f"not told apart ({probability:.0%})"
+    pairs_won = sum((value > other) - (value < other) for value in values for other in others)
+    return f"**{'better' if pairs_won > 0 else 'worse'}** ({probability:.1%})"
+
+
+def compare(group: Group, other: Group) -> str:
+    """Return the verdict on the area under the curve; none while not all have been evaluated at the same steps."""
+    curves = [(curve, each.headline) for each in (group, other) for curve in each.curves]
+    if len({tuple(step for step, _ in curve.returns(count)) for curve, count in curves}) > 1:
+        return "not at the same steps"
+    return verdict(*([area(curve, each.headline) for curve in each.curves] for each in (group, other)))
 
 
 def render(options: Options, chosen: Sequence[Variant], curves: Sequence[Curve]) -> str:
     """Return the document for the runs of one task that are there, finished or not."""
     preset = Path(options.base_preset).stem
     of_task = group_curves(curves).get(options.task, [])
-    groups = {group.first.overrides: group for group in of_task if group.first.preset == preset}
-    base = groups.get(options.set)
-    if base is None:
+    by_overrides = {group.first.overrides: group for group in of_task if group.first.preset == preset}
+    every = {variant.name: by_overrides.get((*options.set, *variant.overrides)) for variant in chosen}
+    groups = {name: group for name, group in every.items() if group is not None}
+    if BASE not in groups:
         raise ConfigError(
             f"no run of the base on {options.task} has an evaluation yet, there is nothing to compare with"
         )
-    found = [(variant, groups.get((*options.set, *variant.overrides))) for variant in chosen]
-    rows = [_row(variant, group, base) for variant, group in found if group is not None]
-    absent = [variant.name for variant, group in found if group is None]
-    compared = [group for _, group in found if group is not None]
+    rows = [_row(variant, groups) for variant in chosen if variant.name in groups]
+    compared = [curve for group in groups.values() for curve in group.curves]
     lines = [
         f"# Ablations on {options.short_task}",
         "",
         f"Preset `{options.base_preset}`{' (smaller than the paper)' if 'reduced' in options.base_preset else ''}"
         + (f" with {', '.join(f'`{each}`' for each in options.set)}" if options.set else "")
-        + f", {max(curve.steps for curve in base.curves):,} steps, K_e = {base.headline}. Mean ± standard deviation",
-        "(n - 1) over seeds of two figures for each: **last 10 %** of the evaluations, and **area**, the mean over all",
-        "evaluations, which rewards learning sooner. `--list` says what each variant sets.",
+        + f", {max(curve.steps for curve in groups[BASE].curves):,} steps, K_e = {groups[BASE].headline}.",
+        "Mean ± standard deviation (n - 1) over seeds. `--list` says what each variant sets.",
         "",
-        "*Worse* and *better*: every seed of the variant is below or above every seed of the base; in brackets how",
-        "often that happens by chance where nothing differs. With many variants, some of them will by chance alone.",
-        "*Within the spread* is no proof that a part does not matter, only that these runs do not show it.",
+        "**Area**, the mean return of all evaluations, is what variants are judged by, declared before they were run:",
+        "it rewards learning sooner and learning more. **Last 10 %** of the evaluations is there to be looked at.",
         "",
-        *markdown_table(["variant", "what", "seeds", "last 10 %", "", "area", ""], rows),
+        f"*Better* and *worse*: chance alone would make so large a difference in less than {SIGNIFICANT:.0%} of all",
+        f"comparisons; how often, stands in brackets (exact two-sided rank-sum test over seeds). {_false_alarms(rows)}",
+        "*Not told apart* is no proof that a part does not matter, only that these runs do not show it.",
+        "",
+        *markdown_table(_COLUMNS, rows),
     ]
+    absent = [name for name in every if name not in groups]
     if absent:
         lines += ["", f"Not run yet: {', '.join(absent)}."]
-    unfinished = [curve for group in compared for curve in group.curves if not curve.is_finished]
+    unfinished = [curve for curve in compared if not curve.is_finished]
     if unfinished:
         lines += ["", f"**{len(unfinished)} of these runs are unfinished**; their figures are of what there is so far."]
-    return "\n".join([*lines, "", *commands_of(curve for group in compared for curve in group.curves), ""])
+    return "\n".join([*lines, "", *commands_of(compared), ""])
 
 
-def _row(variant: Variant, group: Group, base: Group) -> list[str]:
-    last, base_last = group.last_tenth(group.headline), base.last_tenth(base.headline)
-    areas, base_areas = ([area(curve, each.headline) for curve in each.curves] for each in (group, base))
+def _false_alarms(rows: Sequence[Sequence[str]]) -> str:
+    verdicts = [row[_VERDICT] for row in rows if row[_VERDICT].endswith(")")]
+    found = sum(verdict.startswith("**") for verdict in verdicts)
+    return (
+        f"If no variant differed, up to {SIGNIFICANT * len(verdicts):.2f} of these {len(verdicts)} would be expected "
+        f"to seem to; {found} {'does' if found == 1 else 'do'}."
+    )
+
+
+def _row(variant: Variant, groups: Mapping[str, Group]) -> list[str]:
+    group, other = groups[variant.name], groups.get(variant.against)
     is_base = variant.name == BASE
     return [
         variant.name,
         variant.what,
         f"{len(group.curves)}",
-        spread(last),
-        "" if is_base else verdict(last, base_last),
-        spread(areas),
-        "" if is_base else verdict(areas, base_areas),
+        spread([area(curve, group.headline) for curve in group.curves]),
+        "" if is_base else variant.against,
+        "" if is_base else compare(group, other) if other else "not run yet",
+        spread(group.last_tenth(group.headline)),
     ]
 
 
 def list_variants(options: Options) -> str:
     chosen = chosen_variants(options)
-    width = max(len(variant.name) for variant in chosen)
-    return "\n".join(f"{each.name:{width}}  {each.what:65}  {' '.join(each.overrides)}".rstrip() for each in chosen)
+    width, what = max(len(variant.name) for variant in chosen), max(len(variant.what) for variant in chosen)
+    return "\n".join(f"{each.name:{width}}  {each.what:{what}}  {' '.join(each.overrides)}".rstrip() for each in chosen)
 
 
 def main() -> int:

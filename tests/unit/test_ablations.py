@@ -1,6 +1,7 @@
 """Variants of CGPO: each valid, and different from the base in what it names alone; what is said of their runs."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,17 @@ import gymnasium
 import numpy as np
 import pytest
 
-from benchmarks.ablations import BASE, Options, base_config, chosen_variants, make_runs, render, variants, verdict
+from benchmarks.ablations import (
+    BASE,
+    Options,
+    base_config,
+    chance,
+    chosen_variants,
+    make_runs,
+    render,
+    variants,
+    verdict,
+)
 from benchmarks.mujoco.__main__ import settings_of
 from benchmarks.mujoco.curves import Curve
 from benchmarks.mujoco.settings import resolve_config
@@ -69,10 +80,12 @@ def test_an_unknown_variant_is_refused_with_the_nearest_name() -> None:
 
 def test_runs_are_what_the_runner_makes_of_their_commands(tmp_path: Path) -> None:
     """The folder in which a sweep looks for a run's summary must be the one that the run writes."""
-    options = Options(only=("none", "behavior_candidates_1"), seeds="0,2", out=tmp_path, set=("batch_size=8",))
+    options = Options(
+        only=("none", "behavior_candidates_1"), seeds="0,2", steps=3000, out=tmp_path, set=("batch_size=8",)
+    )
     sweep = make_runs(options, chosen_variants(options))
     assert [run.name for run in sweep] == [
-        f"{name}-s{seed}" for seed in (0, 2) for name in (BASE, "none", "behavior_candidates_1")
+        f"{name}-s{seed}" for seed in (0, 2) for name in (BASE, "none", "entropy_mean", "behavior_candidates_1")
     ]
     for run in sweep:
         ((settings,),) = settings_of(run.command[3:])
@@ -150,19 +163,76 @@ def test_what_names_the_runs_cannot_follow_two_dashes(word: str, other: str) -> 
         split_arguments(["--jobs", "2", "--", "--threads", "1", word, "x"], _INSTEAD)
 
 
+def by_trying_all(values: list[float], others: list[float]) -> float:
+    """The rank-sum test written out: every way to choose which of the pooled values are the first."""
+    pooled = [*values, *others]
+    ranks = [sum(x < y for x in pooled) + (sum(x == y for x in pooled) + 1) / 2 for y in pooled]
+    centre = len(values) * (len(pooled) + 1) / 2
+    off = [
+        abs(sum(ranks[i] for i in ways) - centre) for ways in itertools.combinations(range(len(pooled)), len(values))
+    ]
+    return sum(each >= off[0] for each in off) / len(off)
+
+
 @pytest.mark.parametrize(
-    ("values", "base", "expected"),
+    ("values", "others"),
+    [([1, 2, 3], [4, 5, 6]), ([3, 1, 9, 2], [4, 8, 7]), ([1, 1, 2, 3], [2, 2, 5, 7, 1]), ([1, 1], [1, 1])],
+)
+def test_chance_is_that_of_all_ways_to_share_the_values_out(values: list[float], others: list[float]) -> None:
+    assert chance(values, others) == pytest.approx(by_trying_all(values, others))
+
+
+@pytest.mark.parametrize(
+    ("values", "others", "expected"),
     [
-        ([1, 2, 3], [4, 5, 6], "**worse** (10.0%)"),  # 2 of the 20 ways to share six values out
-        ([7, 8], [4, 5, 6], "**better** (20.0%)"),
-        ([1, 4.5], [4, 5, 6], "within the spread"),
-        ([1], [4, 5, 6], "too few seeds"),
+        ([1, 2, 3, 4, 5], [6, 7, 8, 9, 10], "**worse** (0.8%)"),  # 2 of the 252 ways to share ten values out
+        ([6, 7, 8, 9, 10], [1, 2, 3, 4, 5.5], "**better** (0.8%)"),
+        ([1, 2, 3, 4, 7.5], [6, 7, 8, 9, 10], "**worse** (3.2%)"),  # one seed on the other side
+        ([1, 2, 3, 8.5, 9.5], [6, 7, 8, 9, 10], "not told apart (22%)"),
+        ([1, 2, 3], [4, 5, 6], "too few seeds"),  # 10 % at best
+        ([1], [4, 5, 6, 7, 8], "too few seeds"),
     ],
 )
-def test_a_difference_counts_when_all_seeds_are_on_one_side(
-    values: list[float], base: list[float], expected: str
+def test_a_difference_counts_when_chance_rarely_makes_it(
+    values: list[float], others: list[float], expected: str
 ) -> None:
-    assert verdict(values, base) == expected
+    assert verdict(values, others) == expected
+
+
+def test_a_task_without_a_version_is_the_one_that_the_runs_have() -> None:
+    options = Options(task="HalfCheetah", only=("none",), seeds="0")
+    assert options.task == "HalfCheetah-v4"
+    (curve,) = [dataclasses.replace(curve_of((), 0, [1.0]), task="HalfCheetah-v4", preset="reduced_mujoco")]
+    assert "# Ablations on HalfCheetah-v4" in render(options, chosen_variants(options), [curve])
+
+
+def test_what_a_variant_is_compared_with_is_run_too(tmp_path: Path) -> None:
+    """K_b = 1 without the entropy term of Eq 19 would be another comparison."""
+    options = Options(only=("behavior_candidates_1",), seeds="0", out=tmp_path)
+    chosen = chosen_variants(options)
+    assert [variant.name for variant in chosen] == [BASE, "entropy_mean", "behavior_candidates_1"]
+    eq_19 = ("cgpo.entropy_reduction=mean",)
+    overrides = {BASE: (), "entropy_mean": eq_19, "behavior_candidates_1": ("policy.behavior_candidates=1", *eq_19)}
+    levels = {BASE: 0.0, "entropy_mean": 200.0, "behavior_candidates_1": 100.0}
+    curves = [curve_of(overrides[name], seed, [levels[name] + seed]) for name in levels for seed in range(5)]
+    lines = table_of(render(options, chosen, curves))
+    assert "| entropy_mean | **worse** (0.8%) |" in lines["behavior_candidates_1"]
+    assert "| base | **better** (0.8%) |" in lines["entropy_mean"]
+    without = [curve for curve in curves if curve.overrides != eq_19]
+    assert "| entropy_mean | not run yet |" in table_of(render(options, chosen, without))["behavior_candidates_1"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_each_variant_differs_in_one_value_from_what_it_is_compared_with(preset: str) -> None:
+    """But for the two that cannot: their rows say what they bundle."""
+    found = {variant.name: variant for variant in variants(base_config(Options(preset=preset)))}
+    bundles = {
+        variant.name
+        for variant in found.values()
+        if len(set(variant.overrides) - set(found[variant.against].overrides if variant.against != BASE else ())) > 1
+    }
+    assert bundles == {"none_best_of_64", "twin_scalar"}
+    assert "bundles" in found["twin_scalar"].what
 
 
 def curve_of(overrides: tuple[str, ...], seed: int, returns: list[float], is_finished: bool = True) -> Curve:
@@ -173,19 +243,27 @@ def curve_of(overrides: tuple[str, ...], seed: int, returns: list[float], is_fin
     )  # fmt: skip
 
 
+def table_of(document: str) -> dict[str, str]:
+    return {line.split("|")[1].strip(): line for line in document.splitlines() if line.startswith("|")}
+
+
 def test_the_table_sets_each_variant_beside_the_base() -> None:
-    options = Options(only=("none", "naive", "no_ddqn"))
-    curves = [curve_of((), seed, [0.0, 100.0 + 10 * seed]) for seed in range(3)]
-    curves += [curve_of(("cgpo.guidance.type=none",), seed, [0.0, 50.0]) for seed in range(3)]
-    curves += [curve_of(("cgpo.guidance.type=naive",), seed, [300.0, 105.0], seed != 1) for seed in range(3)]
+    options = Options(only=("none", "naive", "no_ddqn", "x0_gradient"))
+    curves = [curve_of((), seed, [0.0, 100.0 + 10 * seed]) for seed in range(5)]
+    curves += [curve_of(("cgpo.guidance.type=none",), seed, [0.0, 50.0 + seed]) for seed in range(5)]
+    curves += [curve_of(("cgpo.guidance.type=naive",), seed, [0.0, 107.0 + 10 * seed]) for seed in range(5)]
+    short = [[0.0, 200.0 + seed] if seed else [0.0] for seed in range(5)]
+    curves += [curve_of(("cgpo.critic.ddqn=false",), seed, short[seed], seed != 0) for seed in range(5)]
     curves.append(dataclasses.replace(curve_of((), 9, [7000.0]), preset="paper_mujoco"))  # of another comparison
     document = render(options, chosen_variants(options), curves)
-    lines = {line.split("|")[1].strip(): line for line in document.splitlines() if line.startswith("|")}
-    assert lines["base"].endswith("| 3 | 110 ± 10.0 |  | 55.0 ± 5.0 |  |")
-    assert lines["none"].endswith("| 50.0 ± 0.0 | **worse** (10.0%) | 25.0 ± 0.0 | **worse** (10.0%) |")
-    assert lines["naive"].endswith("| 105 ± 0.0 | within the spread | 202 ± 0.0 | **better** (10.0%) |")
-    assert "Not run yet: no_ddqn." in document
+    lines = table_of(document)
+    assert lines["base"].endswith("| 5 | 60.0 ± 7.9 |  |  | 120 ± 15.8 |")
+    assert lines["none"].endswith("| 26.0 ± 0.8 | base | **worse** (0.8%) | 52.0 ± 1.6 |")
+    assert "| base | not told apart (55%) |" in lines["naive"]
+    assert "| base | not at the same steps |" in lines["no_ddqn"]
+    assert "Not run yet: x0_gradient." in document
     assert "**1 of these runs are unfinished**" in document
+    assert "up to 0.10 of these 2 would be expected to seem to; 1 does." in document  # 5 % of two verdicts
 
 
 def test_without_the_base_there_is_no_table() -> None:
