@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from benchmarks.mujoco.environments import make_environment
+from benchmarks.mujoco.packages import require
 from benchmarks.mujoco.settings import (
     Protocol,
     RunSettings,
@@ -25,21 +25,24 @@ from benchmarks.mujoco.settings import (
     parse_seeds,
     resolve_config,
 )
-from benchmarks.mujoco.training import Host, Stopped, is_finished, train
+from learner.config import LearnerConfig
 from policy.cli import run_main
 from policy.errors import EXIT_INTERRUPTED, ConfigError, DivergedError
 from policy.failpoints import failpoint
 
 _CANDIDATES = (1, 4, 32)  # K_e of the paper's comparison: none, CGPO's, QVPO's
 _DEFAULTS = Protocol()
+_PROBE_STATES = {"cuda": 256}  # where they cost little
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parse(arguments)
     runs = _runs(options)
+    from benchmarks.mujoco import training  # imports gymnasium, which _runs has found
+
     stop = _stop_at_signals()
-    host = Host(
+    host = training.Host(
         out=options.out,
         steps=options.steps,
         command=["python", "-m", "benchmarks.mujoco", *arguments],
@@ -49,13 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     diverged: DivergedError | None = None
     for run in runs:
         names = ", ".join(str(host.out / each.folder) for each in run)
-        if is_finished(run, host):
+        if training.is_finished(run, host):
             print(f"{names}: finished already", flush=True)
             continue
         failpoint("mujoco.start")
         try:
-            train(run, host, is_resumed=options.resume)
-        except Stopped:
+            training.train(run, host, is_resumed=options.resume)
+        except training.Stopped:
             _say_how_to_go_on(arguments)
             return EXIT_INTERRUPTED
         except DivergedError as error:
@@ -107,6 +110,9 @@ def settings_of(arguments: Sequence[str]) -> list[list[RunSettings]]:
 
 def _runs(options: argparse.Namespace) -> list[list[RunSettings]]:
     """Return the settings of each process's worth of work: one seed, or a population of them."""
+    require("gymnasium", "mujoco")
+    from benchmarks.mujoco.environments import make_environment
+
     task = full_task_name(options.task)
     make_environment(task).close()  # an unknown task is refused before anything is written
     if options.preset and options.reduced:
@@ -122,7 +128,7 @@ def _runs(options: argparse.Namespace) -> list[list[RunSettings]]:
             preset=preset,
             overrides=overrides,
             config=replace(config, seed=seed),
-            protocol=_protocol(options, config.policy.behavior_candidates),
+            protocol=_protocol(options, config),
             population=seeds if options.population else (),
         )
         for seed in seeds
@@ -130,8 +136,9 @@ def _runs(options: argparse.Namespace) -> list[list[RunSettings]]:
     return [every] if options.population else [[each] for each in every]
 
 
-def _protocol(options: argparse.Namespace, behaviour_candidates: int) -> Protocol:
-    candidates = (behaviour_candidates,) if options.candidates is None else parse_counts(options.candidates)
+def _protocol(options: argparse.Namespace, config: LearnerConfig) -> Protocol:
+    own = config.policy.behavior_candidates
+    candidates = (own,) if options.candidates is None else parse_counts(options.candidates)
     more = tuple(count for count in _CANDIDATES if count not in candidates)
     return Protocol(
         evaluation_every=options.evaluation_every,
@@ -139,6 +146,7 @@ def _protocol(options: argparse.Namespace, behaviour_candidates: int) -> Protoco
         candidates=candidates,
         more_candidates=more if options.more_candidates is None else parse_counts(options.more_candidates),
         more_every=options.more_every,
+        probe_states=_PROBE_STATES.get(config.device, _DEFAULTS.probe_states),
     )
 
 
@@ -161,7 +169,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--evaluation-every", type=_positive, default=_DEFAULTS.evaluation_every, help="steps (default: %(default)s)")
     add("--episodes", type=_positive, default=_DEFAULTS.episodes, help="of an evaluation (default: %(default)s)")
-    add("--candidates", help="K_e at every evaluation; the first gives best and last return (default: K_b)")
+    add("--candidates", help="K_e at every evaluation; the first gives best and last return (default: K_b; 1 for SAC, "
+        "TD3, TQC and, unless dipo.evaluation_noise is set, DIPO)")  # fmt: skip
     add("--more-candidates", help="K_e at some evaluations and the last; '' for none (default: what is left of 1,4,32)")
     add("--more-every", type=_positive, default=_DEFAULTS.more_every, help="... every so many (default: %(default)s)")
     add("--checkpoint-minutes", type=float, default=5.0, help="between checkpoints, besides one after each evaluation")

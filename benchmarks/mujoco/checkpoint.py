@@ -22,7 +22,8 @@ class Progress:
 
     env_step: int = 0
     updates: int = 0
-    evaluations: int = 0
+    evaluations: int = 0  # those that are due every so many steps
+    final_step: int = 0  # of the last evaluation that was due because it was a run's end
     episode_return: list[float] = field(default_factory=list)  # of each agent's episode under way
     finished_returns: list[list[float]] = field(default_factory=list)  # of each agent since the last evaluation
     best: list[float | None] = field(default_factory=list)  # of each agent

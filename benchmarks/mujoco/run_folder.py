@@ -12,10 +12,12 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.mujoco.settings import RunSettings
+from benchmarks.mujoco.settings import Protocol, RunSettings, flatten
+from learner.config import LearnerConfig
 from policy.errors import ConfigError, WeightsError
 from policy.files import make_folder, replace_durably, replace_file
 from policy.revision import read_revision
@@ -29,6 +31,7 @@ WALL_CLOCK_COLUMNS = ("updates_per_s", "evaluation_s", "wall_s")
 
 _CURVE, _METRICS = "curve.csv", "metrics.jsonl"
 _PACKAGES = ("torch", "gymnasium", "mujoco", "numpy")
+_FREE = ("protocol.probe_states",)  # follows the device, and no return from it
 
 
 CONTRAST_COLUMNS = ("contrast", "guided_contrast", "value_std")
@@ -39,7 +42,7 @@ def columns(settings: RunSettings) -> list[str]:
     """Return the columns of curve.csv. A cell is empty where nothing was measured at that evaluation."""
     returns = [f"{name}_k{count}" for count in evaluated_candidates(settings) for name in RETURN_COLUMNS]
     training = ["training_return_mean", "training_episodes", "skipped_steps"]
-    contrast = CONTRAST_COLUMNS if settings.has_candidates else ()
+    contrast = CONTRAST_COLUMNS if settings.is_diffusion else ()
     return ["env_step", "updates", *returns, "best_return", *training, *contrast, *WALL_CLOCK_COLUMNS]
 
 
@@ -56,14 +59,13 @@ class RunFolder:
     def __init__(self, path: Path, settings: RunSettings) -> None:
         self.path = path
         self.settings = settings
-        self._columns = columns(settings)
 
     def check(self, *, is_resumed: bool) -> None:
         """Raise ConfigError where the folder holds another run, or one that is not to be resumed."""
         path = self.path / "config.json"
         if not path.exists():
             return
-        self._check_same(path)
+        self._check_same(self._stored())
         if not is_resumed:
             raise ConfigError(f"{self.path} holds a run already. Continue it with --resume, or choose another --out.")
 
@@ -71,29 +73,43 @@ class RunFolder:
         """Write config.json, or add this start of the run to it."""
         make_folder(self.path)
         path = self.path / "config.json"
-        starts = self._check_same(path) if path.exists() else []
-        content = {**self.settings.to_dict(), "starts": [*starts, start]}
+        content = {**self.settings.to_dict(), "starts": []}
+        if path.exists():  # what it was begun with stays, also where a newer program knows more settings
+            content = self._stored()
+            self._check_same(content)
+        content["starts"] = [*content["starts"], start]
         replace_durably(path, json.dumps(content, indent=1).encode())
         (self.path / "summary.json").unlink(missing_ok=True)  # of the same run with fewer steps
 
-    def _check_same(self, path: Path) -> list[Any]:
-        """Return the run's starts so far."""
+    def last_start(self) -> Mapping[str, Any]:
+        """Return what the last start recorded; the run must have been started."""
+        start: Mapping[str, Any] = self._stored()["starts"][-1]
+        return start
+
+    def _stored(self) -> dict[str, Any]:
+        path = self.path / "config.json"
         try:
             stored = json.loads(path.read_text())
-            starts = list(stored.pop("starts"))
+            return {**stored, "starts": list(stored["starts"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} cannot be read: {error}. Move its folder away to start again.") from error
-        before, now = _flat(stored), _flat(self.settings.to_dict())
+
+    def _check_same(self, stored: Mapping[str, Any]) -> None:
+        begun = {name: value for name, value in stored.items() if name != "starts"}
         # Settings that came with a newer program had no other value when the run began than their default.
+        defaults = replace(self.settings, config=LearnerConfig(), protocol=Protocol()).to_dict()
+        now = flatten(self.settings.to_dict())
+        before = flatten(defaults) | flatten(begun)
         differences = [
-            f"{name} was {before[name]!r}, is {now.get(name)!r}" for name in before if before[name] != now.get(name)
+            f"{name} was {value!r}, is {now.get(name)!r}"
+            for name, value in before.items()
+            if value != now.get(name) and name not in _FREE
         ]
         if differences:
             raise ConfigError(
                 f"{self.path} holds a run with another configuration: {'; '.join(differences)}. Give the options that "
                 "it was started with, or another --out."
             )
-        return starts
 
     def finished_steps(self) -> int:
         """Return the steps after which the run was finished; 0 while it is not."""
@@ -103,11 +119,15 @@ class RunFolder:
     def append(self, row: Row) -> None:
         """Add a row to curve.csv."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
-        if not self.sizes()[_CURVE]:
+        path = self.path / _CURVE
+        begun = path.read_text().splitlines()[:1] if path.exists() else []
+        # A curve that an older program began keeps its columns.
+        names = begun[0].split(",") if begun else columns(self.settings)
+        writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+        if not begun:
             writer.writeheader()
         writer.writerow({name: _shown(value) for name, value in row.items()})
-        _append(self.path / _CURVE, text.getvalue())
+        _append(path, text.getvalue())
 
     def append_metrics(self, metrics: Mapping[str, float]) -> None:
         """Add a line to metrics.jsonl: what the updates since the last evaluation, or the last start, averaged to."""
@@ -174,13 +194,6 @@ def _append(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _shown(value: float | int | None) -> str:

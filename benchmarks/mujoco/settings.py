@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,12 @@ class Protocol:
     """K_e at every `more_every`-th evaluation and the last one."""
     more_every: int = 5
     probe_states: int = 64
-    """Replay states on which the critic contrast is measured."""
+    """Replay states on which the critic contrast is measured; from the command line 256 on a GPU."""
+    probe_after: int = 5
+    """Evaluation at which they are drawn, or a later one if half of the replay would still be random actions'."""
 
     def __post_init__(self) -> None:
-        if min(self.evaluation_every, self.episodes, self.more_every, self.probe_states) < 1:
+        if min(self.evaluation_every, self.episodes, self.more_every, self.probe_states, self.probe_after) < 1:
             raise ConfigError(f"{self}: every number must be at least 1")
         every = (*self.candidates, *self.more_candidates)
         if not self.candidates or min(every) < 1 or len(set(every)) != len(every):
@@ -81,9 +83,13 @@ class RunSettings:
         return Path(self.task) / self.config.algorithm / variant_name(self.preset, self.overrides)
 
     @property
-    def has_candidates(self) -> bool:
-        """Whether the policy draws samples among which a critic may choose."""
+    def is_diffusion(self) -> bool:
         return self.config.policy.distribution == "diffusion"
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether an evaluation draws samples among which the critic may choose; DIPO's are all the same by default."""
+        return self.is_diffusion and (self.config.algorithm != "dipo" or self.config.dipo.evaluation_noise)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what must be equal for a run to be continued, as JSON values."""
@@ -100,6 +106,14 @@ class RunSettings:
             "protocol": json.loads(json.dumps(asdict(self.protocol))),
             "learner": learner,
         }
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def variant_name(preset: str, overrides: Sequence[str]) -> str:

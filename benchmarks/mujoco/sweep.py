@@ -8,16 +8,17 @@ spread over the cores and GPUs of a cluster (learner.cluster). What follows -- i
 that cannot be done, such as one of a task that does not exist, is refused before any begins.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from benchmarks.mujoco.__main__ import settings_of
+from benchmarks.mujoco.packages import require
 from benchmarks.mujoco.settings import default_preset, full_task_name, parse_seeds, variant_name
 from benchmarks.mujoco.table import write_results
 from learner.cluster import SweepConfig, SweepRun, run_sweep
@@ -58,22 +59,21 @@ def make_run(
 ) -> SweepRun:  # fmt: skip
     """Return one run of benchmarks.mujoco for a sweep; finished when its summary says that it has all its steps.
 
-    Raises what benchmarks.mujoco would for its command.
+    Raises what benchmarks.mujoco would for its command, also where its folder holds another run.
     """
     command = [sys.executable, "-m", "benchmarks.mujoco", "--task", task, "--algorithm", algorithm]
     command += ["--preset", preset, "--seeds", str(seed), "--steps", str(steps), "--out", str(out), "--resume"]
     command += ["--set", *overrides] if overrides else []
     command += more
     ((settings,),) = settings_of([*command[3:], "--device", "cpu"])  # this machine may lack the GPU that the run's has
-    summary = out / settings.folder / "summary.json"
+    from benchmarks.mujoco.training import Host, is_finished  # imports gymnasium, which settings_of has found
 
-    def is_finished() -> bool:
-        return summary.exists() and int(json.loads(summary.read_text())["env_step"]) >= steps
-
+    ask = partial(is_finished, [settings], Host(out=out, steps=steps))
+    ask()  # refuses a folder that holds another run
     return SweepRun(
         name=name or f"{full_task_name(task)}-{algorithm}-{variant_name(preset, overrides)}-s{seed}",
         command=tuple(command),
-        is_finished=is_finished,
+        is_finished=ask,
     )
 
 
@@ -125,6 +125,7 @@ def main() -> int:
         ),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    require("matplotlib")  # for the table's pictures, hours later
     failed = run_sweep(make_runs(options, more), options.out / "logs", options.sweep)
     if any(options.out.glob("*/*/*/seed_*/curve.csv")):
         write_results(options.out, options.out / "results.md")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.mujoco import references
 from benchmarks.mujoco.curves import Curve, keep, read_kept, read_runs, short_name
+from benchmarks.mujoco.packages import require
 from benchmarks.mujoco.references import Reported
 from policy.cli import run_main
 from policy.errors import ConfigError
@@ -262,6 +263,7 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[s
 
 def write_results(out: Path | None, document: Path) -> list[Curve]:
     """Keep the runs of `out`, then write document and pictures from all that is kept beside it; return those curves."""
+    require("matplotlib")
     from benchmarks.mujoco.plots import draw_task  # matplotlib takes a second
 
     folder = document.with_suffix("")

@@ -9,7 +9,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from benchmarks.mujoco.acting import Acting
 from benchmarks.mujoco.checkpoint import Progress, load_checkpoint, save_checkpoint
 from benchmarks.mujoco.environments import Array, TrainingEnvironments, specs_of
 from benchmarks.mujoco.evaluation import Evaluator, Outcome
+from benchmarks.mujoco.probe import Probe
 from benchmarks.mujoco.run_folder import (
-    CONTRAST_COLUMNS,
     Row,
     RunFolder,
     describe_start,
@@ -36,8 +35,7 @@ from learner.graphed_update import GraphedUpdate
 from learner.metric_sums import Average
 from learner.run_lock import sole_use_of
 from learner.tensor_replay import TensorReplay
-from policy.encoder import EncoderInput
-from policy.errors import DivergedError
+from policy.errors import ConfigError, DivergedError
 from policy.failpoints import failpoint
 
 _HOPELESS = 1000  # optimiser steps in a row that were not finite
@@ -60,7 +58,11 @@ class Host:
 
 
 def is_finished(settings: Sequence[RunSettings], host: Host) -> bool:
-    return all(_folder(host, each).finished_steps() >= host.steps for each in settings)
+    """Return whether nothing is left to do. Raises ConfigError where a folder holds another run."""
+    folders = [_folder(host, each) for each in settings]
+    for folder in folders:
+        folder.check(is_resumed=True)
+    return all(folder.finished_steps() >= host.steps for folder in folders)
 
 
 def train(settings: Sequence[RunSettings], host: Host, *, is_resumed: bool) -> None:
@@ -107,10 +109,10 @@ class Training(Resumable):
             self._agents.device,
         )
         self._action_dim = specs.action.dim
-        self._acting_noise, self._uniform_noise, self._replay_noise, self._probe_noise = (
-            self._agents.noise(purpose) for purpose in range(10, 14)
+        self._acting_noise, self._uniform_noise, self._replay_noise = (
+            self._agents.noise(purpose) for purpose in range(10, 13)
         )
-        self._probe = torch.zeros(*self._agents.leading, self._protocol.probe_states, specs.observation.vector_dim)
+        self._probe = Probe(self._algorithm, self._agents, self._protocol, specs.observation.vector_dim)
         self._folders = [_folder(host, each) for each in settings]
         self._state_folder = host.out / self._settings.state_folder
         count = len(configs)
@@ -137,7 +139,7 @@ class Training(Resumable):
             "acting_noise": self._acting_noise,
             "uniform_noise": self._uniform_noise,
             "replay_noise": self._replay_noise,
-            "probe": self._probe,
+            **self._probe.parts(),
         }
 
     # --- the run ----------------------------------------------------------------------------------------------------
@@ -167,10 +169,17 @@ class Training(Resumable):
     def _loop(self) -> None:
         progress = self._progress
         while True:
-            if progress.evaluations < progress.env_step // self._protocol.evaluation_every:
-                self._evaluate()
+            is_last = progress.env_step >= self._host.steps
+            since, is_between = divmod(progress.env_step, self._protocol.evaluation_every)
+            if progress.evaluations < since:
+                self._evaluate(is_last=is_last)
+                progress.evaluations += 1
                 self._save("running")
-            if progress.env_step >= self._host.steps:
+            elif is_last and is_between and progress.final_step != progress.env_step:
+                self._evaluate(is_last=True)  # with the number, and so the starts, of the next one if there is more
+                progress.final_step = progress.env_step
+                self._save("running")
+            if is_last:
                 return
             self._check_stop()
             began_s = time.monotonic()
@@ -223,15 +232,14 @@ class Training(Resumable):
 
     # --- evaluation -------------------------------------------------------------------------------------------------
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, *, is_last: bool) -> None:
         progress = self._progress
         began_s = time.monotonic()
         number = progress.evaluations + 1
-        is_last = progress.env_step >= self._host.steps
         skipped_steps = self._skipped_steps()
         due = self._protocol.due_candidates(number, is_last=is_last) if self._settings.has_candidates else (1,)
         outcomes = {count: self._outcome(number, count) for count in due}
-        contrast = self._contrast()
+        contrast = self._probe.contrast(self._replay, number)
         metrics = self._updater.take_metrics()
         ended_s = time.monotonic()
         progress.wall_s += ended_s - began_s
@@ -249,7 +257,6 @@ class Training(Resumable):
             folder.append({**row, "evaluation_s": ended_s - began_s, "wall_s": progress.wall_s})
         failpoint("mujoco.curve")
         self._report(outcomes[headline])
-        progress.evaluations = number
         progress.finished_returns = [[] for _ in self._folders]
         progress.updates_before, progress.training_s = progress.updates, 0.0
 
@@ -293,18 +300,6 @@ class Training(Resumable):
                 "another seed."
             )
         return total
-
-    def _contrast(self) -> dict[str, list[float]]:
-        """Return the critic contrast of each agent on its probe states, drawn once from the replay."""
-        measure = getattr(self._algorithm, "contrast", None)
-        if measure is None:
-            return {}
-        if not self._probe.any():
-            drawn = self._replay.sample(self._protocol.probe_states, self._probe_noise)
-            self._probe.copy_(drawn.observation.vector)
-        noise = self._agents.noise(14)  # the same at every evaluation
-        values: dict[str, Tensor] = measure(EncoderInput(self._probe.to(self._agents.device)), noise)
-        return {name: values[name].reshape(-1).tolist() for name in CONTRAST_COLUMNS if name in values}
 
     def _report(self, headline: Outcome) -> None:
         progress = self._progress
@@ -351,8 +346,11 @@ class Training(Resumable):
             for folder in self._folders:
                 folder.cut({})
             return
+        self._check_machine()
         tensors, self._progress = found
-        self.load_state(_below("run.", tensors))
+        own = _below("run.", tensors)
+        self._probe.fit(own)
+        self.load_state(own)
         self._algorithm.load_state(_below("algorithm.", tensors))
         self._replay.restore(self._state_folder / "replay", self._progress.replay_rows)
         actions = [tensors[f"actions.{agent}"].numpy() for agent in range(len(self._folders))]
@@ -361,14 +359,28 @@ class Training(Resumable):
             folder.cut(sizes)
         self._host.say(f"continuing at step {self._progress.env_step:,}")
 
+    def _check_machine(self) -> None:
+        """Raise ConfigError on another kind of device than before; say where sums may round otherwise than before."""
+        before, device = self._folders[0].last_start(), self._config.device
+        if before["device"] != device:
+            raise ConfigError(
+                f"{self._folders[0].path} was run with --device {before['device']}, now it is {device}: their random "
+                f"numbers differ, so the run cannot go on there. Give --device {before['device']}, or another --out."
+            )
+        now = {"threads": self._config.torch_threads, "machine": machine()}
+        changes = [f"{name} {before[name]}, now {value}" for name, value in now.items() if before[name] != value]
+        if changes:
+            self._host.say(
+                f"before: {'; '.join(changes)}. The run goes on, but sums may round otherwise: its curve need not be "
+                "the one that it would have had without the change."
+            )
+
     def _finish(self) -> None:
+        headline = f"return_mean_k{evaluated_candidates(self._settings)[0]}"
         for folder in self._folders:
-            rows = folder.read_curve()
-            summary: dict[str, Any] = {"env_step": self._progress.env_step}
-            if rows:
-                summary |= summarise(rows, f"return_mean_k{evaluated_candidates(self._settings)[0]}")
-            summary |= {"env_step": self._progress.env_step, "wall_s": round(self._progress.wall_s, 1)}
-            folder.write_summary(summary)
+            folder.write_summary(
+                {**summarise(folder.read_curve(), headline), "wall_s": round(self._progress.wall_s, 1)}
+            )
         self._write_status("finished")
 
 

@@ -17,13 +17,16 @@ import pytest
 
 from benchmarks.mujoco import __main__ as command
 from benchmarks.mujoco import training
-from benchmarks.mujoco.run_folder import WALL_CLOCK_COLUMNS
+from benchmarks.mujoco.run_folder import WALL_CLOCK_COLUMNS, RunFolder, columns
 from benchmarks.mujoco.settings import Protocol, RunSettings, default_preset, parse_seeds, variant_name
+from benchmarks.mujoco.sweep import make_run
 from benchmarks.mujoco.training import Host, Stopped, is_finished, train
+from learner.baseline_config import DipoConfig
+from learner.cluster import SweepRun
 from learner.config import CgpoConfig, GuidanceConfig, LearnerConfig, ReplayConfig
 from learner.tensor_replay import TensorReplay
 from policy.config import PolicyConfig
-from policy.errors import EXIT_INTERRUPTED, ConfigError, DivergedError, WeightsError
+from policy.errors import EXIT_CONFIG, EXIT_INTERRUPTED, ConfigError, DivergedError, WeightsError
 
 STEPS, EVERY, WARM_UP = 100, 25, 40
 POLICY = PolicyConfig(
@@ -37,7 +40,13 @@ CONFIG = LearnerConfig(
     torch_threads=1,
 )
 PROTOCOL = Protocol(
-    evaluation_every=EVERY, episodes=2, candidates=(2,), more_candidates=(1,), more_every=3, probe_states=4
+    evaluation_every=EVERY,
+    episodes=2,
+    candidates=(2,),
+    more_candidates=(1,),
+    more_every=3,
+    probe_states=4,
+    probe_after=2,
 )
 SETTINGS = RunSettings(task="InvertedPendulum-v4", preset="tiny", overrides=(), config=CONFIG, protocol=PROTOCOL)
 
@@ -89,7 +98,8 @@ def test_a_curve_has_a_row_for_each_evaluation_with_the_candidates_that_are_due(
     points = sum(int(row["training_episodes"]) * float(row["training_return_mean"]) for row in found)
     assert STEPS / 2 < points <= STEPS
     # The best of several samples above their mean, on states of the replay.
-    assert all(float(row["contrast"]) > 0 and float(row["value_std"]) > 0 for row in found)
+    assert float(found[3]["contrast"]) > 0
+    assert float(found[3]["value_std"]) > 0
     lines = (whole / SETTINGS.folder / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
     assert [line["env_step"] for line in metrics] == [25, 50, 75, 100]
@@ -234,10 +244,80 @@ def test_more_steps_continue_a_finished_run(whole: Path, tmp_path: Path) -> None
     settings = replace(SETTINGS, protocol=protocol)
     train([settings], host(tmp_path / "twice", steps=50), is_resumed=False)
     assert is_finished([settings], host(tmp_path / "twice", steps=50))
+    with pytest.raises(ConfigError, match=r"protocol\.episodes was 2, is 3"):
+        is_finished([replace(settings, protocol=replace(protocol, episodes=3))], host(tmp_path / "twice", steps=50))
     assert not is_finished([settings], host(tmp_path / "twice"))
     train([settings], host(tmp_path / "twice"), is_resumed=True)
     train([settings], host(tmp_path / "once"), is_resumed=False)
     assert curve(tmp_path / "twice", settings) == curve(tmp_path / "once", settings)
+
+
+def test_a_run_is_evaluated_at_its_end_whatever_its_number_of_steps(whole: Path, tmp_path: Path) -> None:
+    train([SETTINGS], host(tmp_path, steps=60), is_resumed=False)
+    (*_, last) = rows(tmp_path)
+    assert [int(row["env_step"]) for row in rows(tmp_path)] == [25, 50, 60]
+    assert last["return_mean_k2"]
+    assert last["return_mean_k1"], "with every K_e"
+    summary = json.loads((tmp_path / SETTINGS.folder / "summary.json").read_text())
+    assert (summary["env_step"], summary["evaluations"]) == (60, 3)
+    train([SETTINGS], host(tmp_path, steps=60), is_resumed=True)
+    assert len(rows(tmp_path)) == 3, "it was evaluated there already"
+    # What comes after is as without that evaluation, but for what is summed since the last one.
+    train([SETTINGS], host(tmp_path), is_resumed=True)
+    assert [int(row["env_step"]) for row in rows(tmp_path)] == [25, 50, 60, 75, 100]
+    names = [name for name in curve(whole)[0] if not name.startswith("training_") and name != "best_return"]
+    for found, expected in zip(curve(tmp_path)[3:], curve(whole)[2:], strict=True):
+        assert {name: found[name] for name in names} == {name: expected[name] for name in names}
+
+
+def test_the_contrast_is_measured_on_states_that_the_policy_met_and_on_the_same_ones_ever_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the replay is the random warm-up's after 80 steps, so the evaluation after 100 is the first."""
+    train([SETTINGS], host(tmp_path / "whole", steps=150), is_resumed=False)
+    contrasts = [row["contrast"] for row in rows(tmp_path / "whole")]
+    assert [bool(value) for value in contrasts] == [False] * 3 + [True] * 3
+    with pytest.MonkeyPatch.context() as kill:
+        _kill_at("mujoco.step", 110, kill)
+        with pytest.raises(Killed):
+            train([SETTINGS], host(tmp_path / "killed", steps=150, checkpoint_period_s=0), is_resumed=False)
+    # A checkpoint of a program that asked for another number of states keeps its own.
+    more = replace(SETTINGS, protocol=replace(PROTOCOL, probe_states=9))
+    train([more], host(tmp_path / "killed", steps=150), is_resumed=True)
+    assert [row["contrast"] for row in rows(tmp_path / "killed")] == contrasts
+    config = json.loads((tmp_path / "killed" / SETTINGS.folder / "config.json").read_text())
+    assert config["protocol"]["probe_states"] == PROTOCOL.probe_states
+
+
+def test_a_run_does_not_go_on_on_another_device_and_says_when_its_threads_change(tmp_path: Path) -> None:
+    train([SETTINGS], host(tmp_path, steps=10), is_resumed=False)
+    said: list[str] = []
+    other_threads = replace(SETTINGS, config=replace(CONFIG, torch_threads=2))
+    train([other_threads], host(tmp_path, steps=20, say=said.append), is_resumed=True)
+    assert "threads 1, now 2" in said[0]
+    assert "sums may round otherwise" in said[0]
+    path = tmp_path / SETTINGS.folder / "config.json"
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    assert is_finished([SETTINGS], host(tmp_path, steps=20)), "what is finished may be looked at anywhere"
+    with pytest.raises(ConfigError, match="was run with --device cuda, now it is cpu"):
+        train([SETTINGS], host(tmp_path, steps=30), is_resumed=True)
+
+
+def test_dipos_samples_are_chosen_among_only_where_they_differ(tmp_path: Path) -> None:
+    scalar = replace(POLICY, num_quantiles=1, drop_quantiles=0)
+    configs = [
+        replace(CONFIG, algorithm="dipo", policy=scalar, dipo=DipoConfig(evaluation_noise=is_noisy))
+        for is_noisy in (False, True)
+    ]
+    silent, noisy = (columns(replace(SETTINGS, config=config)) for config in configs)
+    assert [name for name in silent if name.startswith("return_mean")] == ["return_mean_k1"]
+    assert [name for name in noisy if name.startswith("return_mean")] == ["return_mean_k2", "return_mean_k1"]
+    assert "contrast" in silent
+    # A curve that was begun with other columns keeps them.
+    folder = RunFolder(tmp_path, replace(SETTINGS, config=configs[0]))
+    (tmp_path / "curve.csv").write_text("env_step,return_mean_k1,return_mean_k32\n1,2,3\n")
+    folder.append({"env_step": 2, "return_mean_k1": 4.0, "contrast": 5.0})
+    assert folder.read_curve()[1] == {"env_step": "2", "return_mean_k1": "4", "return_mean_k32": ""}
 
 
 def test_a_population_learns_what_each_seed_learns_alone(whole: Path, tmp_path: Path) -> None:
@@ -364,9 +444,43 @@ def test_the_command_runs_a_task_and_skips_it_when_it_is_finished(
     shown = capsys.readouterr().out
     assert "step 15 of 30" in shown
     assert "left" in shown
-    monkeypatch.setattr(command, "train", lambda *_, **__: pytest.fail("it was started again"))
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it was started again"))
     assert command.main(arguments) == 0
     assert "finished already" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"protocol\.evaluation_every was 15, is 10"):
+        command.main([*arguments, "--evaluation-every", "10"])
+
+
+def test_a_sweep_does_not_take_another_run_for_its_own(tmp_path: Path) -> None:
+    def run(*more: str) -> SweepRun:
+        return make_run(
+            task=SETTINGS.task, preset="paper_mujoco", algorithm="cgpo", seed=0, steps=30, out=tmp_path, more=more
+        )
+
+    folder = tmp_path / SETTINGS.task / "cgpo" / "paper_mujoco" / "seed_0"
+    folder.mkdir(parents=True)
+    ((settings,),) = command.settings_of([*run().command[3:]])
+    (folder / "config.json").write_text(json.dumps({**settings.to_dict(), "starts": []}))
+    (folder / "summary.json").write_text('{"env_step": 30}')
+    assert run().is_finished()
+    with pytest.raises(ConfigError, match=r"protocol\.episodes was 10, is 3"):
+        run("--episodes", "3")
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.modules['gymnasium'] = None\n"
+        "from benchmarks.mujoco.__main__ import main\n"
+        "from policy.cli import run_main\n"
+        "sys.exit(run_main(main))\n"
+    )
+    arguments = [*ARGUMENTS, "--out", str(tmp_path / "runs")]
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert ended.returncode == EXIT_CONFIG
+    assert "gymnasium is not installed. Run launch/setup.sh sim" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.e2e
