@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from learner.config import GuidanceConfig
+from learner.algorithm_config import GuidanceConfig
 from policy.noise_schedule import NoiseSchedule
 from policy.sampler import NoisePredictor, ReverseMean, reverse_mean
 

@@ -43,7 +43,7 @@ from policy.spec import Specs
 
 
 class Cgpo(Resumable):
-    """See the module docstring; configuration in learner.config.CgpoConfig."""
+    """See the module docstring; configuration in learner.algorithm_config.CgpoConfig."""
 
     def __init__(self, agents: Agents, specs: Specs) -> None:
         self._config, self._policy = agents.config.cgpo, agents.config.policy

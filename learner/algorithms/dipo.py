@@ -38,7 +38,7 @@ _NORM_FLOOR = 1e-6  # torch's clipping; keeps a gradient of zero from dividing b
 
 
 class Dipo(Resumable):
-    """See the module docstring; configuration in learner.baseline_config.DipoConfig."""
+    """See the module docstring; configuration in learner.algorithm_config.DipoConfig."""
 
     def __init__(self, agents: Agents, specs: Specs) -> None:
         self._config, self._policy = agents.config.dipo, agents.config.policy

@@ -35,7 +35,7 @@ from policy.spec import Specs
 
 
 class HilSerlSac(Resumable):
-    """See the module docstring; configuration in learner.config.HilSerlSacConfig."""
+    """See the module docstring; configuration in learner.algorithm_config.HilSerlSacConfig."""
 
     def __init__(self, agents: Agents, specs: Specs) -> None:
         if agents.is_population:

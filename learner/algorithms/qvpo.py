@@ -37,7 +37,7 @@ from policy.spec import Specs
 
 
 class Qvpo(Resumable):
-    """See the module docstring; configuration in learner.baseline_config.QvpoConfig."""
+    """See the module docstring; configuration in learner.algorithm_config.QvpoConfig."""
 
     def __init__(self, agents: Agents, specs: Specs) -> None:
         self._config, self._policy = agents.config.qvpo, agents.config.policy

@@ -29,7 +29,7 @@ from policy.spec import Specs
 
 
 class Sac(Resumable):
-    """See the module docstring; configuration in learner.baseline_config.SacConfig."""
+    """See the module docstring; configuration in learner.algorithm_config.SacConfig."""
 
     def __init__(self, agents: Agents, specs: Specs) -> None:
         self._actor = SoftActor(agents, specs, lambda config: config.sac)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from learner.agents import Agents, Noise
+from learner.algorithm_config import SacConfig
 from learner.algorithms.base import Metrics
 from learner.algorithms.state import Stateful
 from learner.algorithms.temperature import Temperature
-from learner.baseline_config import SacConfig
 from learner.config import LearnerConfig
 from policy.gaussian_policy import GaussianPolicy, sample_tanh_gaussian
 from policy.spec import Specs

@@ -32,7 +32,7 @@ from policy.spec import Specs
 
 
 class Td3(Resumable):
-    """See the module docstring; configuration in learner.baseline_config.Td3Config."""
+    """See the module docstring; configuration in learner.algorithm_config.Td3Config."""
 
     def __init__(self, agents: Agents, specs: Specs) -> None:
         self._config, policy = agents.config.td3, agents.config.policy

@@ -26,7 +26,7 @@ from policy.spec import Specs
 
 
 class Tqc(Resumable):
-    """See the module docstring; configuration in learner.baseline_config.TqcConfig."""
+    """See the module docstring; configuration in learner.algorithm_config.TqcConfig."""
 
     def __init__(self, agents: Agents, specs: Specs) -> None:
         self._num_dropped = agents.config.policy.drop_quantiles

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from learner.config import GuidanceConfig
+from learner.algorithm_config import GuidanceConfig
 from learner.guidance import ValueGuide, clip_ascent
 from policy.activations import Kept
 from policy.fast_chain import ChainDenoiser, Level, denoise, run

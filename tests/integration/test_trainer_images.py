@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from learner.config import CgpoConfig, CriticConfig, GuidanceConfig, LearnerConfig, ReplayConfig
+from learner.algorithm_config import CgpoConfig, CriticConfig, GuidanceConfig
+from learner.config import LearnerConfig, ReplayConfig
 from learner.trainer import Trainer
 from policy.config import PolicyConfig
 from policy.episode_log import EpisodeLog

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from learner.agents import Agents
+from learner.algorithm_config import CgpoConfig
 from learner.algorithms.cgpo import Cgpo
-from learner.config import CgpoConfig
 from policy.config import PolicyConfig
 from policy.errors import ConfigError
 from tests.oracles import make_specs, merged, random_batch, small_config

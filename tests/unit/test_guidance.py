@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from learner.config import GuidanceConfig
+from learner.algorithm_config import GuidanceConfig
 from learner.guidance import NaiveGuide, ValueFunction, dsg_step, make_guide, value_ascent
 from policy.critic_network import CriticEnsemble, conservative_value
 from policy.denoiser import Denoiser

@@ -29,8 +29,9 @@ def test_the_log_density_is_that_of_a_squashed_normal() -> None:
     policy = GaussianPolicy(SPECS, small_config(algorithm="hil_serl_sac").policy)
     feature = 3 * torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(64, 2, generator=torch.Generator().manual_seed(1))
-    action, log_density = sample_tanh_gaussian(*policy(feature), noise)
-    mean, std = (part.double() for part in policy(feature))
+    mean, std = policy(feature)
+    action, log_density = sample_tanh_gaussian(mean, std, noise)
+    mean, std = mean.double(), std.double()
     raw = mean + std * noise.double()
     base = torch.distributions.Normal(mean, std)
     expected = (base.log_prob(raw) - torch.log1p(-(raw.tanh() ** 2))).sum(dim=1)  # type: ignore[no-untyped-call]

@@ -21,9 +21,9 @@ from benchmarks.mujoco.run_folder import WALL_CLOCK_COLUMNS, RunFolder, columns
 from benchmarks.mujoco.settings import Protocol, RunSettings, default_preset, parse_seeds, variant_name
 from benchmarks.mujoco.sweep import make_run
 from benchmarks.mujoco.training import Host, Stopped, is_finished, train
-from learner.baseline_config import DipoConfig
+from learner.algorithm_config import CgpoConfig, DipoConfig, GuidanceConfig
 from learner.cluster import SweepRun
-from learner.config import CgpoConfig, GuidanceConfig, LearnerConfig, ReplayConfig
+from learner.config import LearnerConfig, ReplayConfig
 from learner.tensor_replay import TensorReplay
 from policy.config import PolicyConfig
 from policy.errors import EXIT_CONFIG, EXIT_INTERRUPTED, ConfigError, DivergedError, WeightsError
