@@ -316,6 +316,8 @@ def render(options: Options, chosen: Sequence[Variant], curves: Sequence[Curve])
 
 def _false_alarms(rows: Sequence[Sequence[str]]) -> str:
     verdicts = [row[_VERDICT] for row in rows if row[_VERDICT].endswith(")")]
+    if not verdicts:
+        return ""
     found = sum(verdict.startswith("**") for verdict in verdicts)
     return (
         f"If no variant differed, up to {SIGNIFICANT * len(verdicts):.2f} of these {len(verdicts)} would be expected "

@@ -188,7 +188,7 @@ def test_chance_is_that_of_all_ways_to_share_the_values_out(values: list[float],
         ([1, 2, 3, 4, 5], [6, 7, 8, 9, 10], "**worse** (0.8%)"),  # 2 of the 252 ways to share ten values out
         ([6, 7, 8, 9, 10], [1, 2, 3, 4, 5.5], "**better** (0.8%)"),
         ([1, 2, 3, 4, 7.5], [6, 7, 8, 9, 10], "**worse** (3.2%)"),  # one seed on the other side
-        ([1, 2, 3, 8.5, 9.5], [6, 7, 8, 9, 10], "not told apart (22%)"),
+        ([1, 2, 3, 8.5, 9.5], [6, 7, 8, 9, 10], "not told apart (31%)"),
         ([1, 2, 3], [4, 5, 6], "too few seeds"),  # 10 % at best
         ([1], [4, 5, 6, 7, 8], "too few seeds"),
     ],
@@ -259,7 +259,7 @@ def test_the_table_sets_each_variant_beside_the_base() -> None:
     lines = table_of(document)
     assert lines["base"].endswith("| 5 | 60.0 ± 7.9 |  |  | 120 ± 15.8 |")
     assert lines["none"].endswith("| 26.0 ± 0.8 | base | **worse** (0.8%) | 52.0 ± 1.6 |")
-    assert "| base | not told apart (55%) |" in lines["naive"]
+    assert "| base | not told apart (69%) |" in lines["naive"]
     assert "| base | not at the same steps |" in lines["no_ddqn"]
     assert "Not run yet: x0_gradient." in document
     assert "**1 of these runs are unfinished**" in document
