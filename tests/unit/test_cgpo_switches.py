@@ -47,6 +47,7 @@ SWITCHES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"shared_prefix": False}),
     ({}, {"policy": {"drop_quantiles": 0}}),
     ({}, {"policy": {"critic_layer_norm": True}}),
+    ({}, {"policy": {"critic_activation": "relu"}}),
     ({}, {"policy": {"schedule": "vp"}}),
     ({}, {"policy": {"num_critics": 2, "num_quantiles": 1, "drop_quantiles": 0}, "critic": {"type": "twin_scalar"}}),
     ({"entropy_reduction": "mean"}, {"policy": {"behavior_candidates": 1}}),
@@ -125,6 +126,8 @@ def test_every_choice_is_among_the_switches() -> None:
     covered = set().union(*(leaves(switch) for _, switch in SWITCHES))
     elsewhere = {  # of other algorithms and of image observations, which have tests of their own
         ("policy.distribution", "gaussian"),
+        ("policy.distribution", "deterministic"),
+        ("policy.gaussian_layer_norm", False),
         ("policy.encoder", "resnet10"),
         ("policy.success_classifier", True),
         ("policy.success_classifier_vector", True),
