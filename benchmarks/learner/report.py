@@ -8,6 +8,7 @@ from benchmarks.learner.phases import PHASES
 from benchmarks.learner.results import CaseResult, Run
 from benchmarks.link.report import Section, Table, Target, target_table
 
+_RESOLUTION = 2.0**-23  # of float32: means of values that differ a little more are often equal
 _QUIET_SHARE = 0.95  # of wall time: below it something else ran on this core
 _ACTING_LIMITS_MS = {("paper_mujoco", 0): 2.0, ("paper_robot", 2): 25.0}
 _ANT, _TWIN, _ROBOT = "paper_mujoco@Ant", "sim_quick@peg_in_hole", "paper_robot@two_cameras"
@@ -66,16 +67,16 @@ def _updates(run: Run) -> Section:
             _milliseconds(case.paths.get(FAST)),
             _rate(case.paths.get(FAST)),
             f"{case.speedup:.2f}x" if case.speedup else "",
-            f"{case.loss_difference:.0e}" if case.loss_difference is not None else "",
+            _difference(case.loss_difference),
         ]
         for case in run.cases
     ]
     text = (
         "One update of one agent, its batch drawn from a replay of tensors. *Losses differ by*: the largest relative "
         "difference between the losses of both paths' first updates, from the same weights, batch and noise. "
-        "Operations are those of matrix products: *as written* and *split* by formula (CGPO's equations as they stand; "
-        "first layers split and the common beginning of both chains computed once), the others counted while they were "
-        "executed."
+        "Operations are those of matrix products: *as written* and *split* by formula, for CGPO alone (its equations "
+        "as they stand; first layers split and the common beginning of both chains computed once), the others counted "
+        "while they were executed."
     )
     tables = [Table(header, rows), _operations(run.cases), _populations(run.cases)]
     return Section("Updates", text, tables, _targets(run))
@@ -232,6 +233,12 @@ def _acting(run: Run) -> list[Section]:
 
 def _milliseconds(path: PathResult | None) -> str:
     return f"{1e3 * path.times.median:.2f} ({1e3 * path.times.best:.2f})" if path else ""
+
+
+def _difference(relative: float | None) -> str:
+    if relative is None:
+        return ""
+    return f"{relative:.0e}" if relative > _RESOLUTION else "rounding"
 
 
 def _rate(path: PathResult | None) -> str:

@@ -109,7 +109,8 @@ def split_arguments(arguments: Sequence[str], instead: Mapping[str, str]) -> tup
         name = word.partition("=")[0]
         for option, other in instead.items():
             if len(name) > len("--") and option.startswith(name):
-                raise ConfigError(f"{word} after -- would change which runs there are: use {other}, before --")
+                where = " before --" if other.startswith("--") else ""
+                raise ConfigError(f"{word} after -- would change which runs there are: use {other}{where}")
     return [word for word in words[:end] if word != "--debug"], more
 
 

@@ -247,6 +247,13 @@ def test_report_names_every_case_and_its_phases(run: Run) -> None:
         assert part in text
 
 
+@pytest.mark.parametrize(("difference", "shown"), [(0.0, "rounding"), (1e-8, "rounding"), (3e-5, "3e-05"), (None, "")])
+def test_losses_that_float32_cannot_tell_apart_are_said_to_be(run: Run, difference: float | None, shown: str) -> None:
+    case = dataclasses.replace(run.cases[0], loss_difference=difference)
+    row = next(line for line in markdown(dataclasses.replace(run, cases=[case])).splitlines() if "(11, 3)" in line)
+    assert row.split("|")[-2].strip() == shown
+
+
 def test_default_cases_exist_and_cover_every_baseline() -> None:
     found = [make_case(name, "cpu") for name in default_names("cpu")]
     assert {"paper_mujoco@Ant", "paper_mujoco@Humanoid", "sim_quick@peg_in_hole"} <= {case.name for case in found}
