@@ -278,8 +278,13 @@ def compare(group: Group, other: Group) -> str:
 def render(options: Options, chosen: Sequence[Variant], curves: Sequence[Curve]) -> str:
     """Return the document for the runs of one task that are there, finished or not."""
     preset = Path(options.base_preset).stem
-    of_task = group_curves(curves).get(options.task, [])
-    by_overrides = {group.first.overrides: group for group in of_task if group.first.preset == preset}
+    ours = [group for group in group_curves(curves).get(options.task, []) if group.first.preset == preset]
+    by_overrides = {group.first.overrides: group for group in ours}
+    if len(by_overrides) < len(ours):
+        raise ConfigError(
+            f"seeds of one variant on {options.task} were run with different values of {preset}, or evaluated "
+            f"differently: {', '.join(group.label for group in ours if group.mark)}. Give each an --out of its own."
+        )
     every = {variant.name: by_overrides.get((*options.set, *variant.overrides)) for variant in chosen}
     groups = {name: group for name, group in every.items() if group is not None}
     if BASE not in groups:

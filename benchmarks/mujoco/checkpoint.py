@@ -12,7 +12,8 @@ from torch import Tensor
 from policy.errors import WeightsError
 from policy.files import make_folder, replace_durably
 
-_FORMAT = 2  # 2: optimisers know how many steps they left out
+_FORMAT = 2  # 2: optimisers know how many steps they left out; from 1 they begin to count anew
+_READABLE = ("1", "2")
 _NAME = "checkpoint.safetensors"
 
 
@@ -51,10 +52,11 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress] | None:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata()
-            if header["format"] != str(_FORMAT):
+            if header["format"] not in _READABLE:
                 raise WeightsError(
-                    f"checkpoint {path} has format {header['format']}, this program reads {_FORMAT}: go on with the "
-                    "program that wrote it, or start again in another folder."
+                    f"checkpoint {path} has format {header['format']}, this program reads "
+                    f"{' and '.join(_READABLE)}: go on with the program that wrote it, or start again in another "
+                    "folder."
                 )
             progress = Progress(**json.loads(header["progress"]))
             return {name: file.get_tensor(name) for name in file.keys()}, progress

@@ -1,6 +1,6 @@
 """Learning curves as results: read from the folders of runs, kept as one CSV file each, read back from there.
 
-FOLDER/TASK/ALGORITHM-VARIANT-sSEED.csv    "# name: JSON value" lines that say what the run is, then its curve.csv
+FOLDER/TASK/ALGORITHM-VARIANT-HASH-sSEED.csv    "# name: JSON value" lines that say what the run is, then its curve.csv
 """
 
 import csv
@@ -8,11 +8,12 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.mujoco.settings import variant_name
+from benchmarks.mujoco.values import deciding_values, differences, digest_of, is_reduction
 from policy.errors import ConfigError
 from policy.files import make_folder, replace_file
 
@@ -41,6 +42,8 @@ class Curve:
     columns: tuple[str, ...]
     rows: tuple[Mapping[str, float], ...]
     """An evaluation each, oldest first; cells that were not measured are absent."""
+    learner: Mapping[str, Any] = field(default_factory=dict)
+    """Values of its configuration, by dotted name; those that are not named have their defaults."""
 
     @property
     def variant(self) -> str:
@@ -49,11 +52,28 @@ class Curve:
     @property
     def path(self) -> Path:
         """Where it is kept, below the folder of all."""
-        return Path(short_name(self.task)) / f"{self.algorithm}-{self.variant}-s{self.seed}.csv"
+        return Path(short_name(self.task)) / f"{self.algorithm}-{self.variant}-{self.digest}-s{self.seed}.csv"
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What decides the curve, by dotted name."""
+        return deciding_values(self.learner, self.algorithm)
+
+    @property
+    def digest(self) -> str:
+        """Hash of those values and of how a return is measured: only curves with the same one may be averaged."""
+        measured = [self.protocol.get(name) for name in ("evaluation_every", "episodes")]
+        return digest_of(self.values, *measured, self.candidates[:1])
+
+    @property
+    def differences(self) -> dict[str, tuple[Any, Any]]:
+        """Each value that is not the one of the algorithm's paper_mujoco preset, and that one."""
+        return differences(self.values, self.algorithm)
 
     @property
     def is_reduced(self) -> bool:
-        return "reduced" in self.preset
+        """Whether a network, a chain, a batch or a number of samples is smaller than the paper's."""
+        return any(is_reduction(name, *pair) for name, pair in self.differences.items())
 
     @property
     def env_step(self) -> int:
@@ -67,9 +87,9 @@ class Curve:
 
     def returns(self, candidates: int) -> list[tuple[int, float]]:
         """Return (step, mean return) of each evaluation with this K_e."""
-        return self.values(f"return_mean_k{candidates}")
+        return self.measured(f"return_mean_k{candidates}")
 
-    def values(self, column: str) -> list[tuple[int, float]]:
+    def measured(self, column: str) -> list[tuple[int, float]]:
         """Return (step, value) of each evaluation at which `column` was measured."""
         return [(int(row["env_step"]), row[column]) for row in self.rows if column in row]
 
@@ -100,6 +120,7 @@ def _read_run(folder: Path) -> Curve:
         starts=tuple({**start, "command": _without_paths(start["command"])} for start in config["starts"]),
         columns=columns,
         rows=rows,
+        learner=deciding_values(config["learner"], config["algorithm"]),
     )
 
 
@@ -115,7 +136,13 @@ def _without_paths(command: Iterable[str]) -> list[str]:
 
 def read_kept(folder: Path) -> list[Curve]:
     """Read every curve that `keep` has written."""
-    return [parse(path.read_text(), str(path)) for path in sorted(folder.glob("*/*.csv"))]
+    curves: dict[Path, Curve] = {}
+    for path in sorted(folder.glob("*/*.csv")):
+        curve = parse(path.read_text(), str(path))
+        if curve.path in curves:
+            raise ConfigError(f"{path} holds the same run as another file there: remove the older one")
+        curves[curve.path] = curve
+    return [*curves.values()]
 
 
 def keep(curves: Sequence[Curve], folder: Path) -> None:
@@ -139,6 +166,7 @@ def render(curve: Curve) -> str:
         "steps": curve.steps,
         "is_finished": curve.is_finished,
         "starts": [dict(start) for start in curve.starts],
+        "learner": dict(curve.learner),
     }
     text = io.StringIO()
     text.writelines(f"{_COMMENT}{name}: {json.dumps(value)}\n" for name, value in header.items())
@@ -157,6 +185,7 @@ def parse(text: str, where: str) -> Curve:
             name, _, value = lines.pop(0).removeprefix(_COMMENT).partition(": ")
             header[name] = json.loads(value)
         columns, rows = _parse_rows("".join(lines))
+        header["learner"]  # without it, it would be taken for one with every default
         header |= {name: tuple(header[name]) for name in ("overrides", "population", "starts")}
         return Curve(**header, columns=columns, rows=rows)
     except (ValueError, KeyError, TypeError) as error:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from benchmarks.mujoco import references
-from benchmarks.mujoco.table import NAMES, Group
+from benchmarks.mujoco.table import CONTRAST_PICTURE, NAMES, Group
 from policy.files import make_folder
 
 # Okabe and Ito's colours, distinct also to colour-blind readers.
@@ -39,9 +39,9 @@ def draw_task(task: str, groups: Sequence[Group], folder: Path) -> list[Path]:
     make_folder(folder)
     pictures = [folder / "learning_curves.png"]
     _draw_learning_curves(task, groups, pictures[0])
-    measured = [group for group in groups if any(curve.values("contrast") for curve in group.curves)]
+    measured = [group for group in groups if any(curve.measured("contrast") for curve in group.curves)]
     if measured:
-        pictures.append(folder / "critic_contrast.png")
+        pictures.append(folder / f"{CONTRAST_PICTURE}.png")
         _draw_contrast(task, measured, pictures[1])
     return pictures
 
@@ -85,7 +85,8 @@ def _draw_contrast(task: str, groups: Sequence[Group], path: Path) -> None:
         for group, color, number in _styled(groups):
             for column, what, dashes in (("contrast", "best sample", "-"), ("guided_contrast", "guided action", "--")):
                 series = [
-                    _contrast(curve.values(column), curve.values("value_std"), is_relative) for curve in group.curves
+                    _contrast(curve.measured(column), curve.measured("value_std"), is_relative)
+                    for curve in group.curves
                 ]
                 drawn = [points for points in series if points]
                 end = _draw_band(axes, drawn, color, dashes, _MARKERS[number])
@@ -98,7 +99,7 @@ def _draw_contrast(task: str, groups: Sequence[Group], path: Path) -> None:
         f"{task}: critic contrast, value above the mean of the policy's samples", loc="left", fontsize=12
     )
     absolute.set_ylabel("discounted return")
-    relative.set_ylabel("share of the values'\nstandard deviation over states")
+    relative.set_ylabel("share of the values' standard\ndeviation over states and samples")
     absolute.set_xlabel("")
     figure.savefig(path, dpi=110)
     plt.close(figure)

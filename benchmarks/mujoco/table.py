@@ -12,29 +12,35 @@ import math
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from string import ascii_lowercase
 
 from benchmarks.mujoco import references
 from benchmarks.mujoco.curves import Curve, keep, read_kept, read_runs, short_name
 from benchmarks.mujoco.packages import require
 from benchmarks.mujoco.references import Reported
+from benchmarks.mujoco.values import is_reduction
 from policy.cli import run_main
 from policy.errors import ConfigError
 from policy.files import make_folder, replace_file
 
 NAMES = {"cgpo": "CGPO", "sac": "SAC", "td3": "TD3", "tqc": "TQC", "qvpo": "QVPO", "dipo": "DIPO"}
 _REVISION_SHOWN = 12  # characters of it
+CONTRAST_PICTURE = "critic_contrast"
 _MOST_OFF_STEP = 0.05  # an evaluation this share of the step earlier still counts as one at the step
 
 
 @dataclass(frozen=True)
 class Group:
-    """The seeds of one task, algorithm and variant."""
+    """The seeds of one task, algorithm and variant, of the same configuration, measured alike."""
 
     curves: tuple[Curve, ...]
+    mark: str = ""
+    """What tells it from a group of the same task whose label would be the same."""
 
     @property
     def first(self) -> Curve:
@@ -48,7 +54,14 @@ class Group:
 
     @property
     def label(self) -> str:
-        return f"{self.name} (reduced)" if self.first.is_reduced else self.name
+        label = f"{self.name} (reduced)" if self.first.is_reduced else self.name
+        return f"{label} [{self.mark}]" if self.mark else label
+
+    @property
+    def is_papers(self) -> bool:
+        """Whether it is the paper's algorithm, at its size or a smaller one."""
+        changes = self.first.differences.items()
+        return not self.first.overrides and all(is_reduction(name, *pair) for name, pair in changes)
 
     @property
     def candidates(self) -> tuple[int, ...]:
@@ -88,13 +101,18 @@ def group_curves(curves: Iterable[Curve]) -> dict[str, list[Group]]:
     """Return the groups of each task, in the order of NAMES; curves without an evaluation are left out."""
     order = [*NAMES]
 
-    def key(curve: Curve) -> tuple[str, int, str, str]:
+    def key(curve: Curve) -> tuple[str, int, str, str, str]:
         rank = order.index(curve.algorithm) if curve.algorithm in order else len(order)
-        return curve.task, rank, curve.algorithm, curve.variant
+        return curve.task, rank, curve.algorithm, curve.variant, curve.digest
 
     measured = sorted((curve for curve in curves if curve.rows), key=lambda curve: (*key(curve), curve.seed))
     groups = [Group(tuple(members)) for _, members in groupby(measured, key)]
-    return {task: list(own) for task, own in groupby(groups, lambda group: group.first.task)}
+    labels = Counter((group.first.task, group.label) for group in groups)
+    told_apart = [
+        replace(group, mark=group.first.digest) if labels[group.first.task, group.label] > 1 else group
+        for group in groups
+    ]
+    return {task: list(own) for task, own in groupby(told_apart, lambda group: group.first.task)}
 
 
 # --- Markdown ---------------------------------------------------------------------------------------------------------
@@ -111,6 +129,9 @@ def render(curves: Sequence[Curve], pictures: dict[str, list[Path]], command: st
         lines += ["", f"## {short_name(task)}", "", *_results(task, groups), "", *_same_steps(task, groups)]
         for picture in pictures.get(task, []):
             lines += ["", f"![{short_name(task)}: {picture.stem.replace('_', ' ')}]({picture.as_posix()})"]
+            if picture.stem == CONTRAST_PICTURE:
+                lines += ["", _probes(groups)]
+    lines += ["", "## Configurations", "", *_configurations(tasks)]
     lines += ["", "## Tasks' versions", "", references.VERSIONS.strip(), "", "## Runs", "", *_runs(tasks)]
     return "\n".join([*lines, ""])
 
@@ -121,13 +142,16 @@ def _introduction(command: str) -> list[str]:
         "the best of K_e samples by the critic. **Best so far**: largest return of all evaluations, which is biased",
         "upwards, the more so the more evaluations there are. **Last 10 %**: mean over the last tenth of the",
         "evaluations. Both for each seed, then mean ± standard deviation (n - 1) over seeds. K_e in bold is the one of",
-        "every evaluation; the others are evaluated more rarely. SAC, TD3 and TQC have one action, K_e = 1.",
+        "every evaluation; the others are evaluated more rarely. SAC, TD3 and TQC have one action, K_e = 1; so has",
+        "DIPO, whose samples hardly differ when it is evaluated, unless `dipo.evaluation_noise` is set. **Unequal**:",
+        "the seeds of a row were asked for different numbers of steps.",
         "",
-        "*Reduced* marks values of a smaller network, chain and batch than the paper's, made for a CPU; they are not",
-        "the paper's algorithm at its size. SAC, TD3 and TQC have the size of their papers unless they are marked.",
+        "*Reduced* marks values of a smaller network, chain, batch or number of samples than the algorithm's",
+        "`paper_mujoco` preset has, made for a CPU; they are not the paper's algorithm at its size.",
         "",
         f"Paper's column: {references.PAPER_SOURCE}. Its K_e is not stated, and it is the best of 1,000,000 steps:",
-        "beside a shorter run it says where the way leads, not what should be there already.",
+        "beside a shorter run it says where the way leads, not what should be there already. It stands beside rows",
+        "alone that differ from the preset in size at most.",
         "",
         f"`{command}` writes this file from the curves beside it.",
     ]
@@ -135,6 +159,7 @@ def _introduction(command: str) -> list[str]:
 
 def _results(task: str, groups: Sequence[Group]) -> list[str]:
     paper = references.paper_best(task)
+    notes: dict[str, str] = {}
     rows = []
     for group in groups:
         mark = " (reduced)" if group.first.is_reduced else ""
@@ -146,22 +171,67 @@ def _results(task: str, groups: Sequence[Group]) -> list[str]:
                 [
                     group.name if is_headline else "",
                     f"`{group.first.preset}`" if is_headline else "",
+                    f"`{group.first.digest}`" if is_headline else "",
                     f"{len(group.best(count))}",
                     _steps(group) if is_headline else "",
                     f"**{count}**" if is_headline else f"{count}",
                     _range(group.num_evaluations(count)),
                     f"{spread(group.best(count))}{mark}",
                     f"{spread(group.last_tenth(count))}{mark}",
-                    _reported(paper.get(group.first.algorithm)) if is_headline else "",
+                    _papers_cell(group, paper, notes) if is_headline else "",
                 ]
             )
-    head = ["algorithm", "preset", "seeds", "steps", "K_e", "evaluations", "best so far", "last 10 %"]
-    lines = markdown_table([*head, "paper: v3, best in 1,000,000 steps"], rows)
+    head = ["algorithm", "preset", "configuration", "seeds", "steps", "K_e", "evaluations", "best so far", "last 10 %"]
+    lines = markdown_table([*head, "paper: v3, K_e unknown, best in 1,000,000 steps"], rows)
+    if notes:
+        lines += ["", *(f"({letter}) {note}." for note, letter in notes.items())]
     missing = {name: value for name, value in paper.items() if name not in {group.first.algorithm for group in groups}}
     if missing:
         values = ", ".join(f"{NAMES[name]} {_reported(value)}" for name, value in missing.items())
         lines += ["", f"In the paper and not run here: {values}."]
     return lines
+
+
+def _papers_cell(group: Group, paper: Mapping[str, Reported], notes: dict[str, str]) -> str:
+    """Return the paper's value; `notes` gets a letter for what is otherwise there."""
+    value, note = paper.get(group.first.algorithm), references.PAPER_SETTINGS.get(group.first.algorithm)
+    if value is None or not group.is_papers:
+        return "-"
+    if note is None:
+        return _reported(value)
+    return f"{_reported(value)} ({notes.setdefault(note, ascii_lowercase[len(notes)])})"
+
+
+def _probes(groups: Sequence[Group]) -> str:
+    """Say on which states the contrast was measured."""
+    probes: dict[str, list[str]] = {}
+    for group in groups:
+        for curve in group.curves:
+            if points := curve.measured("contrast"):
+                count = curve.protocol.get("probe_states", "an unknown number")
+                probes.setdefault(f"{count} after {points[0][0]:,} steps", []).append(group.label)
+    drawn = "; ".join(f"{what} ({', '.join(dict.fromkeys(labels))})" for what, labels in probes.items())
+    return f"Critic contrast on states that were drawn from the replay once, and kept: {drawn}."
+
+
+def _configurations(tasks: Mapping[str, Sequence[Group]]) -> list[str]:
+    groups = {group.first.digest + group.first.variant: group for own in tasks.values() for group in own}
+    rows = []
+    for group in groups.values():
+        changes = (f"`{name}` {value} (paper's: {paper})" for name, (value, paper) in group.first.differences.items())
+        every, episodes = (group.first.protocol.get(name, "?") for name in ("evaluation_every", "episodes"))
+        rows.append(
+            [
+                f"`{group.first.digest}`",
+                group.label,
+                f"`{group.first.preset}`",
+                f"{episodes} episodes every {every} steps, K_e = {group.headline}",
+                ", ".join(changes) or "-",
+            ]
+        )
+    return markdown_table(
+        ["configuration", "algorithm", "preset", "evaluation", "otherwise than in the `paper_mujoco` preset"], rows
+    )
 
 
 def _same_steps(task: str, groups: Sequence[Group]) -> list[str]:
@@ -196,7 +266,7 @@ def _runs(tasks: dict[str, list[Group]]) -> list[str]:
             curve.path.with_suffix("").as_posix(),
             f"{curve.env_step:,}" if curve.is_finished else f"{curve.env_step:,}, unfinished",
             _number(max(value for _, value in curve.returns(curve.candidates[0]))),
-            _number(statistics.median(speeds)) if (speeds := [v for _, v in curve.values("updates_per_s")]) else "-",
+            _number(statistics.median(speeds)) if (speeds := [v for _, v in curve.measured("updates_per_s")]) else "-",
             f"{curve.rows[-1]['wall_s'] / 3600:.1f}" if "wall_s" in curve.rows[-1] else "-",
             f"{curve.rows[-1].get('skipped_steps', 0):.0f}",
             ", ".join(dict.fromkeys(_revision(start.get("revision", "")) for start in curve.starts)) or "-",
@@ -208,9 +278,14 @@ def _runs(tasks: dict[str, list[Group]]) -> list[str]:
 
 
 def commands_of(curves: Iterable[Curve]) -> list[str]:
-    """Return a block with the commands that the runs were last started with, each once."""
-    commands = {shlex.join(curve.starts[-1]["command"]): _machine(curve) for curve in curves if curve.starts}
-    lines = [f"{command}   # {machine}" for command, machine in commands.items()]
+    """Return a block with the commands that the runs were last started with, each once for a machine and revision."""
+    commands = dict.fromkeys(
+        f"{shlex.join(curve.starts[-1]['command'])}   # {_machine(curve)}, "
+        f"revision {_revision(curve.starts[-1].get('revision', ''))}"
+        for curve in curves
+        if curve.starts
+    )
+    lines = [*commands]
     return ["Commands of these runs, as last started:", "", "```", *lines, "```"]
 
 
@@ -226,6 +301,8 @@ def _revision(revision: str) -> str:
 
 def _steps(group: Group) -> str:
     reached = _range([curve.env_step for curve in group.curves])
+    if len({curve.steps for curve in group.curves}) > 1:
+        reached += ", **unequal**"
     unfinished = [curve for curve in group.curves if not curve.is_finished]
     if not unfinished:
         return reached

@@ -30,7 +30,7 @@ from benchmarks.mujoco.settings import RunSettings
 from benchmarks.runs import machine
 from learner.agents import Agents
 from learner.algorithms import make_algorithm, make_population
-from learner.algorithms.state import Resumable, Stateful
+from learner.algorithms.state import SKIPPED, Resumable, Stateful
 from learner.graphed_update import GraphedUpdate
 from learner.metric_sums import Average
 from learner.run_lock import sole_use_of
@@ -351,7 +351,9 @@ class Training(Resumable):
         own = _below("run.", tensors)
         self._probe.fit(own)
         self.load_state(own)
-        self._algorithm.load_state(_below("algorithm.", tensors))
+        state = self._algorithm.state()
+        counts = {name: torch.zeros_like(state[name]) for name in state if name.endswith(f".{SKIPPED}")}
+        self._algorithm.load_state(counts | _below("algorithm.", tensors))
         self._replay.restore(self._state_folder / "replay", self._progress.replay_rows)
         actions = [tensors[f"actions.{agent}"].numpy() for agent in range(len(self._folders))]
         self._environments.resume(list(zip(self._progress.episodes, actions, strict=True)))

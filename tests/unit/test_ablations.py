@@ -243,6 +243,12 @@ def curve_of(overrides: tuple[str, ...], seed: int, returns: list[float], is_fin
     )  # fmt: skip
 
 
+def test_seeds_that_were_evaluated_differently_are_not_compared() -> None:
+    other = dataclasses.replace(curve_of((), 1, [1.0]), protocol={"episodes": 3})
+    with pytest.raises(ConfigError, match="evaluated differently"):
+        render(Options(), chosen_variants(Options()), [curve_of((), 0, [1.0]), other])
+
+
 def table_of(document: str) -> dict[str, str]:
     return {line.split("|")[1].strip(): line for line in document.splitlines() if line.startswith("|")}
 

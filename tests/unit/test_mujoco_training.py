@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from benchmarks.mujoco import __main__ as command
 from benchmarks.mujoco import training
-from benchmarks.mujoco.run_folder import WALL_CLOCK_COLUMNS, RunFolder, columns
+from benchmarks.mujoco.curves import parse, read_runs, render
+from benchmarks.mujoco.run_folder import CONTRAST_COLUMNS, WALL_CLOCK_COLUMNS, RunFolder, columns
 from benchmarks.mujoco.settings import Protocol, RunSettings, default_preset, parse_seeds, variant_name
 from benchmarks.mujoco.sweep import make_run
 from benchmarks.mujoco.training import Host, Stopped, is_finished, train
@@ -236,6 +239,30 @@ def test_a_damaged_checkpoint_and_a_shortened_curve_are_refused(tmp_path: Path) 
             train([SETTINGS], host(tmp_path), is_resumed=True)
     (folder / "checkpoint.safetensors").write_bytes(whole_file)
     train([SETTINGS], host(tmp_path, steps=31), is_resumed=True)
+
+
+def test_a_checkpoint_of_the_format_before_is_continued(whole: Path, tmp_path: Path) -> None:
+    """It had no counts of left-out steps, and config.json fewer settings."""
+    with pytest.raises(Stopped):
+        train([SETTINGS], host(tmp_path, should_stop=stop_after(120)), is_resumed=False)
+    path = tmp_path / SETTINGS.folder / "checkpoint.safetensors"
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys() if not name.endswith(".skipped")}
+    progress = json.loads(header["progress"])
+    del progress["final_step"]
+    save_file(tensors, path, metadata={"format": "1", "progress": json.dumps(progress)})
+    config_path = tmp_path / SETTINGS.folder / "config.json"
+    config = json.loads(config_path.read_text())
+    del config["protocol"]["probe_after"]
+    config_path.write_text(json.dumps(config))
+    settings = replace(SETTINGS, protocol=replace(PROTOCOL, probe_after=Protocol().probe_after))
+    train([settings], host(tmp_path), is_resumed=True)
+    names = [name for name in curve(whole)[0] if name not in CONTRAST_COLUMNS]
+    for found, expected in zip(curve(tmp_path), curve(whole), strict=True):
+        assert {name: found[name] for name in names} == {name: expected[name] for name in names}
+    (read,) = read_runs(tmp_path)
+    assert len(parse(render(read), "kept").rows) == 4
 
 
 def test_more_steps_continue_a_finished_run(whole: Path, tmp_path: Path) -> None:
