@@ -5,13 +5,13 @@ from typing import NamedTuple
 PAPER_SOURCE = "CGPO, arXiv:2605.30056, Table 1: v3, best return in 1,000,000 steps, mean (std) of 5 seeds"
 
 PAPER_SETTINGS: dict[str, str] = {
-    "cgpo": "the paper prints no number of critics, quantiles and dropped quantiles, here TQC's 5, 25 and 2, and says "
-    "2 hidden layers, here 3 as in QVPO's code, from which it descends",
+    "cgpo": "the paper prints no number of critics, quantiles and dropped quantiles, `paper_mujoco` has TQC's 5, 25 "
+    "and 2; it says 2 hidden layers, `paper_mujoco` has 3 as in QVPO's code, from which the paper's descends",
     "sac": "the paper fixes alpha at 0.2, here it is tuned; `sac.tune_temperature=false sac.initial_temperature=0.2` "
     "is its setting",
-    "qvpo": "the paper says 2 hidden layers, here 3 as in QVPO's code",
-    "dipo": "the paper says 2 hidden layers, here 3 as in DIPO's code, which loses the actions that it moves; here "
-    "they are kept, as DIPO's paper says",
+    "qvpo": "the paper says 2 hidden layers, `paper_mujoco_qvpo` has 3 as in QVPO's code",
+    "dipo": "the paper says 2 hidden layers, `paper_mujoco_dipo` has 3 as in DIPO's code, which loses the actions that "
+    "it moves; here they are kept, as DIPO's paper says",
 }
 """Where a setting of the paper's column is not the one of our preset."""
 

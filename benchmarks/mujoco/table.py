@@ -209,7 +209,9 @@ def _probes(groups: Sequence[Group]) -> str:
         for curve in group.curves:
             if points := curve.measured("contrast"):
                 count = curve.protocol.get("probe_states", "an unknown number")
-                probes.setdefault(f"{count} after {points[0][0]:,} steps", []).append(group.label)
+                step = points[0][0]
+                random = ", all of random actions" if step <= curve.values["replay.training_starts"] else ""
+                probes.setdefault(f"{count} after {step:,} steps{random}", []).append(group.label)
     drawn = "; ".join(f"{what} ({', '.join(dict.fromkeys(labels))})" for what, labels in probes.items())
     return f"Critic contrast on states that were drawn from the replay once, and kept: {drawn}."
 
@@ -219,13 +221,13 @@ def _configurations(tasks: Mapping[str, Sequence[Group]]) -> list[str]:
     rows = []
     for group in groups.values():
         changes = (f"`{name}` {value} (paper's: {paper})" for name, (value, paper) in group.first.differences.items())
-        every, episodes = (group.first.protocol.get(name, "?") for name in ("evaluation_every", "episodes"))
+        every, episodes = (group.first.protocol.get(name, 0) for name in ("evaluation_every", "episodes"))
         rows.append(
             [
                 f"`{group.first.digest}`",
                 group.label,
                 f"`{group.first.preset}`",
-                f"{episodes} episodes every {every} steps, K_e = {group.headline}",
+                f"{episodes} episodes every {every:,} steps, K_e = {group.headline}",
                 ", ".join(changes) or "-",
             ]
         )

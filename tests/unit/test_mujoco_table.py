@@ -166,7 +166,7 @@ def test_seeds_of_different_runs_are_not_averaged(tmp_path: Path) -> None:
         assert f"| `{group.first.digest}` |" in document
         assert f"| `{group.first.digest}` |" in configurations
     assert "`cgpo.discount` 0.9 (paper's: 0.99)" in configurations
-    assert "3 episodes every 50000 steps" in configurations
+    assert "3 episodes every 50,000 steps" in configurations
 
 
 def test_settings_that_a_newer_program_added_keep_seeds_together(tmp_path: Path) -> None:
@@ -276,6 +276,8 @@ def test_a_contrast_that_was_measured_is_drawn(tmp_path: Path) -> None:
     document = document_of(tmp_path)
     assert "results/Hopper-v4/critic_contrast.png" in document
     assert "drawn from the replay once, and kept: 64 after 50,000 steps (CGPO)." in document
+    write_run(tmp_path / "random", [{**row, "env_step": row["env_step"] / 5} for row in rows])
+    assert "64 after 10,000 steps, all of random actions (CGPO)." in document_of(tmp_path / "random")
 
 
 def test_the_spread_that_contrasts_are_divided_by_is_named_as_it_is_measured(
