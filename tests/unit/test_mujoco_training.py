@@ -421,6 +421,9 @@ def test_settings_that_a_newer_program_added_do_not_hinder_a_resume(tmp_path: Pa
     config = json.loads(path.read_text())
     del config["learner"]["cgpo"]["shared_prefix"]
     path.write_text(json.dumps(config))
+    other = replace(SETTINGS, config=replace(CONFIG, cgpo=replace(CONFIG.cgpo, shared_prefix=False)))
+    with pytest.raises(ConfigError, match=r"shared_prefix was True, is False"):
+        train([other], host(tmp_path, steps=20), is_resumed=True)
     train([SETTINGS], host(tmp_path, steps=20), is_resumed=True)
 
 
