@@ -81,10 +81,25 @@ class RunFolder:
         replace_durably(path, json.dumps(content, indent=1).encode())
         (self.path / "summary.json").unlink(missing_ok=True)  # of the same run with fewer steps
 
-    def last_start(self) -> Mapping[str, Any]:
-        """Return what the last start recorded; the run must have been started."""
-        start: Mapping[str, Any] = self._stored()["starts"][-1]
-        return start
+    def notice_of_change(self, device: str, threads: int, machine: str) -> str:
+        """Return what differs from where the run was at last, where sums may round otherwise; "" if nothing does.
+
+        Raises ConfigError on another kind of device. The run must have been started.
+        """
+        before = self._stored()["starts"][-1]
+        if before["device"] != device:
+            raise ConfigError(
+                f"{self.path} was run with --device {before['device']}, now it is {device}: their random numbers "
+                f"differ, so the run cannot go on there. Give --device {before['device']}, or another --out."
+            )
+        now = {"threads": threads, "machine": machine}
+        changes = [f"{name} {before[name]}, now {value}" for name, value in now.items() if before[name] != value]
+        if not changes:
+            return ""
+        return (
+            f". Before: {'; '.join(changes)}. The run goes on, but sums may round otherwise: its curve need not be the "
+            "one that it would have had without the change."
+        )
 
     def _stored(self) -> dict[str, Any]:
         path = self.path / "config.json"

@@ -35,7 +35,7 @@ from learner.graphed_update import GraphedUpdate
 from learner.metric_sums import Average
 from learner.run_lock import sole_use_of
 from learner.tensor_replay import TensorReplay
-from policy.errors import ConfigError, DivergedError
+from policy.errors import DivergedError
 from policy.failpoints import failpoint
 
 _HOPELESS = 1000  # optimiser steps in a row that were not finite
@@ -346,7 +346,7 @@ class Training(Resumable):
             for folder in self._folders:
                 folder.cut({})
             return
-        self._check_machine()
+        notice = self._folders[0].notice_of_change(self._config.device, self._config.torch_threads, machine())
         tensors, self._progress = found
         own = _below("run.", tensors)
         self._probe.fit(own)
@@ -359,23 +359,7 @@ class Training(Resumable):
         self._environments.resume(list(zip(self._progress.episodes, actions, strict=True)))
         for folder, sizes in zip(self._folders, self._progress.sizes, strict=True):
             folder.cut(sizes)
-        self._host.say(f"continuing at step {self._progress.env_step:,}")
-
-    def _check_machine(self) -> None:
-        """Raise ConfigError on another kind of device than before; say where sums may round otherwise than before."""
-        before, device = self._folders[0].last_start(), self._config.device
-        if before["device"] != device:
-            raise ConfigError(
-                f"{self._folders[0].path} was run with --device {before['device']}, now it is {device}: their random "
-                f"numbers differ, so the run cannot go on there. Give --device {before['device']}, or another --out."
-            )
-        now = {"threads": self._config.torch_threads, "machine": machine()}
-        changes = [f"{name} {before[name]}, now {value}" for name, value in now.items() if before[name] != value]
-        if changes:
-            self._host.say(
-                f"before: {'; '.join(changes)}. The run goes on, but sums may round otherwise: its curve need not be "
-                "the one that it would have had without the change."
-            )
+        self._host.say(f"continuing at step {self._progress.env_step:,}{notice}")
 
     def _finish(self) -> None:
         headline = f"return_mean_k{evaluated_candidates(self._settings)[0]}"
