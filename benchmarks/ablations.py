@@ -22,9 +22,10 @@ from typing import Annotated
 import tyro
 
 from benchmarks.mujoco.curves import Curve, keep, read_kept, read_runs, short_name
+from benchmarks.mujoco.groups import Group, group_curves
 from benchmarks.mujoco.settings import full_task_name, parse_seeds, resolve_config
 from benchmarks.mujoco.sweep import ALONE, make_run, split_arguments
-from benchmarks.mujoco.table import Group, commands_of, group_curves, markdown_table, spread
+from benchmarks.mujoco.table import commands_of, markdown_table, spread
 from benchmarks.point_reach import TASK as POINT_REACH
 from learner.cluster import SweepConfig, SweepRun, run_sweep
 from learner.config import LearnerConfig

@@ -22,7 +22,8 @@ import torch
 from benchmarks.learner.cases import make_case, make_synthetic_replay
 from benchmarks.runs import machine
 from learner.algorithms import make_algorithm
-from learner.data_parallel import joined, largest_difference, share_of, synchronise
+from learner.data_parallel import joined, share_of
+from learner.rank_state import largest_difference, synchronise
 from policy.cli import run_main
 from policy.errors import CgpoError, ConfigError
 from policy.process import die_with_parent

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from learner.algorithms.guarded_adam import GuardedAdam
 from learner.config import LearnerConfig
+from learner.noise import Noise
 from policy.errors import ConfigError
 
 _COMMON = ("actor_learning_rate", "critic_learning_rate", "discount")
@@ -72,7 +73,7 @@ class Agents:
         network = Population(members) if self.is_population else members[0]
         return network.to(self.device)
 
-    def noise(self, purpose: int) -> "Noise":
+    def noise(self, purpose: int) -> Noise:
         """Random numbers for one purpose: switching one source off does not shift the others."""
         seeds = [config.seed * 1000 + purpose for config in self.configs]
         return Noise(seeds, self.device, is_population=self.is_population)
@@ -91,44 +92,6 @@ class Agents:
         if len(set(values)) == 1:
             return values[0]
         return torch.tensor(values, device=self.device).view(-1, *(1,) * num_axes)
-
-
-class Noise:
-    """Random numbers of all agents, each drawn from its own generator."""
-
-    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu", *, is_population: bool) -> None:
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self._device = device
-        self._is_population = is_population
-
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal (..., *shape)."""
-        return self._of_each(lambda generator: torch.randn(shape, generator=generator, device=self._device))
-
-    def uniform(self, *shape: int) -> Tensor:
-        """Uniform in [0, 1), (..., *shape)."""
-        return self._of_each(lambda generator: torch.rand(shape, generator=generator, device=self._device))
-
-    def integers(self, high: int, *shape: int) -> Tensor:
-        """Uniform integers in [0, high), (..., *shape)."""
-        return self._of_each(lambda generator: torch.randint(high, shape, generator=generator, device=self._device))
-
-    def below(self, limit: Tensor, *shape: int) -> Tensor:
-        """Uniform integers in [0, limit), (..., *shape), for a limit () that is on the device and not read back.
-
-        Their bias is limit / 2**62.
-        """
-        return self.integers(2**62, *shape) % limit
-
-    def chains(self, num_steps: int, rows: int, action_dim: int) -> Tensor:
-        """All noise of `rows` reverse chains, (T + 1, ..., rows, A), as policy.sampler.sample takes it."""
-        drawn = self.normal(num_steps + 1, rows, action_dim)
-        return drawn.movedim(-3, 0)
-
-    def _of_each(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        if not self._is_population:
-            return draw(self.generators[0])
-        return torch.stack([draw(generator) for generator in self.generators])
 
 
 class Population(nn.Module):

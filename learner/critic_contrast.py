@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from learner.agents import Noise
 from learner.diffusion import Diffusion
+from learner.noise import Noise
 
 
 @torch.no_grad()

@@ -14,18 +14,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from learner.config import LearnerConfig
 from policy.errors import CgpoError, ConfigError
-
-if TYPE_CHECKING:  # which import the optimiser, which imports this
-    from learner.algorithms.base import Algorithm
-    from learner.config import LearnerConfig
 
 _TIMEOUT_S = 600.0
 _SEED_STRIDE = 1_000_003  # between ranks; far from seeds that a person would choose
@@ -70,7 +66,7 @@ def expecting_all_ranks() -> Iterator[None]:
         raise LostRankError(f"another of the learner's trainers has ended or does not answer: {reason}") from error
 
 
-def share_of(config: "LearnerConfig", rank: int, num_ranks: int) -> "LearnerConfig":
+def share_of(config: LearnerConfig, rank: int, num_ranks: int) -> LearnerConfig:
     """Return a rank's own configuration: an equal share of each batch, and random numbers of its own.
 
     Rank 0 keeps its seed. Raises ConfigError when a batch cannot be shared equally.
@@ -100,30 +96,6 @@ def average_over_ranks(gradients: Sequence[Tensor | None], loss: Tensor) -> tupl
     means = iter([part.view(tensor.shape) for part, tensor in zip(parts, present, strict=True)])
     mean_loss = next(means)
     return [None if gradient is None else next(means) for gradient in gradients], mean_loss
-
-
-def synchronise(algorithm: "Algorithm", device: str | torch.device) -> None:
-    """Give every rank the networks, optimisers and counters of rank 0; each keeps its own random numbers."""
-    generators, rest = generators_and_rest(algorithm)
-    shared = broadcast_tensors(rest, device)
-    if dist.get_rank() != 0:
-        algorithm.load_state({**generators, **shared})
-
-
-def largest_difference(algorithm: "Algorithm", device: str | torch.device) -> float:
-    """Return by how much this rank's published policy differs from rank 0's in its worst element: 0, as it should."""
-    own = algorithm.policy_tensors()
-    first = broadcast_tensors(own, device)
-    return max(float((own[name] - first[name]).abs().max()) for name in own)
-
-
-def generators_and_rest(algorithm: "Algorithm") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return what each rank has for itself of an algorithm's state, and what is the same on all of them."""
-    state = algorithm.state()
-    generators = {
-        name: tensor for name, tensor in state.items() if tensor.dtype == torch.uint8
-    }  # nothing else is bytes
-    return generators, {name: tensor for name, tensor in state.items() if name not in generators}
 
 
 def broadcast_tensors(

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.kernels import make_kernels
+from learner.noise import Noise
 from policy.noise_schedule import make_noise_schedule
 from policy.sampler import best_of
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from learner.algorithms import make_algorithm
 from learner.algorithms.base import Algorithm
 from learner.config import LearnerConfig
-from learner.data_parallel import broadcast_tensors, generators_and_rest, joined, synchronise
+from learner.data_parallel import broadcast_tensors, joined
 from learner.graphed_update import GraphedUpdate
 from learner.leader import DIGEST, Order, config_of, digest, exchange_order
+from learner.rank_state import generators_and_rest, synchronise
 from learner.replay_feed import ReplayFeed, make_replay
 from learner.resolved_config import load_config
 from policy.cli import run_main

@@ -26,15 +26,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from learner.data_parallel import (
-    LostRankError,
-    broadcast_tensors,
-    expecting_all_ranks,
-    generators_and_rest,
-    joined,
-    share_of,
-    synchronise,
-)
+from learner.data_parallel import LostRankError, broadcast_tensors, expecting_all_ranks, joined, share_of
+from learner.rank_state import generators_and_rest, synchronise
 from policy.errors import ConfigError
 from policy.process import killed_with_parent
 

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.agents import Noise
 from learner.config import ReplayConfig
+from learner.noise import Noise
 from learner.replay_buffer import ReplayBuffer, Stream
 from learner.replay_images import make_images
 from policy.encoder import EncoderInput, ObservationEncoder

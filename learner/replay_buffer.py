@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.agents import Noise
 from learner.mirror import Mirror
+from learner.noise import Noise
 from learner.replay_images import FrameStore
 from learner.row_set import RowSet
 from policy.transition import Transition

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.agents import Noise
 from learner.config import ReplayConfig
+from learner.noise import Noise
 from learner.pixels import draw_shifts, shift_images
 from policy.encoder import ObservationEncoder, pixels_of
 from policy.resnet import MAP_CHANNELS, map_size

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from learner.agents import Noise
+from learner.noise import Noise
 from learner.replay import Batch
 from policy.encoder import EncoderInput
 from policy.errors import WeightsError

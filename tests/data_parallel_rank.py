@@ -12,11 +12,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.algorithms import make_algorithm
 from learner.algorithms.base import Algorithm
 from learner.config import LearnerConfig
-from learner.data_parallel import joined, largest_difference, share_of, synchronise
+from learner.data_parallel import joined, share_of
+from learner.noise import Noise
+from learner.rank_state import largest_difference, synchronise
 from learner.replay import Batch
 from policy.encoder import EncoderInput
 from tests.oracles import make_specs, random_batch, small_config

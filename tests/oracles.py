@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.agents import Noise
 from learner.algorithms.cgpo import Cgpo
 from learner.config import LearnerConfig
+from learner.noise import Noise
 from learner.replay import Batch
 from policy.config import from_dict
 from policy.encoder import EncoderInput

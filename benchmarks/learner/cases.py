@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.replay_memory import SPECS, transitions
-from learner.agents import Noise
 from learner.algorithms import ALGORITHMS
 from learner.config import LearnerConfig
+from learner.noise import Noise
 from learner.replay import Batch, Replay
 from learner.replay_feed import make_replay
 from learner.tensor_replay import TensorReplay

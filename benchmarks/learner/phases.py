@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-from learner.agents import Noise
 from learner.algorithms.guarded_adam import GuardedAdam
+from learner.noise import Noise
 
 REPLAY = "drawing batches"
 NOISE = "random numbers"

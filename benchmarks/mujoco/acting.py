@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.mujoco.environments import Array
-from learner.agents import Agents, Noise
+from learner.agents import Agents
+from learner.noise import Noise
 from policy.encoder import EncoderInput
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from benchmarks.mujoco import references
-from benchmarks.mujoco.table import CONTRAST_PICTURE, NAMES, Group
+from benchmarks.mujoco.groups import NAMES, Group
 from policy.files import make_folder
 
 # Okabe and Ito's colours, distinct also to colour-blind readers.
@@ -41,7 +41,7 @@ def draw_task(task: str, groups: Sequence[Group], folder: Path) -> list[Path]:
     _draw_learning_curves(task, groups, pictures[0])
     measured = [group for group in groups if any(curve.measured("contrast") for curve in group.curves)]
     if measured:
-        pictures.append(folder / f"{CONTRAST_PICTURE}.png")
+        pictures.append(folder / "critic_contrast.png")
         _draw_contrast(task, measured, pictures[1])
     return pictures
 

@@ -7,8 +7,9 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from learner.agents import Noise, Population
+from learner.agents import Population
 from learner.algorithms.guarded_adam import SkippedSteps
+from learner.noise import Noise
 from learner.replay import Batch
 from policy.encoder import EncoderInput
 

@@ -4,11 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.algorithms.base import Metrics, SampleBatch, frozen_copy, published_tensors, update_ema
 from learner.algorithms.state import Resumable, Stateful
 from learner.diffusion import Diffusion
 from learner.losses import mean_over_human_rows
+from learner.noise import Noise
 from policy.config import PolicyConfig
 from policy.critic_network import CriticEnsemble
 from policy.diffusion_policy import make_critic, make_denoiser

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.algorithms.base import (
     Metrics,
     NextFeature,
@@ -35,6 +35,7 @@ from learner.losses import (
     scalar_critic_loss,
     target_atoms,
 )
+from learner.noise import Noise
 from learner.replay import Batch
 from policy.critic_network import conservative_value
 from policy.diffusion_policy import make_critic, make_denoiser

@@ -19,13 +19,14 @@ with `evaluation_noise` does it matter among how many the critic chooses.
 import torch
 from torch import Tensor
 
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.algorithms.base import Metrics, NextFeature, SampleBatch, frozen_copy, published_tensors, update_ema
 from learner.algorithms.critic_learner import CriticLearner
 from learner.algorithms.state import Resumable, Stateful
 from learner.critic_contrast import critic_contrast
 from learner.diffusion import Diffusion
 from learner.losses import scalar_critic_loss
+from learner.noise import Noise
 from learner.replay import Batch
 from policy.critic_network import conservative_value
 from policy.diffusion_policy import make_denoiser

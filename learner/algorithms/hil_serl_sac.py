@@ -11,7 +11,7 @@ here, so that both algorithms are compared behind the same eyes.
 import torch
 from torch import Tensor
 
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.algorithms.base import (
     Metrics,
     NextFeature,
@@ -26,6 +26,7 @@ from learner.algorithms.guarded_adam import GuardedAdam
 from learner.algorithms.state import Resumable, Stateful
 from learner.algorithms.temperature import Temperature
 from learner.losses import scalar_critic_loss
+from learner.noise import Noise
 from learner.replay import Batch
 from policy.diffusion_policy import make_critic
 from policy.encoder import EncoderInput, ObservationHeads

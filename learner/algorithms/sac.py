@@ -16,12 +16,13 @@ With images the actor sees features that learn from the critics alone, as all al
 import torch
 from torch import Tensor
 
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.algorithms.base import Metrics, NextFeature, SampleBatch, published_tensors
 from learner.algorithms.critic_learner import CriticLearner
 from learner.algorithms.soft_actor import SoftActor
 from learner.algorithms.state import Resumable, Stateful
 from learner.losses import scalar_critic_loss
+from learner.noise import Noise
 from learner.replay import Batch
 from policy.critic_network import conservative_value
 from policy.encoder import EncoderInput

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.algorithm_config import SacConfig
 from learner.algorithms.base import Metrics
 from learner.algorithms.state import Stateful
 from learner.algorithms.temperature import Temperature
 from learner.config import LearnerConfig
+from learner.noise import Noise
 from policy.gaussian_policy import GaussianPolicy, sample_tanh_gaussian
 from policy.spec import Specs
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from learner.agents import Noise, PopulationAdam
+from learner.agents import PopulationAdam
 from learner.algorithms.guarded_adam import GuardedAdam, SkippedSteps, read_counters
+from learner.noise import Noise
 from policy.errors import WeightsError
 
 SKIPPED = "skipped"

@@ -19,11 +19,12 @@ gradients that are not taken are about a fifth of the arithmetic.
 import torch
 from torch import Tensor
 
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.algorithms.base import Metrics, NextFeature, SampleBatch, frozen_copy, published_tensors, update_ema
 from learner.algorithms.critic_learner import CriticLearner
 from learner.algorithms.state import Resumable, Stateful
 from learner.losses import scalar_critic_loss
+from learner.noise import Noise
 from learner.replay import Batch
 from policy.critic_network import conservative_value
 from policy.deterministic_policy import DeterministicPolicy, with_exploration_noise

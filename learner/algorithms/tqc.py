@@ -14,12 +14,13 @@ step, not before; and in 10,000 random steps before learning, there 256.
 import torch
 from torch import Tensor
 
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.algorithms.base import Metrics, NextFeature, SampleBatch, published_tensors
 from learner.algorithms.critic_learner import CriticLearner
 from learner.algorithms.soft_actor import SoftActor
 from learner.algorithms.state import Resumable, Stateful
 from learner.losses import target_atoms
+from learner.noise import Noise
 from learner.replay import Batch
 from policy.encoder import EncoderInput
 from policy.spec import Specs

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from learner.agents import Noise, variable_settings
+from learner.agents import variable_settings
 from learner.algorithms import ALGORITHMS, make_algorithm, make_population
 from learner.algorithms.base import Algorithm, Metrics
 from learner.algorithms.guarded_adam import GuardedAdam
 from learner.config import LearnerConfig
 from learner.kernels.fast import FastKernels
+from learner.noise import Noise
 from learner.replay import Batch
 from policy.acting import ActingPolicy
 from policy.config import PolicyConfig

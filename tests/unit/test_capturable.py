@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from learner import agents
-from learner.agents import Noise, PopulationAdam
+from learner.agents import PopulationAdam
 from learner.algorithms import make_algorithm, make_population
 from learner.algorithms.guarded_adam import GuardedAdam
+from learner.noise import Noise
 from learner.tensor_replay import TensorReplay
 from policy.encoder import EncoderInput
 from tests.oracles import make_specs, merged, small_config, with_gripper
@@ -55,7 +56,9 @@ def make(settings: dict[str, Any], num_agents: int | None, device: str, has_grip
     for _ in range(20):
         step = (torch.rand(*leading, F), 2 * torch.rand(*leading, A) - 1, torch.rand(leading))
         replay.add(*step, torch.rand(*leading, F), torch.zeros(leading))
-    noise = agents.Noise(range(num_agents or 1), device, is_population=num_agents is not None)
+    noise = (MetaNoise if device == "meta" else Noise)(
+        range(num_agents or 1), device, is_population=num_agents is not None
+    )
     return algorithm, lambda: replay.sample(BATCH, noise)
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.algorithms.base import next_feature_of, update_ema
 from learner.algorithms.cgpo import Cgpo
+from learner.noise import Noise
 from learner.replay import Batch
 from policy.encoder import EncoderInput
 from tests.oracles import ClosedFormDenoiser, best_of_samples, gaussian, make_specs, random_batch, small_config

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.algorithms import make_algorithm, make_population
 from learner.critic_contrast import critic_contrast
 from learner.diffusion import Diffusion
+from learner.noise import Noise
 from policy.encoder import EncoderInput
 from tests.oracles import make_specs, small_config
 

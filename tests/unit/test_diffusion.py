@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.diffusion import Diffusion
+from learner.noise import Noise
 from tests.oracles import small_config
 
 

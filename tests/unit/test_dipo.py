@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.algorithms.dipo import Dipo
+from learner.noise import Noise
 from learner.replay import Batch
 from learner.tensor_replay import TensorReplay
 from policy.encoder import EncoderInput

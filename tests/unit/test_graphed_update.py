@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from learner import graphed_update
-from learner.agents import Noise
 from learner.algorithms import make_algorithm, make_population
 from learner.algorithms.guarded_adam import SkippedSteps, read_counters
 from learner.graphed_update import GraphedUpdate, set_matmul_precision
 from learner.metric_sums import MetricSums
+from learner.noise import Noise
 from learner.tensor_replay import TensorReplay
 from tests.oracles import make_specs, small_config
 

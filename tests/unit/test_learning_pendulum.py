@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.agents import Noise
 from learner.algorithms import make_algorithm
 from learner.algorithms.base import Algorithm
 from learner.config import LearnerConfig
+from learner.noise import Noise
 from learner.tensor_replay import TensorReplay
 from policy.encoder import EncoderInput
 from tests.oracles import make_specs, small_config

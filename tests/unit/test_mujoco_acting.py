@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from benchmarks.mujoco.acting import Acting
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.algorithms import make_algorithm, make_population
+from learner.noise import Noise
 from policy.encoder import EncoderInput
 from tests.oracles import make_specs, small_config
 

@@ -12,9 +12,10 @@ import pytest
 
 from benchmarks.mujoco import plots, sweep
 from benchmarks.mujoco.curves import Curve, keep, parse, read_kept, read_runs, render
+from benchmarks.mujoco.groups import group_curves
 from benchmarks.mujoco.plots import common_points, spread_out
 from benchmarks.mujoco.settings import resolve_config
-from benchmarks.mujoco.table import group_curves, write_results
+from benchmarks.mujoco.table import write_results
 from learner.algorithm_config import CgpoConfig
 from learner.config import LearnerConfig
 from policy.config import presets_dir, to_json

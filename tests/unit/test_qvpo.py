@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.algorithms.qvpo import Qvpo, q_weight
+from learner.noise import Noise
 from learner.replay import Batch
 from policy.encoder import EncoderInput
 from policy.errors import ConfigError

@@ -11,8 +11,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from learner.agents import Noise
 from learner.config import ReplayConfig
+from learner.noise import Noise
 from learner.replay import Batch, Replay
 from learner.replay_buffer import ReplayBuffer
 from learner.row_set import RowSet

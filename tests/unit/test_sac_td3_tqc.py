@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.agents import Agents, Noise
+from learner.agents import Agents
 from learner.algorithms.base import update_ema
 from learner.algorithms.guarded_adam import GuardedAdam
 from learner.algorithms.sac import Sac
 from learner.algorithms.td3 import Td3
 from learner.algorithms.tqc import Tqc
+from learner.noise import Noise
 from learner.replay import Batch
 from policy.critic_network import CriticEnsemble
 from policy.deterministic_policy import DeterministicPolicy

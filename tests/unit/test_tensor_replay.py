@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import learner.tensor_replay as tensor_replay
-from learner.agents import Noise
+from learner.noise import Noise
 from learner.replay import Batch
 from learner.tensor_replay import TensorReplay
 from policy.errors import WeightsError
