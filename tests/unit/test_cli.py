@@ -149,7 +149,7 @@ def test_a_reader_that_leaves_early_causes_no_traceback() -> None:
         (["learner", "--policy.denoising-steps", "1"], "denoising_steps = 1"),
         (["learner", "--port", "70000"], "learner.port = 70000 is outside 0 to 65535"),
         (["learner", "--cgpo.discount", "1.5"], "discount = 1.5 is outside (0, 1)"),
-        (["learner", "--policy.behavior-candidates", "1"], "Set entropy_reduction = 'mean'"),
+        (["learner", "--policy.behavior-candidates", "1"], "Set cgpo.entropy_reduction = 'mean'"),
         (["actor", "--task", "peg_in_hol"], "unknown task 'peg_in_hol'. Did you mean 'peg_in_hole'?"),
         (["actor", "--backend", "twinn"], "unknown robot backend 'twinn'. Did you mean 'twin'?"),
         (["launch.sim", "--set", "guidence.type=none"], "Did you mean 'learner.cgpo.guidance.type'?"),
