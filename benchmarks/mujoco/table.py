@@ -192,15 +192,23 @@ def _runs(tasks: dict[str, list[Group]]) -> list[str]:
 
 
 def commands_of(curves: Iterable[Curve]) -> list[str]:
-    """Return a block with the commands that the runs were last started with, each once for a machine and revision."""
-    commands = dict.fromkeys(
-        f"{shlex.join(curve.starts[-1]['command'])}   # {_machine(curve)}, "
-        f"revision {_revision(curve.starts[-1].get('revision', ''))}"
-        for curve in curves
-        if curve.starts
-    )
-    lines = [*commands]
+    """Return a block with the commands that the runs were last started with, those of several seeds as one."""
+    seeds: dict[tuple[str, str], set[str]] = {}
+    for curve in curves:
+        if curve.starts:
+            command, place = curve.starts[-1]["command"], _place(curve)
+            own = command.index("--seeds") + 1 if "--seeds" in command[:-1] else 0
+            seed = command[own] if own else ""
+            rest = shlex.join("{seeds}" if own and index == own else word for index, word in enumerate(command))
+            seeds.setdefault((rest.replace("'{seeds}'", "{seeds}"), place), set()).add(seed)
+    lines = [
+        f"{command.replace('{seeds}', ','.join(sorted(own)))}   # {place}" for (command, place), own in seeds.items()
+    ]
     return ["Commands of these runs, as last started:", "", "```", *lines, "```"]
+
+
+def _place(curve: Curve) -> str:
+    return f"{_machine(curve)}, revision {_revision(curve.starts[-1].get('revision', ''))}"
 
 
 def _machine(curve: Curve) -> str:

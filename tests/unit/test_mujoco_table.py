@@ -36,7 +36,17 @@ def write_run(
         learner = json.loads(to_json(config_of_preset))
     folder = out / task / algorithm / ",".join([Path(preset).stem, *overrides]) / f"seed_{seed}"
     folder.mkdir(parents=True)
-    command = ["python", "-m", "benchmarks.mujoco", "--task", task, "--out", "/home/somebody/runs"]
+    command = [
+        "python",
+        "-m",
+        "benchmarks.mujoco",
+        "--task",
+        task,
+        "--seeds",
+        str(seed),
+        "--out",
+        "/home/somebody/runs",
+    ]
     start = {
         "env_step": 0,
         "command": command,
@@ -205,6 +215,7 @@ def test_one_command_on_two_machines_is_shown_twice(tmp_path: Path) -> None:
     assert [line.partition("#")[2] for line in block] == [
         f" cpu, ? threads, {machine}, revision 0123456789ab-dirty" for machine in ("fast", "slow")
     ]
+    assert ["--seeds 0 --out" in block[0], "--seeds 1,2 --out" in block[1]] == [True, True]
 
 
 def test_pictures_need_a_package_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
