@@ -1,8 +1,8 @@
 """Activations of hidden layers on a CPU in few passes over memory, with their derivatives written out.
 
 PyTorch's own mish evaluates an exponential, a logarithm and a tanh and takes five times as long as the one here, its
-tanh six times as long as a sigmoid. Each activation may want its layers in another form, which it says in `arranged`:
-then it takes such a layer's sums and its values go into the next. All of it is without autograd; sums are overwritten.
+tanh six times as long as a sigmoid. Each activation may want its layers in another form (policy.arranged_layers): then
+it takes such a layer's sums and its values go into the next. All of it is without autograd; sums are overwritten.
 """
 
 from collections.abc import Sequence
@@ -31,14 +31,6 @@ class Activation(Protocol):
     sign: int
     """The sums that it takes are these times a layer's own."""
 
-    @staticmethod
-    def arranged(layer: Layer, *, follows: bool, leads: bool) -> Layer:
-        """The layer for inputs that are this activation's values (follows) and outputs that it will take (leads)."""
-
-    @staticmethod
-    def restored(gradient: Layer, *, follows: bool, leads: bool) -> Layer:
-        """The gradient of a layer from that of its arranged form, which is overwritten."""
-
     def values(self, sums: Tensor, index: int) -> Tensor:
         """The values of hidden layer `index`."""
 
@@ -49,7 +41,7 @@ class Activation(Protocol):
         """The gradient with respect to the sums from that with respect to the values, which is overwritten."""
 
     def back_with_parameters(self, gradient: Tensor, kept: Kept, index: int) -> tuple[Tensor, Kept]:
-        """Also the gradients of the activation's own parameters in this layer."""
+        """Also the gradients of what the activation was given for this layer."""
 
 
 class Mish:
@@ -60,14 +52,6 @@ class Mish:
     """
 
     sign = -1
-
-    @staticmethod
-    def arranged(layer: Layer, *, follows: bool, leads: bool) -> Layer:
-        return Layer(-layer.weight, -layer.bias) if leads else layer
-
-    @staticmethod
-    def restored(gradient: Layer, *, follows: bool, leads: bool) -> Layer:
-        return Layer(gradient.weight.neg_(), gradient.bias.neg_()) if leads else gradient
 
     def values(self, sums: Tensor, index: int) -> Tensor:
         q = torch.sigmoid(sums)
@@ -97,14 +81,6 @@ class Relu:
 
     sign = 1
 
-    @staticmethod
-    def arranged(layer: Layer, *, follows: bool, leads: bool) -> Layer:
-        return layer
-
-    @staticmethod
-    def restored(gradient: Layer, *, follows: bool, leads: bool) -> Layer:
-        return gradient
-
     def values(self, sums: Tensor, index: int) -> Tensor:
         return sums.clamp_(min=0)
 
@@ -131,22 +107,6 @@ class NormTanh:
         """Twice the gains and shifts (H,) of each hidden layer."""
         self._gains, self._shifts = gains, shifts
 
-    @classmethod
-    def members(cls, gains: Sequence[Tensor], shifts: Sequence[Tensor]) -> "list[NormTanh]":
-        """Those of N MLPs, from gains and shifts (N, H)."""
-        each_gain, each_shift = ([(2 * part).unbind(0) for part in parts] for parts in (gains, shifts))
-        return [cls(*own) for own in zip(zip(*each_gain, strict=True), zip(*each_shift, strict=True), strict=True)]
-
-    @staticmethod
-    def arranged(layer: Layer, *, follows: bool, leads: bool) -> Layer:
-        return Layer(2 * layer.weight, layer.bias - layer.weight.sum(dim=-1)) if follows else layer
-
-    @staticmethod
-    def restored(gradient: Layer, *, follows: bool, leads: bool) -> Layer:
-        if not follows:
-            return gradient
-        return Layer(gradient.weight.mul_(2).sub_(gradient.bias[..., None]), gradient.bias)
-
     def values(self, sums: Tensor, index: int) -> Tensor:
         gain, shift = self._gains[index], self._shifts[index]
         return torch.layer_norm(sums, gain.shape, gain, shift, _NORM_EPS).sigmoid_()
@@ -163,7 +123,7 @@ class NormTanh:
 
     def back_with_parameters(self, gradient: Tensor, kept: Kept, index: int) -> tuple[Tensor, Kept]:
         to_sums, gain, shift = self._back(gradient, kept, index, has_parameters=True)
-        return to_sums, (gain.mul_(2), shift.mul_(2))
+        return to_sums, (gain, shift)
 
     def _back(self, gradient: Tensor, kept: Kept, index: int, *, has_parameters: bool) -> tuple[Tensor, Tensor, Tensor]:
         sums, mean, inverse_std, s = kept

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.functional import mish
 
 from policy.activations import Kept, Layer
-from policy.fast_linear import affine, dense, linear
-from policy.fast_mlp import make_mlps, run_mlps
+from policy.arranged_layers import MlpParameters
+from policy.fast_linear import affine, linear
+from policy.fast_mlp import FastMlps
 from policy.noise_schedule import NoiseSchedule
 
 _GROUP_FLOATS = 1 << 18  # of one hidden layer; measured: half as many take 4 % longer, a quarter 15 %
@@ -22,26 +23,39 @@ _GROUP_FLOATS = 1 << 18  # of one hidden layer; measured: half as many take 4 % 
 class Level(NamedTuple):
     """One step's coefficients as Python numbers: to read one from a tensor takes longer than to compute with it.
 
-    clean = clean_gain x - error_gain eps; x_{t-1} = clean_weight clip(clean) + noisy_weight x + sigma noise.
+    Of the clean action times sqrt(alpha_bar), which is what the step clips: x_{t-1} = clipped_weight clip(x -
+    error_gain eps, -bound, bound) + noisy_weight x + sigma noise. Source: CGPO Eq 4.
     """
 
     error_gain: float
-    clean_gain: float
-    clean_weight: float
+    bound: float
+    clipped_weight: float
     noisy_weight: float
     sigma: float
 
 
-def levels_of(schedule: NoiseSchedule) -> list[Level]:
-    clean_gain = 1 / schedule.sqrt_alpha_bar.double()
-    columns = (
-        schedule.sqrt_one_minus_alpha_bar * clean_gain,
-        clean_gain,
-        schedule.clean_coefficient,
-        schedule.noisy_coefficient,
-        schedule.sigma,
-    )
-    return [Level(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+class Levels:
+    """All steps of a chain, in the order of their codes."""
+
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        bound, weight = schedule.sqrt_alpha_bar.double(), schedule.clean_coefficient.double()
+        columns = (
+            schedule.sqrt_one_minus_alpha_bar,
+            bound,
+            weight / bound,
+            schedule.noisy_coefficient,
+            schedule.sigma,
+        )
+        self.steps = [Level(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        self._sigma = schedule.sigma
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def scaled(self, noise: Tensor) -> list[Tensor]:
+        """sigma times the noise (T + 1, ..., R, A) of each step, and last the noise that a chain begins with."""
+        sigma = self._sigma.view(-1, *(1,) * (noise.dim() - 1))
+        return [*(noise[:-1] * sigma).unbind(), noise[-1]]
 
 
 def layers_of(tensors: Mapping[str, Tensor], prefix: str) -> list[Layer]:
@@ -80,87 +94,113 @@ class ChainDenoiser(Protocol):
 
 
 class FastDenoiser:
-    """See ChainDenoiser; one agent's. Reads parameters once: make it, use it, drop it."""
+    """One denoiser, kept in the form that a CPU wants. Parameters are read at every call."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], feature: Tensor) -> None:
-        """tensors of one Denoiser by name; feature (B, F)."""
-        layers = layers_of(tensors, "trunk.")
-        # Weights in the memory order of their transpose: oneDNN is 3 % faster, which pays over a chain.
-        stacked = [Layer(weight.t().contiguous().t()[None], bias[None]) for weight, bias in layers]
-        (self._mlp,) = make_mlps("mish", stacked)
-        self.action_dim = layers[-1].bias.shape[0]
-        first, embedding = self._mlp.first, time_embedding(tensors)
-        ends = [self.action_dim, self.action_dim + embedding.shape[1]]
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """tensors of one Denoiser by name."""
+        layers, self._tensors = layers_of(tensors, "trunk."), tensors
+        self._action_dim = layers[-1].bias.shape[0]
+        self._mlps = FastMlps(_parameters_of(layers), "mish", self._action_dim)
+        (self.mlp,), (first,) = self._mlps.members, self._mlps.whole_firsts
+        self._time_layers = [Layer(*(part.detach() for part in layer)) for layer in layers_of(tensors, "time_mlp.")]
+        ends = [self._action_dim, self._action_dim + tensors["time_table"].shape[1]]
         to_action, to_time, to_state = first.weight.tensor_split(ends, dim=1)
-        self._action_to_sums, self._sums_to_action = to_action.t(), dense(to_action.t())
-        self._time_part = torch.addmm(first.bias, embedding, to_time.t())  # (T, H)
-        self._state_part = linear(feature, to_state)  # (B, H)
+        self.action_to_sums, self.sums_to_action = to_action.t(), to_action.t()
+        self._bias, self._to_time, self._to_state = first.bias, to_time.t(), to_state
+
+    def at(self, feature: Tensor) -> "DenoiserAt":
+        """The denoiser as it is now and the states feature (B, F). Without autograd; drop it when weights change."""
+        self._mlps.follow()
+        hidden, last = self._time_layers
+        embedding = affine(mish(affine(self._tensors["time_table"], *hidden)), *last)
+        time_part = torch.addmm(self._bias, embedding, self._to_time)  # (T, H)
+        return DenoiserAt(self, time_part.unbind(), linear(feature, self._to_state))
+
+    def predict_noise(
+        self, tensors: Mapping[str, Tensor], noisy_action: Tensor, step: Tensor, feature: Tensor
+    ) -> Tensor:
+        """eps (B K, A) for noisy_action (B K, A), step (B K,), feature (B, F).
+
+        Differentiable in the denoiser's tensors, given once more because gradients go to them, and the inputs.
+        """
+        first, *others = layers_of(tensors, "trunk.")
+        embedding = time_embedding(tensors)
+        ends = [self._action_dim, self._action_dim + embedding.shape[1]]
+        to_action, to_time, to_state = first.weight.tensor_split(ends, dim=1)
+        per_level, per_state = embedding @ to_time.t(), feature @ to_state.t()
+        states = per_state.repeat_interleave(noisy_action.shape[0] // feature.shape[0], dim=0)
+        base = states + per_level.index_select(0, step)
+        parameters = _parameters_of([Layer(to_action, first.bias), *others])
+        return self._mlps.run(noisy_action, base, parameters).squeeze(1)
+
+
+class DenoiserAt(NamedTuple):
+    """See ChainDenoiser; one agent's."""
+
+    denoiser: FastDenoiser
+    time_part: tuple[Tensor, ...]  # (H,) for each level
+    state_part: Tensor  # (B, H)
 
     def groups(self, rows_per_state: int) -> Iterator[slice]:
-        num_states, width = self._state_part.shape
+        num_states, width = self.state_part.shape
         size = max(1, _GROUP_FLOATS // (width * rows_per_state))
         for start in range(0, num_states, size):
             yield slice(start, min(start + size, num_states))
 
     def states(self, group: slice, rows_per_state: int) -> Tensor:
-        part = self._state_part[group]
+        part = self.state_part[group]
         return part if rows_per_state == 1 else part.repeat_interleave(rows_per_state, dim=0)
 
     def error(self, x: Tensor, states: Tensor, step: int) -> Tensor:
-        return self._mlp.outputs(self._sums(x, states, step))
+        return self.denoiser.mlp.outputs(self._sums(x, states, step))
 
     def error_and_slopes(self, x: Tensor, states: Tensor, step: int, rows: int) -> tuple[Tensor, list[Kept]]:
-        values, slopes = self._mlp.hidden_and_slopes(self._sums(x, states, step), rows)
-        return linear(values[-1], *self._mlp.last), slopes
+        mlp = self.denoiser.mlp
+        values, slopes = mlp.hidden_and_slopes(self._sums(x, states, step), rows)
+        return linear(values[-1], *mlp.last), slopes
 
     def back(self, gradient: Tensor, slopes: list[Kept]) -> Tensor:
-        return linear(self._mlp.back(gradient, slopes), self._sums_to_action)
+        return linear(self.denoiser.mlp.back(gradient, slopes), self.denoiser.sums_to_action)
 
     def _sums(self, x: Tensor, states: Tensor, step: int) -> Tensor:
-        sums = states + self._time_part[step]
-        return sums.addmm_(x, self._action_to_sums)
+        return torch.add(states, self.time_part[step]).addmm_(x, self.denoiser.action_to_sums)
 
 
-def denoise(x: Tensor, error: Tensor, level: Level, noise: Tensor) -> Tensor:
-    """One unguided step: x_{t-1} (..., R, A) of x, predicted noise, which is overwritten, and noise. CGPO Eq 4."""
-    clean = error.mul_(-level.error_gain).add_(x, alpha=level.clean_gain).clamp_(-1, 1)
-    return clean.mul_(level.clean_weight).add_(x, alpha=level.noisy_weight).add_(noise, alpha=level.sigma)
+def denoise(x: Tensor, error: Tensor, level: Level, fresh: Tensor) -> Tensor:
+    """One unguided step: x_{t-1} (..., R, A) of x, the predicted noise, and fresh noise times sigma."""
+    clipped = torch.sub(x, error, alpha=level.error_gain).clamp_(-level.bound, level.bound)
+    return torch.add(fresh, x, alpha=level.noisy_weight).add_(clipped, alpha=level.clipped_weight)
 
 
-def sample(denoiser: ChainDenoiser, levels: list[Level], noise: Tensor, rows_per_state: int) -> Tensor:
+def sample(denoiser: ChainDenoiser, levels: Levels, noise: Tensor, rows_per_state: int) -> Tensor:
     """Without autograd: actions (..., B K, A) in [-1, 1] for the denoiser's states and noise (T + 1, ..., B K, A)."""
     actions = torch.empty_like(noise[0])
     for group in denoiser.groups(rows_per_state):
         states = denoiser.states(group, rows_per_state)
         rows = slice(group.start * rows_per_state, group.stop * rows_per_state)
-        x = run(denoiser, levels, noise[..., rows, :], states)
+        x = run(denoiser, levels, levels.scaled(noise[..., rows, :]), states)
         actions[..., rows, :] = x.clamp_(-1, 1)
     return actions
 
 
-def run(denoiser: ChainDenoiser, levels: list[Level], noise: Tensor, states: Tensor, stop: int = 0) -> Tensor:
-    """Steps T - 1 to `stop` of unguided chains: x (..., R, A) for noise (T + 1, ..., R, A), states (..., R, H)."""
-    x = noise[-1]
+def run(denoiser: ChainDenoiser, levels: Levels, fresh: list[Tensor], states: Tensor, stop: int = 0) -> Tensor:
+    """Steps T - 1 to `stop` of unguided chains: x (..., R, A) for Levels.scaled noise and states (..., R, H)."""
+    x = fresh[-1]
     for step in range(len(levels) - 1, stop - 1, -1):
-        x = denoise(x, denoiser.error(x, states, step), levels[step], noise[step])
+        x = denoise(x, denoiser.error(x, states, step), levels.steps[step], fresh[step])
     return x
 
 
-def predict_noise(tensors: Mapping[str, Tensor], noisy_action: Tensor, step: Tensor, feature: Tensor) -> Tensor:
-    """eps (B K, A) of one denoiser, given its tensors, for noisy_action (B K, A), step (B K,), feature (B, F).
-
-    Differentiable in the denoiser's tensors, noisy_action and feature.
-    """
-    first, *others = layers_of(tensors, "trunk.")
-    embedding, action_dim = time_embedding(tensors), noisy_action.shape[1]
-    to_action, to_time, to_state = first.weight.tensor_split([action_dim, action_dim + embedding.shape[1]], dim=1)
-    per_level, per_state = embedding @ to_time.t(), feature @ to_state.t()
-    states = per_state.repeat_interleave(noisy_action.shape[0] // feature.shape[0], dim=0)
-    base = states + per_level.index_select(0, step)
-    return run_layers([Layer(to_action, first.bias), *others], noisy_action, base)
+def _parameters_of(layers: list[Layer]) -> MlpParameters:
+    return MlpParameters(*zip(*layers, strict=True))
 
 
-def run_layers(layers: list[Layer], inputs: Tensor, base: Tensor | None = None) -> Tensor:
-    """Outputs (R, out) of layers with mish between them for inputs (R, in), differentiable; base as in run_mlps."""
-    stacked = [Layer(weight[None], bias[None]) for weight, bias in layers]
-    return run_mlps("mish", inputs, base, stacked).squeeze(1)
+class FastRegressor:
+    """One network of linear layers with mish between them, kept in the form that a CPU wants."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._mlps = FastMlps(_parameters_of(layers_of(tensors, "")), "mish")
+
+    def __call__(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Outputs (R, out) for inputs (R, in), differentiable in the network's tensors and the inputs."""
+        return self._mlps.run(inputs, None, _parameters_of(layers_of(tensors, ""))).squeeze(1)

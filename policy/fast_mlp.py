@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policy.activations import Activation, Kept, Layer, Mish, NormTanh, Relu
+from policy.activations import Activation, Kept, Layer
+from policy.arranged_layers import MlpParameters, arrange
 from policy.fast_linear import linear
 
 
 class FastMlp:
-    """One MLP in the form that its activation wants. Reads the parameters once: make it, use it, drop it.
+    """One MLP in the form that its activation wants.
 
     Shapes: R rows, H the width of a hidden layer. Sums are those of the first layer, made with `first`.
     """
 
     def __init__(self, layers: Sequence[Layer], activation: Activation) -> None:
-        """layers as `arranged` returns them."""
+        """layers as policy.arranged_layers has them."""
         self._activation = activation
         self._layers = layers
         self._last = len(layers) - 1
@@ -63,7 +64,7 @@ class FastMlp:
     def back_with_parameters(
         self, gradient: Tensor, values: list[Tensor], slopes: list[Kept]
     ) -> tuple[Tensor, list[Layer], list[Kept]]:
-        """As `back`, and the gradients of all arranged layers but the first and of the activation's own parameters."""
+        """As `back`, and the gradients of all layers but the first and of the activation's own parameters."""
         layers: list[Layer] = []
         own: list[Kept] = []
         for index in range(self._last, 0, -1):
@@ -81,57 +82,60 @@ class FastMlp:
         return inputs, gradient * self._activation.sign if wants_base else None
 
 
-def make_mlps(
-    activation: str, layers: Sequence[Layer], gains: Sequence[Tensor] = (), shifts: Sequence[Tensor] = ()
-) -> list[FastMlp]:
-    """N MLPs from layers of weight (N, out, in) and bias (N, out).
+class FastMlps:
+    """N MLPs of one input, kept with their arranged layers: `follow` before each use, for the parameters change."""
 
-    activation is mish or relu; gains and shifts (N, H) of each hidden layer make it LayerNorm and tanh.
-    """
-    kind, last = _kind(activation, gains), len(layers) - 1
-    arranged = [kind.arranged(layer, follows=i > 0, leads=i < last) for i, layer in enumerate(layers)]
-    members = [[Layer(*parts) for parts in zip(*(part.unbind(0) for part in layer), strict=True)] for layer in arranged]
-    activations: Sequence[Activation] = [Relu() if kind is Relu else Mish()] * len(layers[0].bias)
-    if gains:
-        activations = NormTanh.members(gains, shifts)
-    return [FastMlp(own, activation) for own, activation in zip(zip(*members, strict=True), activations, strict=True)]
+    def __init__(self, parameters: MlpParameters, activation: str, first_columns: int | None = None) -> None:
+        """activation as policy.arranged_layers.arrange takes it. first_columns: the inputs that the first layers are
+        given, where others are added to their sums; the parameters given to `run` are then narrowed like that, too."""
+        self._arranged = arrange(parameters, activation)
+        self._is_stacked = parameters.weights[0].dim() == 3
+        self.follow = self._arranged.follow
+        self.whole_firsts = [layers[0] for layers, _ in self._arranged.members]
+        self.members = []
+        for (first, *others), own_activation in self._arranged.members:
+            own = Layer(first.weight[:, :first_columns], first.bias)
+            self.members.append(FastMlp([own, *others], own_activation))
+
+    def run(self, inputs: Tensor, base: Tensor | None, parameters: MlpParameters) -> Tensor:
+        """Outputs (R, N, out) for inputs (R, in), differentiable once in all tensors.
+
+        base (R, H), where given, is added to the first layers' sums. parameters are those that it was made of, which
+        take the gradients.
+        """
+        flat = parameters.flat()
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (inputs, base, *flat)):
+            result: Tensor = _Run.apply(self, inputs, base, *flat)  # type: ignore[no-untyped-call]
+            return result
+        with torch.no_grad():
+            self.follow()
+            return _stack([mlp.outputs(mlp.sums(inputs, base)) for mlp in self.members], dim=1)
+
+    def parameter_gradients(self, layers: Sequence[Sequence[Layer]], own: Sequence[Sequence[Kept]]) -> list[Tensor]:
+        """The gradients of all parameters, in their order and shapes, from each MLP's."""
+        columns = [zip(*members, strict=True) for members in zip(*layers, strict=True)]
+        if self._is_stacked:
+            pairs = [
+                (_stack([part.t() for part in weights], 0), _stack(biases, 0)[:, None]) for weights, biases in columns
+            ]
+        else:
+            pairs = [(weights[0], biases[0]) for weights, biases in columns]
+        kinds = zip(*(zip(*member, strict=True) for member in own), strict=True)  # gains, then shifts; of each member
+        norms = [[_stack(parts, 0)[:, None] for parts in zip(*kind, strict=True)] for kind in kinds]
+        gradients = MlpParameters(*map(list, zip(*pairs, strict=True)), *norms)
+        self._arranged.restore(gradients)
+        return gradients.flat()
 
 
-def run_mlps(
-    activation: str,
-    inputs: Tensor,
-    base: Tensor | None,
-    layers: Sequence[Layer],
-    gains: Sequence[Tensor] = (),
-    shifts: Sequence[Tensor] = (),
-) -> Tensor:
-    """Outputs (R, N, out) of N MLPs for inputs (R, in), differentiable once in all tensors.
-
-    base (R, H), where given, is added to the first layers' sums. The other arguments are make_mlps'.
-    """
-    tensors = (inputs, base, *(part for layer in layers for part in layer), *gains, *shifts)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        result: Tensor = _Mlps.apply(activation, len(layers), *tensors)  # type: ignore[no-untyped-call]
-        return result
-    with torch.no_grad():
-        mlps = make_mlps(activation, layers, gains, shifts)
-        return _stack([mlp.outputs(mlp.sums(inputs, base)) for mlp in mlps], dim=1)
-
-
-class _Mlps(torch.autograd.Function):
+class _Run(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, activation: str, num_layers: int, inputs: Tensor, base: Tensor | None, *parameters: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, mlps: FastMlps, inputs: Tensor, base: Tensor | None, *parameters: Tensor) -> Tensor:
         # Autograd then notices changes in place before the backward pass, but not those of the fused Adam.
         ctx.save_for_backward(inputs, *parameters)
-        layers = [Layer(*parameters[2 * index : 2 * index + 2]) for index in range(num_layers)]
-        own = parameters[2 * num_layers :]
-        gains, shifts = own[: len(own) // 2], own[len(own) // 2 :]
-        ctx.kind, ctx.has_base, ctx.num_layers = _kind(activation, gains), base is not None, num_layers
-        ctx.mlps = make_mlps(activation, layers, gains, shifts)
-        ctx.passes = [mlp.hidden_and_slopes(mlp.sums(inputs, base), len(inputs)) for mlp in ctx.mlps]
-        outputs = [linear(values[-1], *mlp.last) for mlp, (values, _) in zip(ctx.mlps, ctx.passes, strict=True)]
+        ctx.mlps, ctx.has_base = mlps, base is not None
+        mlps.follow()
+        ctx.passes = [mlp.hidden_and_slopes(mlp.sums(inputs, base), len(inputs)) for mlp in mlps.members]
+        outputs = [linear(values[-1], *mlp.last) for mlp, (values, _) in zip(mlps.members, ctx.passes, strict=True)]
         return _stack(outputs, dim=1)
 
     @staticmethod
@@ -142,7 +146,7 @@ class _Mlps(torch.autograd.Function):
         through: list[tuple[Tensor | None, Tensor | None]] = []
         layers: list[list[Layer]] = []
         own: list[list[Kept]] = []
-        for mlp, (values, slopes), outward in zip(ctx.mlps, ctx.passes, gradient.unbind(1), strict=True):
+        for mlp, (values, slopes), outward in zip(ctx.mlps.members, ctx.passes, gradient.unbind(1), strict=True):
             if any(wants_parameters):
                 to_sums, own_layers, own_parameters = mlp.back_with_parameters(outward, values, slopes)
                 layers.append([layer_gradient(to_sums, inputs), *own_layers])
@@ -152,26 +156,8 @@ class _Mlps(torch.autograd.Function):
             through.append(mlp.back_from_sums(to_sums, wants_inputs, wants_base))
         to_inputs, to_base = (_total(parts) for parts in zip(*through, strict=True))
         if not layers:
-            return None, None, to_inputs, to_base, *(None for _ in parameters)
-        return None, None, to_inputs, to_base, *_parameter_gradients(ctx, parameters, layers, own)
-
-
-def _parameter_gradients(
-    ctx: Any, parameters: list[Tensor], layers: list[list[Layer]], own: list[list[Kept]]
-) -> list[Tensor]:
-    """The gradients of all parameters in their order, from each MLP's."""
-    gradients: list[Tensor] = []
-    last = ctx.num_layers - 1
-    for index, members in enumerate(zip(*layers, strict=True)):
-        weights, biases = zip(*members, strict=True)
-        if parameters[2 * index].is_contiguous():
-            weight = _stack(weights, dim=0).contiguous()
-        else:  # given as the transpose of what is optimised
-            weight = _stack([each.t() for each in weights], dim=0).contiguous().mT
-        layer = Layer(weight, _stack(biases, dim=0))
-        gradients += ctx.kind.restored(layer, follows=index > 0, leads=index < last)
-    kinds = zip(*(zip(*member, strict=True) for member in own), strict=True)  # gains, then shifts; of each member
-    return gradients + [_stack(parts, dim=0) for kind in kinds for parts in zip(*kind, strict=True)]
+            return None, to_inputs, to_base, *(None for _ in parameters)
+        return None, to_inputs, to_base, *ctx.mlps.parameter_gradients(layers, own)
 
 
 def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -192,12 +178,6 @@ def layer_gradient(gradient: Tensor, inputs: Tensor) -> Layer:
     if gradient.shape[1] <= inputs.shape[1]:
         return Layer(linear(gradient.t(), inputs.t()), bias)
     return Layer(linear(inputs.t(), gradient.t()).t(), bias)  # the narrow one first: up to four times as fast
-
-
-def _kind(activation: str, gains: Sequence[Tensor]) -> type[Mish] | type[Relu] | type[NormTanh]:
-    if gains:
-        return NormTanh
-    return Relu if activation == "relu" else Mish
 
 
 def _wanted(ctx: Any) -> list[bool]:

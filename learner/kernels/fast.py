@@ -6,23 +6,30 @@ activations, oneDNN's matrix products and rows in groups that stay in the cache,
 agents and critics at once, in kernels that one CUDA graph can hold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from learner.agents import Agents, Population, tensors_of
 from learner.guidance import make_guide
-from learner.kernels import fast_critic
-from learner.kernels.fast_batched import BatchedCritic, BatchedDenoiser, batched_predict_noise, batched_quantiles
-from learner.kernels.fast_critic import CriticLayers, FastCritic
+from learner.kernels.fast_batched import (
+    BatchedCritic,
+    BatchedDenoiser,
+    CriticLayers,
+    batched_predict_noise,
+    batched_quantiles,
+)
+from learner.kernels.fast_critic import CriticAt, FastCritic
 from learner.kernels.fast_guidance import GuidedPair
 from learner.kernels.fast_losses import quantile_huber_loss
 from learner.kernels.plain import PlainKernels
 from policy import fast_chain
 from policy.critic_network import CriticEnsemble
 from policy.denoiser import Denoiser
-from policy.fast_chain import FastDenoiser, layers_of, levels_of
+from policy.fast_chain import DenoiserAt, FastDenoiser, FastRegressor, Levels
 from policy.fast_linear import is_onednn_used
 from policy.noise_schedule import make_noise_schedule
 
@@ -34,7 +41,8 @@ class FastKernels:
         """is_batched: all agents and critics at once, or one after the other; None decides by the device."""
         policy, cgpo = agents.config.policy, agents.config.cgpo
         self._plain = PlainKernels(agents)
-        self._levels = levels_of(make_noise_schedule(policy.schedule, policy.denoising_steps))
+        self._levels = Levels(make_noise_schedule(policy.schedule, policy.denoising_steps).to(agents.device))
+        self._kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
         self._num_dropped = policy.drop_quantiles
         self._guidance = cgpo.guidance
         # Guidance longer than the chain leaves nothing to share, not even where it begins.
@@ -101,22 +109,27 @@ class FastKernels:
     def quantiles(self, critic: nn.Module, feature: Tensor, action: Tensor) -> Tensor:
         if not _is_critic(critic):
             return self._plain.quantiles(critic, feature, action)
-        compute = batched_quantiles if self._is_batched else fast_critic.quantiles
-        each = zip(self._layers(critic), self._each(feature), self._each(action), strict=True)
-        return self._joined([compute(*parts) for parts in each])
+        each = zip(self._parts(critic), self._each(feature), self._each(action), strict=True)
+        if self._is_batched:
+            return self._joined([batched_quantiles(self._layers(critic, own), *inputs) for own, *inputs in each])
+        ensembles = self._ensembles(critic, feature)
+        return self._joined([own.quantiles(*parts) for own, parts in zip(ensembles, each, strict=True)])
 
     def predict_noise(self, denoiser: nn.Module, noisy_action: Tensor, step: Tensor, feature: Tensor) -> Tensor:
         if not _is_denoiser(denoiser):
             return self._plain.predict_noise(denoiser, noisy_action, step, feature)
-        compute = batched_predict_noise if self._is_batched else fast_chain.predict_noise
         inputs = (self._each(noisy_action), self._each(step), self._each(feature))
-        return self._joined([compute(*parts) for parts in zip(self._parts(denoiser), *inputs, strict=True)])
+        each = zip(self._parts(denoiser), *inputs, strict=True)
+        if self._is_batched:
+            return self._joined([batched_predict_noise(*parts) for parts in each])
+        kept = self._keep(denoiser, FastDenoiser)
+        return self._joined([own.predict_noise(*parts) for own, parts in zip(kept, each, strict=True)])
 
     def regress(self, network: nn.Module, inputs: Tensor) -> Tensor:
         if self._is_batched or not _is_mish_mlp(network):
             return self._plain.regress(network, inputs)
-        each = zip(self._parts(network), self._each(inputs), strict=True)
-        return self._joined([fast_chain.run_layers(layers_of(tensors, ""), own) for tensors, own in each])
+        each = zip(self._keep(network, FastRegressor), self._parts(network), self._each(inputs), strict=True)
+        return self._joined([own(*parts) for own, *parts in each])
 
     def quantile_huber_loss(self, quantiles: Tensor, targets: Tensor, kappa: float = 1.0) -> Tensor:
         return quantile_huber_loss(quantiles, targets, kappa)
@@ -134,19 +147,43 @@ class FastKernels:
         each = {name: self._each(tensor) for name, tensor in tensors_of(network).items()}
         return [{name: tensors[index] for name, tensors in each.items()} for index in range(self._num_parts)]
 
-    def _layers(self, critic: nn.Module) -> list[CriticLayers]:
-        template = _template(critic)
-        assert isinstance(template, CriticEnsemble)
-        return [CriticLayers(tensors, template.activation) for tensors in self._parts(critic)]
+    def _denoisers(self, denoiser: nn.Module, feature: Tensor) -> Sequence[DenoiserAt | BatchedDenoiser]:
+        features = self._each(feature)
+        if self._is_batched:
+            return [BatchedDenoiser(*own) for own in zip(self._parts(denoiser), features, strict=True)]
+        kept = self._keep(denoiser, FastDenoiser)
+        return [own.at(part) for own, part in zip(kept, features, strict=True)]
 
-    def _denoisers(self, denoiser: nn.Module, feature: Tensor) -> Sequence[FastDenoiser | BatchedDenoiser]:
-        make = BatchedDenoiser if self._is_batched else FastDenoiser
-        return [make(*parts) for parts in zip(self._parts(denoiser), self._each(feature), strict=True)]
+    def _critics(self, critic: nn.Module, feature: Tensor) -> Sequence[CriticAt | BatchedCritic]:
+        features = self._each(feature)
+        if self._is_batched:
+            each = zip(self._parts(critic), features, strict=True)
+            return [BatchedCritic(self._layers(critic, own), part, self._num_dropped) for own, part in each]
+        return [own.at(part) for own, part in zip(self._ensembles(critic, feature), features, strict=True)]
 
-    def _critics(self, critic: nn.Module, feature: Tensor) -> Sequence[FastCritic | BatchedCritic]:
-        make = BatchedCritic if self._is_batched else FastCritic
-        each = zip(self._layers(critic), self._each(feature), strict=True)
-        return [make(*parts, self._num_dropped) for parts in each]
+    def _layers(self, critic: nn.Module, tensors: dict[str, Tensor]) -> CriticLayers:
+        return CriticLayers(tensors, _activation_of(critic))
+
+    def _ensembles(self, critic: nn.Module, feature: Tensor) -> Sequence[FastCritic]:
+        activation, width = _activation_of(critic), feature.shape[-1]
+        return self._keep(critic, lambda tensors: FastCritic(tensors, activation, width, self._num_dropped))
+
+    def _keep(self, network: nn.Module, make: Callable[[dict[str, Tensor]], Any]) -> Sequence[Any]:
+        """What `make` returns for each part, kept for as long as its tensors lie where they are."""
+        tensors = tensors_of(network)
+        places = [tensor.data_ptr() for tensor in tensors.values()]
+        kept = self._kept.get(network)
+        if kept is None or kept.places != places:
+            with torch.inference_mode(False), torch.no_grad():  # it outlives the mode that it is first asked for in
+                kept = self._kept[network] = _Kept(places, [make(own) for own in self._parts(network)])
+        return kept.parts
+
+
+class _Kept(NamedTuple):
+    """What is kept of one network, with the addresses of its tensors."""
+
+    places: list[int]
+    parts: list[Any]
 
 
 def _keep_freed_memory() -> None:
@@ -169,6 +206,12 @@ def _is_denoiser(network: nn.Module) -> bool:
 
 def _is_critic(network: nn.Module) -> bool:
     return type(_template(network)) is CriticEnsemble
+
+
+def _activation_of(critic: nn.Module) -> str:
+    template = _template(critic)
+    assert isinstance(template, CriticEnsemble)
+    return template.activation
 
 
 def _is_mish_mlp(network: nn.Module) -> bool:

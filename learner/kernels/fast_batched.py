@@ -1,6 +1,6 @@
 """All agents and critics at once, as a GPU wants it: few kernels, static shapes, nothing that waits for the device.
 
-The same interface as policy.fast_chain.FastDenoiser and learner.kernels.fast_critic.FastCritic, with the leading axes
+The same interface as policy.fast_chain.DenoiserAt and learner.kernels.fast_critic.CriticAt, with the leading axes
 `...` of learner.agents; it runs on a CPU too, where those are faster.
 """
 
@@ -10,15 +10,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learner.kernels.fast_critic import CriticLayers
+from learner.kernels.fast_critic import listed
 from policy.activations import Kept, Layer
 from policy.critic_network import conservative_value
 from policy.fast_chain import layers_of, time_embedding
 from policy.fast_linear import affine
 
 
+class CriticLayers:
+    """The parameters of one ensemble, or of a population's: weights (..., N, out, in), the rest (..., N, out)."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], activation: str) -> None:
+        """tensors of a CriticEnsemble by name; activation mish or relu where it has no LayerNorm."""
+        self.activation = activation
+        weights, biases = listed(tensors, "weights"), listed(tensors, "biases")
+        self.layers = [Layer(weight.mT, bias.squeeze(-2)) for weight, bias in zip(weights, biases, strict=True)]
+        self.gains = [gain.squeeze(-2) for gain in listed(tensors, "norm_gains")]
+        self.shifts = [shift.squeeze(-2) for shift in listed(tensors, "norm_biases")]
+
+
 class BatchedDenoiser:
-    """See policy.fast_chain.FastDenoiser. Shapes (..., R, A) and so on."""
+    """See policy.fast_chain.ChainDenoiser. Shapes (..., R, A) and so on."""
 
     def __init__(self, tensors: Mapping[str, Tensor], feature: Tensor) -> None:
         """tensors of the agents' denoisers by name; feature (..., B, F)."""
@@ -83,7 +95,7 @@ def batched_predict_noise(tensors: Mapping[str, Tensor], noisy_action: Tensor, s
 
 
 class BatchedCritic:
-    """See learner.kernels.fast_critic.FastCritic; P N critics are one batch of matrix products."""
+    """See learner.kernels.fast_critic.CriticAt; P N critics are one batch of matrix products."""
 
     def __init__(self, critic: CriticLayers, feature: Tensor, num_dropped: int) -> None:
         """critic of the agents' ensembles, weights (..., N, out, in); feature (..., B, F)."""

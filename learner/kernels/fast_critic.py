@@ -5,49 +5,58 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from policy.activations import Kept, Layer
-from policy.fast_linear import dense, linear
-from policy.fast_mlp import FastMlp, make_mlps, run_mlps
+from policy.activations import Kept
+from policy.arranged_layers import MlpParameters
+from policy.fast_linear import linear
+from policy.fast_mlp import FastMlp, FastMlps
 
 _GROUP_FLOATS = 1 << 18  # of one hidden layer, as in policy.fast_chain
 _FAR = 1e30  # below every quantile
 
 
-class CriticLayers:
-    """The parameters of one ensemble, or of a population's: weights (..., N, out, in), the rest (..., N, out)."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], activation: str) -> None:
-        """tensors of a CriticEnsemble by name; activation mish or relu where it has no LayerNorm."""
-        self.activation = activation
-        weights, biases = _listed(tensors, "weights"), _listed(tensors, "biases")
-        self.layers = [Layer(weight.mT, bias.squeeze(-2)) for weight, bias in zip(weights, biases, strict=True)]
-        self.gains = [gain.squeeze(-2) for gain in _listed(tensors, "norm_gains")]
-        self.shifts = [shift.squeeze(-2) for shift in _listed(tensors, "norm_biases")]
-
-
-def _listed(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
+def listed(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
     """The elements of a ParameterList, in order."""
     count = sum(key.startswith(f"{name}.") for key in tensors)
     return [tensors[f"{name}.{index}"] for index in range(count)]
 
 
-def quantiles(critic: CriticLayers, feature: Tensor, action: Tensor) -> Tensor:
-    """Quantiles (B, N, M) of feature (B, F) and action (B, A), differentiable in all tensors."""
-    inputs = torch.cat([feature, action], dim=-1)
-    return run_mlps(critic.activation, inputs, None, critic.layers, critic.gains, critic.shifts)
-
-
 class FastCritic:
-    """One ensemble and the states it is asked about. Reads parameters once: make it, use it, drop it. No autograd.
+    """One ensemble, kept in the form that a CPU wants. Parameters are read at every call.
 
-    Shapes: B states, R = B K rows, the K of one state next to each other, A action, N critics, M quantiles.
+    Shapes: B states, R = B K rows, the K of one state next to each other, F feature, A action, N critics, M quantiles.
     """
 
-    def __init__(self, critic: CriticLayers, feature: Tensor, num_dropped: int) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], activation: str, feature_dim: int, num_dropped: int) -> None:
+        """tensors of a CriticEnsemble by name; activation mish or relu where it has no LayerNorm."""
+        self._mlps = FastMlps(_parameters_of(tensors), activation)
         self._num_dropped = num_dropped
-        self._num_states, self._width = feature.shape[0], critic.layers[0].weight.shape[-2]
-        mlps = make_mlps(critic.activation, critic.layers, critic.gains, critic.shifts)
-        self._members = [_Member(mlp, feature) for mlp in mlps]
+        self._members = [_Member(mlp, feature_dim) for mlp in self._mlps.members]
+
+    def at(self, feature: Tensor) -> "CriticAt":
+        """The ensemble as it is now and the states feature (B, F). Without autograd; drop it when weights change."""
+        self._mlps.follow()
+        return CriticAt([(member, member.state_part(feature)) for member in self._members], self._num_dropped)
+
+    def quantiles(self, tensors: Mapping[str, Tensor], feature: Tensor, action: Tensor) -> Tensor:
+        """Quantiles (B, N, M) of feature (B, F) and action (B, A).
+
+        Differentiable in the ensemble's tensors, given once more because gradients go to them, and the inputs.
+        """
+        return self._mlps.run(torch.cat([feature, action], dim=-1), None, _parameters_of(tensors))
+
+
+def _parameters_of(tensors: Mapping[str, Tensor]) -> MlpParameters:
+    return MlpParameters(*(listed(tensors, name) for name in ("weights", "biases", "norm_gains", "norm_biases")))
+
+
+class CriticAt:
+    """An ensemble and the states it is asked about."""
+
+    def __init__(self, members: list[tuple["_Member", Tensor]], num_dropped: int) -> None:
+        """Each member with the states' part of its first sums (B, H)."""
+        self._members, self._num_dropped = members, num_dropped
+        _, state_part = members[0]
+        self._num_states, self._width = state_part.shape
 
     def value(self, action: Tensor) -> Tensor:
         """Conservative value (B K,) of action (B K, A)."""
@@ -57,50 +66,51 @@ class FastCritic:
         for start in range(0, self._num_states, size):
             group = slice(start, min(start + size, self._num_states))
             own = action[group.start * per_state : group.stop * per_state]
-            columns = torch.stack([member.quantiles(own, group) for member in self._members])
+            columns = torch.stack([member.quantiles(own, states[group]) for member, states in self._members])
             values.append(conservative_value_of(columns, self._num_dropped))
-        return torch.cat(values)
+        return values[0] if len(values) == 1 else torch.cat(values)
 
     def ascent(self, action: Tensor, group: slice) -> Tensor:
         """Gradient (R, A) of the conservative value in the action, one row for each state of a group."""
-        passes = [member.quantiles_and_slopes(action, group) for member in self._members]
-        weights = value_weights(torch.stack([quantiles for quantiles, _ in passes]), self._num_dropped)
-        ascent = torch.zeros_like(action.t())
-        for member, weight, (_, slopes) in zip(self._members, weights, passes, strict=True):
-            ascent += member.back(weight, slopes)
-        return ascent.t().contiguous()
+        passes = [member.quantiles_and_slopes(action, states[group]) for member, states in self._members]
+        weights = value_weights(torch.stack([quantiles for quantiles, _ in passes]), self._num_dropped).unbind()
+        parts = zip(self._members, weights, passes, strict=True)
+        ascents = [member.back(weight, slopes) for (member, _), weight, (_, slopes) in parts]
+        return torch.stack(ascents).sum(dim=0).t().contiguous()
 
 
 class _Member:
     """One critic; its quantiles are columns (M, R), over which a maximum is quickly found."""
 
-    def __init__(self, mlp: FastMlp, feature: Tensor) -> None:
+    def __init__(self, mlp: FastMlp, feature_dim: int) -> None:
         self._mlp = mlp
-        first = self._mlp.first
-        to_state, to_action = first.weight.tensor_split([feature.shape[1]], dim=1)
-        self._action_to_sums, self._sums_to_action = to_action.t(), dense(to_action.t())
-        self._state_part = linear(feature, to_state, first.bias)
+        first, last = mlp.first, mlp.last
+        self._to_state, to_action = first.weight.tensor_split([feature_dim], dim=1)
+        self._action_to_sums = self._sums_to_action = to_action.t()
+        self._first_bias, self._last_bias = first.bias, last.bias[:, None]
 
-    def quantiles(self, action: Tensor, group: slice) -> Tensor:
-        return self._columns(self._mlp.hidden(self._sums(action, group)))
+    def state_part(self, feature: Tensor) -> Tensor:
+        """The states' part of the first layer's sums (B, H)."""
+        return linear(feature, self._to_state, self._first_bias)
 
-    def quantiles_and_slopes(self, action: Tensor, group: slice) -> tuple[Tensor, list[Kept]]:
-        values, slopes = self._mlp.hidden_and_slopes(self._sums(action, group), action.shape[0])
+    def quantiles(self, action: Tensor, states: Tensor) -> Tensor:
+        return self._columns(self._mlp.hidden(self._sums(action, states)))
+
+    def quantiles_and_slopes(self, action: Tensor, states: Tensor) -> tuple[Tensor, list[Kept]]:
+        values, slopes = self._mlp.hidden_and_slopes(self._sums(action, states), action.shape[0])
         return self._columns(values[-1]), slopes
 
     def back(self, weight: Tensor, slopes: list[Kept]) -> Tensor:
         """Gradient (A, R) from the quantiles' weights (M, R)."""
         return torch.mm(self._sums_to_action, self._mlp.back(weight.t(), slopes).t())  # few rows: MKL's is faster
 
-    def _sums(self, action: Tensor, group: slice) -> Tensor:
-        states = self._state_part[group]
+    def _sums(self, action: Tensor, states: Tensor) -> Tensor:
         per_state = action.shape[0] // states.shape[0]
         rows = states if per_state == 1 else states.repeat_interleave(per_state, dim=0)
         return torch.addmm(rows, action, self._action_to_sums)
 
     def _columns(self, hidden: Tensor) -> Tensor:
-        last = self._mlp.last
-        return linear(last.weight, hidden).add_(last.bias[:, None])
+        return linear(self._mlp.last.weight, hidden).add_(self._last_bias)
 
 
 def conservative_value_of(quantiles: Tensor, num_dropped: int) -> Tensor:

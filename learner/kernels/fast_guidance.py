@@ -12,7 +12,7 @@ from torch import Tensor
 from learner.algorithm_config import GuidanceConfig
 from learner.guidance import ValueGuide, clip_ascent
 from policy.activations import Kept
-from policy.fast_chain import ChainDenoiser, Level, denoise, run
+from policy.fast_chain import ChainDenoiser, Level, Levels, denoise, run
 
 
 class AscentCritic(Protocol):
@@ -30,7 +30,7 @@ class GuidedPair(NamedTuple):
 
     denoiser: ChainDenoiser
     critic: AscentCritic
-    levels: list[Level]
+    levels: Levels
     config: GuidanceConfig
     guide: ValueGuide
     shares_prefix: bool  # whether the noise of the two agrees from entry `config.steps` on
@@ -48,37 +48,38 @@ class GuidedPair(NamedTuple):
     def _run(self, noise: Tensor, guided_noise: Tensor, group: slice) -> tuple[Tensor, Tensor]:
         begin = min(self.config.steps, len(self.levels))
         states = self.denoiser.states(group, 1)
-        both_states, both_noise = torch.cat([states, states], dim=-2), torch.cat([guided_noise, noise], dim=-2)
+        both_states = torch.cat([states, states], dim=-2)
+        fresh, own = self.levels.scaled(noise), guided_noise[:begin].unbind()
         if self.shares_prefix:
-            alone = run(self.denoiser, self.levels, noise, states, stop=begin)
-            x = torch.cat([alone, alone], dim=-2)
+            x = guided_x = run(self.denoiser, self.levels, fresh, states, stop=begin)
         else:
-            x = run(self.denoiser, self.levels, both_noise, both_states, stop=begin)
+            both = self.levels.scaled(torch.cat([guided_noise, noise], dim=-2))
+            guided_x, x = run(self.denoiser, self.levels, both, both_states, stop=begin).chunk(2, dim=-2)
         for step in range(begin - 1, 0, -1):
-            x = self._step(x, step, both_noise[step], both_states, group)
+            guided_x, x = self._step(guided_x, x, step, own[step], fresh[step], both_states, group)
         # the last step has sigma = 0: nothing could move
-        x = denoise(x, self.denoiser.error(x, both_states, 0), self.levels[0], both_noise[0]).clamp_(-1, 1)
-        guided, unguided = x.chunk(2, dim=-2)
+        x = torch.cat([guided_x, x], dim=-2)
+        error = self.denoiser.error(x, both_states, 0)
+        guided, unguided = denoise(x, error, self.levels.steps[0], torch.zeros_like(x)).clamp_(-1, 1).chunk(2, dim=-2)
         return unguided, guided
 
-    def _step(self, x: Tensor, step: int, noise: Tensor, states: Tensor, group: slice) -> Tensor:
-        """One step of the guided rows, which come first, and the unguided ones."""
-        level, half = self.levels[step], x.shape[-2] // 2
-        through, clips = self.config.through_denoiser, self.config.clip_grad != "none"
-        error, slopes = self.denoiser.error_and_slopes(x, states, step, half if through else 0)
-        (guided_x, x), (guided_error, error), (guided_noise, noise) = (
-            both.chunk(2, dim=-2) for both in (x, error, noise)
-        )
-        clean = (guided_error * -level.error_gain).add_(guided_x, alpha=level.clean_gain)
-        action = clean.clamp(-1, 1) if clips else clean
-        mean = (action * level.clean_weight).add_(guided_x, alpha=level.noisy_weight)
+    def _step(
+        self, guided_x: Tensor, x: Tensor, step: int, noise: Tensor, fresh: Tensor, states: Tensor, group: slice
+    ) -> tuple[Tensor, Tensor]:
+        """One step of the guided rows, with their noise, and of the unguided ones, with theirs times sigma."""
+        level, through = self.levels.steps[step], self.config.through_denoiser
+        both, rows = torch.cat([guided_x, x], dim=-2), guided_x.shape[-2] if through else 0
+        both_error, slopes = self.denoiser.error_and_slopes(both, states, step, rows)
+        guided_error, error = both_error.chunk(2, dim=-2)
+        clean = torch.sub(guided_x, guided_error, alpha=level.error_gain).mul_(1 / level.bound)
+        action = clean.clamp(-1, 1) if self.config.clip_grad != "none" else clean
+        mean = torch.add(guided_x * level.noisy_weight, action, alpha=level.clipped_weight * level.bound)
         ascent = clip_ascent(self.config, clean, self.critic.ascent(action, group))
         if through:
             ascent = self._through_denoiser(ascent, slopes, level)
-        moved = self.guide.move(mean, ascent, level.sigma, guided_noise)
-        return torch.cat([moved, denoise(x, error, level, noise)], dim=-2)
+        return self.guide.move(mean, ascent, level.sigma, noise), denoise(x, error, level, fresh)
 
     def _through_denoiser(self, ascent: Tensor, slopes: list[Kept], level: Level) -> Tensor:
         """The gradient in the noisy action from that in the predicted clean one. Source: CGPO Eq 10."""
-        back = self.denoiser.back(ascent * -level.error_gain, slopes)
-        return back.add_(ascent, alpha=level.clean_gain)
+        ascent = ascent * (1 / level.bound)
+        return self.denoiser.back(ascent * -level.error_gain, slopes).add_(ascent)
