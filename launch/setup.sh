@@ -59,7 +59,7 @@ mkdir -p .venv
 exec 9>.venv/setup.lock
 flock 9 # a learner and an actor may be started at the same moment
 
-fingerprint="$(cat pyproject.toml constraints.txt | sha256sum | cut -c1-16) $PWD"
+fingerprint="$(cat pyproject.toml constraints.txt policy/native.c | sha256sum | cut -c1-16) $PWD"
 installed=""
 [[ -e $stamp ]] && installed=$(sed -n 2p "$stamp")
 extras=$(printf '%s\n' $installed "$@" | sort -u | xargs)

@@ -1,8 +1,9 @@
 """Activations of hidden layers on a CPU in few passes over memory, with their derivatives written out.
 
 PyTorch's own mish evaluates an exponential, a logarithm and a tanh and takes five times as long as the one here, its
-tanh six times as long as a sigmoid. Each activation may want its layers in another form (policy.arranged_layers): then
-it takes such a layer's sums and its values go into the next. All of it is without autograd; sums are overwritten.
+tanh six times as long as a sigmoid; where policy.native_kernels were compiled, those take half of that again. Each
+activation may want its layers in another form (policy.arranged_layers): then it takes such a layer's sums and its
+values go into the next. All of it is without autograd; sums are overwritten.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from policy import native_kernels
 
 _ONE = torch.ones(())
 _NORM_EPS = 1e-5  # of torch.nn.functional.layer_norm
@@ -53,12 +56,20 @@ class Mish:
 
     sign = -1
 
+    def __init__(self) -> None:
+        self._is_native = native_kernels.is_native_used()
+
     def values(self, sums: Tensor, index: int) -> Tensor:
+        if self._is_native:
+            return native_kernels.mish_of_negated(sums)
         q = torch.sigmoid(sums)
         t = torch.addcmul(_ONE, q, q, out=q)
         return torch.addcdiv(sums, sums, t, value=-2, out=t)
 
     def values_and_slope(self, sums: Tensor, index: int, rows: int) -> tuple[Tensor, Kept]:
+        if self._is_native:
+            values, slope = native_kernels.mish_and_slope(sums, rows)
+            return values, (slope,)
         q = torch.sigmoid(sums)
         r = torch.addcmul(_ONE, q, q).reciprocal_()
         values = torch.addcmul(sums, sums, r, value=-2)
@@ -106,16 +117,23 @@ class NormTanh:
     def __init__(self, gains: Sequence[Tensor], shifts: Sequence[Tensor]) -> None:
         """Twice the gains and shifts (H,) of each hidden layer."""
         self._gains, self._shifts = gains, shifts
+        self._is_native = native_kernels.is_native_used()
 
     def values(self, sums: Tensor, index: int) -> Tensor:
         gain, shift = self._gains[index], self._shifts[index]
+        if self._is_native:
+            return native_kernels.norm_sigmoid(sums, gain, shift, is_kept=False)[0]
         return torch.layer_norm(sums, gain.shape, gain, shift, _NORM_EPS).sigmoid_()
 
     def values_and_slope(self, sums: Tensor, index: int, rows: int) -> tuple[Tensor, Kept]:
         gain, shift = self._gains[index], self._shifts[index]
-        normed, mean, inverse_std = torch.native_layer_norm(sums, gain.shape, gain, shift, _NORM_EPS)
-        values = normed.sigmoid_()
-        kept = (sums, mean, inverse_std, values)
+        if self._is_native:
+            values, inverse_std = native_kernels.norm_sigmoid(sums, gain, shift, is_kept=True)
+            kept: Kept = (values, sums, inverse_std)
+        else:
+            normed, mean, inverse_std = torch.native_layer_norm(sums, gain.shape, gain, shift, _NORM_EPS)
+            values = normed.sigmoid_()
+            kept = (values, sums, inverse_std, mean)
         return values, kept if rows == sums.shape[0] else tuple(part[:rows] for part in kept)
 
     def back(self, gradient: Tensor, kept: Kept, index: int) -> Tensor:
@@ -126,9 +144,14 @@ class NormTanh:
         return to_sums, (gain, shift)
 
     def _back(self, gradient: Tensor, kept: Kept, index: int, *, has_parameters: bool) -> tuple[Tensor, Tensor, Tensor]:
-        sums, mean, inverse_std, s = kept
-        to_normed = torch.addcmul(s, s, s, value=-1).mul_(gradient)
         gain, shift = self._gains[index], self._shifts[index]
+        if self._is_native:
+            values, normed, inverse_std = kept
+            return native_kernels.norm_sigmoid_back(
+                gradient, values, normed, inverse_std, gain, has_parameters=has_parameters
+            )
+        s, sums, inverse_std, mean = kept
+        to_normed = torch.addcmul(s, s, s, value=-1).mul_(gradient)
         wanted = [True, has_parameters, has_parameters]
         back: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_layer_norm_backward(
             to_normed, sums, gain.shape, mean, inverse_std, gain, shift, wanted

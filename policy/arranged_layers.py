@@ -13,6 +13,8 @@ from torch import Tensor
 
 from policy.activations import Activation, Layer, Mish, NormTanh, Relu
 
+_LARGE = 1 << 16  # numbers in a weight
+
 
 class MlpParameters(NamedTuple):
     """Of one MLP or of N; see the module. gains and shifts of each hidden layer if it has LayerNorm and tanh."""
@@ -73,8 +75,7 @@ class _NegatedLayers:
 
     def __init__(self, parameters: MlpParameters) -> None:
         self._sources = [*parameters.weights[:-1], *parameters.biases[:-1]]
-        # Weights in the memory order of their transpose: oneDNN is 3 % faster, which pays over a chain.
-        weights = [_input_major(weight) for weight in parameters.weights[:-1]]
+        weights = [_memory_for(weight, is_first=i == 0) for i, weight in enumerate(parameters.weights[:-1])]
         biases = [torch.empty_like(bias) for bias in parameters.biases[:-1]]
         self._copies = [*weights, *biases]
         layers = _members([*weights, parameters.weights[-1]], [*biases, parameters.biases[-1]])
@@ -94,7 +95,8 @@ class _NormedLayers:
     def __init__(self, parameters: MlpParameters) -> None:
         self._weights, self._biases = parameters.weights[1:], parameters.biases[1:]
         self._sources = [*self._weights, *parameters.gains, *parameters.shifts]
-        self._copies = [torch.empty_like(source) for source in self._sources]
+        copies = [_memory_for(weight, is_first=False) for weight in self._weights]
+        self._copies = [*copies, *(torch.empty_like(source) for source in self._sources[len(copies) :])]
         count, num_hidden = len(self._weights), len(parameters.gains)
         weights, gains = self._copies[:count], self._copies[count : count + num_hidden]
         shifts = self._copies[count + num_hidden :]
@@ -134,6 +136,14 @@ def _of_each(tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     return list(zip(*(tensor.unbind() for tensor in tensors), strict=True))
 
 
-def _input_major(weight: Tensor) -> Tensor:
-    """Memory for a weight, in which the coefficients of one input are neighbours."""
-    return torch.empty_like(weight) if weight.dim() == 3 else weight.new_empty(weight.shape[::-1]).t()
+def _memory_for(weight: Tensor, *, is_first: bool) -> Tensor:
+    """Memory for the copy of a layer's weight, in the order that suits what is done with it.
+
+    First layers are taken apart by their inputs, whose coefficients are therefore neighbours. Measured on others with
+    oneDNN, whatever the rows: with an output's coefficients as neighbours a product takes 10 us less at 128 x 128, at
+    256 x 256 3 % more.
+    """
+    is_stacked, by_input = weight.dim() == 3, is_first or weight.shape[-1] * weight.shape[-2] >= _LARGE
+    wanted = weight if is_stacked == by_input else weight.mT  # as it is: by input if stacked, else by output
+    memory = torch.empty_like(wanted, memory_format=torch.contiguous_format)
+    return memory if wanted is weight else memory.mT

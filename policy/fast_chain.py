@@ -13,8 +13,8 @@ from torch.nn.functional import mish
 
 from policy.activations import Kept, Layer
 from policy.arranged_layers import MlpParameters
-from policy.fast_linear import affine, linear
-from policy.fast_mlp import FastMlps
+from policy.fast_linear import affine, first_sums, linear
+from policy.fast_mlp import Base, FastMlps
 from policy.noise_schedule import NoiseSchedule
 
 _GROUP_FLOATS = 1 << 18  # of one hidden layer; measured: half as many take 4 % longer, a quarter 15 %
@@ -37,7 +37,8 @@ class Level(NamedTuple):
 class Levels:
     """All steps of a chain, in the order of their codes."""
 
-    def __init__(self, schedule: NoiseSchedule) -> None:
+    def __init__(self, schedule: NoiseSchedule, device: torch.device) -> None:
+        """schedule on the CPU, where its numbers are read; device: where the chains are."""
         bound, weight = schedule.sqrt_alpha_bar.double(), schedule.clean_coefficient.double()
         columns = (
             schedule.sqrt_one_minus_alpha_bar,
@@ -47,7 +48,7 @@ class Levels:
             schedule.sigma,
         )
         self.steps = [Level(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-        self._sigma = schedule.sigma
+        self._sigma = schedule.sigma.to(device)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -102,7 +103,7 @@ class FastDenoiser:
         self._action_dim = layers[-1].bias.shape[0]
         self._mlps = FastMlps(_parameters_of(layers), "mish", self._action_dim)
         (self.mlp,), (first,) = self._mlps.members, self._mlps.whole_firsts
-        self._time_layers = [Layer(*(part.detach() for part in layer)) for layer in layers_of(tensors, "time_mlp.")]
+        self._time_mlps = FastMlps(_parameters_of(layers_of(tensors, "time_mlp.")), "mish")
         ends = [self._action_dim, self._action_dim + tensors["time_table"].shape[1]]
         to_action, to_time, to_state = first.weight.tensor_split(ends, dim=1)
         self.action_to_sums, self.sums_to_action = to_action.t(), to_action.t()
@@ -111,9 +112,7 @@ class FastDenoiser:
     def at(self, feature: Tensor) -> "DenoiserAt":
         """The denoiser as it is now and the states feature (B, F). Without autograd; drop it when weights change."""
         self._mlps.follow()
-        hidden, last = self._time_layers
-        embedding = affine(mish(affine(self._tensors["time_table"], *hidden)), *last)
-        time_part = torch.addmm(self._bias, embedding, self._to_time)  # (T, H)
+        time_part = torch.addmm(self._bias, self._embedding(self._tensors), self._to_time)  # (T, H)
         return DenoiserAt(self, time_part.unbind(), linear(feature, self._to_state))
 
     def predict_noise(
@@ -124,14 +123,17 @@ class FastDenoiser:
         Differentiable in the denoiser's tensors, given once more because gradients go to them, and the inputs.
         """
         first, *others = layers_of(tensors, "trunk.")
-        embedding = time_embedding(tensors)
+        embedding = self._embedding(tensors)
         ends = [self._action_dim, self._action_dim + embedding.shape[1]]
         to_action, to_time, to_state = first.weight.tensor_split(ends, dim=1)
-        per_level, per_state = embedding @ to_time.t(), feature @ to_state.t()
-        states = per_state.repeat_interleave(noisy_action.shape[0] // feature.shape[0], dim=0)
-        base = states + per_level.index_select(0, step)
+        base = Base(feature @ to_state.t(), embedding @ to_time.t(), step)
         parameters = _parameters_of([Layer(to_action, first.bias), *others])
         return self._mlps.run(noisy_action, base, parameters).squeeze(1)
+
+    def _embedding(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Of each level, (T, E)."""
+        parameters = _parameters_of(layers_of(tensors, "time_mlp."))
+        return self._time_mlps.run(tensors["time_table"], None, parameters).squeeze(1)
 
 
 class DenoiserAt(NamedTuple):
@@ -163,7 +165,7 @@ class DenoiserAt(NamedTuple):
         return linear(self.denoiser.mlp.back(gradient, slopes), self.denoiser.sums_to_action)
 
     def _sums(self, x: Tensor, states: Tensor, step: int) -> Tensor:
-        return torch.add(states, self.time_part[step]).addmm_(x, self.denoiser.action_to_sums)
+        return first_sums(states, self.time_part[step], x, self.denoiser.action_to_sums)
 
 
 def denoise(x: Tensor, error: Tensor, level: Level, fresh: Tensor) -> Tensor:

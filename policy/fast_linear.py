@@ -10,6 +10,8 @@ import functools
 import torch
 from torch import Tensor
 
+from policy import native_kernels
+
 _MIN_WORK = 1 << 20  # multiply-adds; measured: at 64 x 128 x 128 and at 16 x 256 x 256 both take the same time
 _NARROW = 32  # MKL takes as long for fewer columns as for this many
 
@@ -20,6 +22,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         result: Tensor = torch.ops.mkldnn._linear_pointwise(dense(x), dense(weight), bias, "none", [], "")
         return result
     return torch.nn.functional.linear(x, weight, bias)
+
+
+def first_sums(states: Tensor, level: Tensor | None, x: Tensor, weights: Tensor) -> Tensor:
+    """A first layer of which the states' and the level's part are known: see policy.native_kernels.first_sums."""
+    if native_kernels.is_native_used() and x.dtype == torch.float32:
+        return native_kernels.first_sums(states, level, x.contiguous(), weights)
+    per_state = x.shape[0] // states.shape[0]
+    rows = states if per_state == 1 else states.repeat_interleave(per_state, dim=0)
+    return torch.addmm(rows if level is None else rows + level, x, weights)
 
 
 def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """MLPs on a CPU: forward and backward written out over policy.activations and policy.fast_linear."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,15 @@ from torch.autograd.function import once_differentiable
 from policy.activations import Activation, Kept, Layer
 from policy.arranged_layers import MlpParameters, arrange
 from policy.fast_linear import linear
+
+
+class Base(NamedTuple):
+    """What is added to the first layers' sums of R = B K rows: a row of `states` (B, H) to the K of each state, and
+    the row of `levels` (T, H) that `step` (R,) picks."""
+
+    states: Tensor
+    levels: Tensor
+    step: Tensor
 
 
 class FastMlp:
@@ -26,10 +35,13 @@ class FastMlp:
         self.first = layers[0]  # what makes the sums that the methods below take
         self.last = layers[-1]  # what follows `hidden`
 
-    def sums(self, inputs: Tensor, base: Tensor | None) -> Tensor:
-        """What the methods below take (R, H), for inputs (R, in) and base (R, H), a part of the layer's own sums."""
+    def sums(self, inputs: Tensor, base: Base | None) -> Tensor:
+        """What the methods below take (R, H), for inputs (R, in) and a part of the layer's own sums."""
         sums = linear(inputs, *self.first)
-        return sums if base is None else sums.add_(base, alpha=self._activation.sign)
+        if base is not None:
+            sums.add_(base.levels.index_select(0, base.step), alpha=self._activation.sign)
+            _by_state(sums, base).add_(base.states[:, None], alpha=self._activation.sign)
+        return sums
 
     def outputs(self, sums: Tensor) -> Tensor:
         """(R, out) of sums (R, H), which are overwritten."""
@@ -75,11 +87,19 @@ class FastMlp:
         return gradient, layers[::-1], own[::-1]
 
     def back_from_sums(
-        self, gradient: Tensor, wants_inputs: bool, wants_base: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients of `sums`' inputs and base from that of its result."""
+        self, gradient: Tensor, wants_inputs: bool, base: Base | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients of `sums`' inputs and the base's states and levels from that of its result."""
         inputs = linear(gradient, self.first.weight.t()) if wants_inputs else None
-        return inputs, gradient * self._activation.sign if wants_base else None
+        if base is None:
+            return inputs, None, None
+        states, levels = _by_state(gradient, base).sum(dim=1), torch.zeros_like(base.levels)
+        levels.index_add_(0, base.step, gradient)
+        return inputs, states.mul_(self._activation.sign), levels.mul_(self._activation.sign)
+
+
+def _by_state(rows: Tensor, base: Base) -> Tensor:
+    return rows.view(len(base.states), -1, rows.shape[1])
 
 
 class FastMlps:
@@ -97,15 +117,14 @@ class FastMlps:
             own = Layer(first.weight[:, :first_columns], first.bias)
             self.members.append(FastMlp([own, *others], own_activation))
 
-    def run(self, inputs: Tensor, base: Tensor | None, parameters: MlpParameters) -> Tensor:
-        """Outputs (R, N, out) for inputs (R, in), differentiable once in all tensors.
+    def run(self, inputs: Tensor, base: Base | None, parameters: MlpParameters) -> Tensor:
+        """Outputs (R, N, out) for inputs (R, in), differentiable once in all tensors but base.step.
 
-        base (R, H), where given, is added to the first layers' sums. parameters are those that it was made of, which
-        take the gradients.
+        parameters are those that it was made of, which take the gradients.
         """
-        flat = parameters.flat()
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (inputs, base, *flat)):
-            result: Tensor = _Run.apply(self, inputs, base, *flat)  # type: ignore[no-untyped-call]
+        flat, parts = parameters.flat(), base or (None, None, None)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (inputs, *parts, *flat)):
+            result: Tensor = _Run.apply(self, inputs, *parts, *flat)  # type: ignore[no-untyped-call]
             return result
         with torch.no_grad():
             self.follow()
@@ -129,10 +148,12 @@ class FastMlps:
 
 class _Run(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mlps: FastMlps, inputs: Tensor, base: Tensor | None, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, mlps: FastMlps, inputs: Tensor, *others: Any) -> Tensor:
+        """others: the three of the base, or None for each; the parameters."""
         # Autograd then notices changes in place before the backward pass, but not those of the fused Adam.
-        ctx.save_for_backward(inputs, *parameters)
-        ctx.mlps, ctx.has_base = mlps, base is not None
+        ctx.save_for_backward(inputs, *others)
+        base = None if others[0] is None else Base(*others[:3])
+        ctx.mlps = mlps
         mlps.follow()
         ctx.passes = [mlp.hidden_and_slopes(mlp.sums(inputs, base), len(inputs)) for mlp in mlps.members]
         outputs = [linear(values[-1], *mlp.last) for mlp, (values, _) in zip(mlps.members, ctx.passes, strict=True)]
@@ -141,23 +162,24 @@ class _Run(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, *parameters = ctx.saved_tensors
-        wants_inputs, wants_base, *wants_parameters = _wanted(ctx)
-        through: list[tuple[Tensor | None, Tensor | None]] = []
+        inputs, states, levels, step, *parameters = ctx.saved_tensors
+        base = None if states is None else Base(states, levels, step)
+        wants_inputs, wants_base, wants_parameters = _wanted(ctx, has_base=base is not None)
+        through: list[tuple[Tensor | None, ...]] = []
         layers: list[list[Layer]] = []
         own: list[list[Kept]] = []
         for mlp, (values, slopes), outward in zip(ctx.mlps.members, ctx.passes, gradient.unbind(1), strict=True):
-            if any(wants_parameters):
+            if wants_parameters:
                 to_sums, own_layers, own_parameters = mlp.back_with_parameters(outward, values, slopes)
                 layers.append([layer_gradient(to_sums, inputs), *own_layers])
                 own.append(own_parameters)
             else:
                 to_sums = mlp.back(outward, slopes)
-            through.append(mlp.back_from_sums(to_sums, wants_inputs, wants_base))
-        to_inputs, to_base = (_total(parts) for parts in zip(*through, strict=True))
+            through.append(mlp.back_from_sums(to_sums, wants_inputs, base if wants_base else None))
+        to_inputs = (_total(parts) for parts in zip(*through, strict=True))
         if not layers:
-            return None, to_inputs, to_base, *(None for _ in parameters)
-        return None, to_inputs, to_base, *ctx.mlps.parameter_gradients(layers, own)
+            return None, *to_inputs, None, *(None for _ in parameters)
+        return None, *to_inputs, None, *ctx.mlps.parameter_gradients(layers, own)
 
 
 def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -180,19 +202,20 @@ def layer_gradient(gradient: Tensor, inputs: Tensor) -> Layer:
     return Layer(linear(inputs.t(), gradient.t()).t(), bias)  # the narrow one first: up to four times as fast
 
 
-def _wanted(ctx: Any) -> list[bool]:
-    """Whether the running backward pass goes on to the inputs, the base and each parameter.
+def _wanted(ctx: Any, *, has_base: bool) -> tuple[bool, bool, bool]:
+    """Whether the running backward pass goes on to the inputs, to the base and to any parameter.
 
     A function is only told which tensors require gradients, so without this a step of the action through a critic
     would pay for the gradients of the critic's parameters.
     """
-    nodes = [node for node, _ in ctx.next_functions]  # one for each tensor
-    if not ctx.has_base:
-        nodes.insert(1, None)
-    return [node is not None and _goes_on_to(node) for node in nodes]
+    inputs, *nodes = (node for node, _ in ctx.next_functions)  # one for each tensor
+    base, parameters = (nodes[:3], nodes[3:]) if has_base else ([], nodes)
+    return _goes_on_to(inputs), any(map(_goes_on_to, base)), any(map(_goes_on_to, parameters))
 
 
 def _goes_on_to(node: Any) -> bool:
+    if node is None:
+        return False
     try:
         goes_on: bool = torch._C._will_engine_execute_node(node)
     except (AttributeError, RuntimeError):  # an internal of PyTorch; and it refuses parameters, which are then wanted

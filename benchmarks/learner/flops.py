@@ -7,7 +7,8 @@ the optimisers take time but no matrix products.
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -15,8 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from learner.config import LearnerConfig
+from policy import native_kernels
 from policy.encoder import feature_dim
 from policy.spec import Specs
+
+_FIRST_SUMS = native_kernels.first_sums
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,9 @@ class Cgpo:
         """Rows of each call for values in the actor's update."""
         guidance = self.config.guidance
         candidates = [guidance.best_of] if guidance.type == "none" and guidance.best_of > 1 else []
-        both = [2]  # the sample and the synthesised action of each state
-        human = [1] if self.config.human_targets else []
+        actor = [2 + self.config.human_targets]  # each state's sample, its synthesised action and perhaps a human one
         target = [1] if self.config.vbase == "learned" and self.config.vbase_critic == "target" else []
-        return [self.batch * count for count in (*candidates, *both, *human, *self._baseline, *target)]
+        return [self.batch * count for count in (*candidates, *actor, *self._baseline, *target)]
 
     @property
     def _baseline(self) -> list[int]:
@@ -136,8 +139,8 @@ def split_products(config: LearnerConfig, specs: Specs) -> Products:
     """
     own = Cgpo(config, specs)
     row, rated = own.denoiser_action + own.denoiser_rest, own.critic_action + own.critic_rest
-    states = own.batch * own.denoiser_state
-    once = states + 3 * own.steps * own.denoiser_level  # for each set of chains
+    states, levels = own.batch * own.denoiser_state, 3 * own.steps * own.denoiser_level
+    once = states + levels  # for each set of chains
     candidates = own.batch * own.config.critic.target_candidates
 
     def values_of(rows: int) -> int:
@@ -150,14 +153,14 @@ def split_products(config: LearnerConfig, specs: Specs) -> Products:
         chains += own.num_critics * own.batch * own.critic_state + own.gradients * own.batch * ascent - shared - once
     trained = own.batch * (1 + own.config.entropy_samples)
     # Of the level's part and the state's forward and backward; of the embedding's two layers all but the input's.
-    levels = (3 + 5) * own.steps * own.denoiser_level
+    trained_levels = (3 + 5) * own.steps * own.denoiser_level
     return Products(
-        target_chain=own.config.cta_ratio * (once + own.steps * candidates * row),
+        target_chain=levels + own.config.cta_ratio * (states + own.steps * candidates * row),
         target_values=own.config.cta_ratio * (values_of(own.selected_rows) + values_of(own.batch)),
         critic_training=own.critic_training,
         chains=chains,
         values=sum(values_of(rows) for rows in own.rated_rows) + own.value_training,
-        actor_training=levels + 2 * states + trained * (2 * own.denoiser_action + 3 * own.denoiser_rest),
+        actor_training=trained_levels + 2 * states + trained * (2 * own.denoiser_action + 3 * own.denoiser_rest),
     )
 
 
@@ -170,18 +173,36 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations of the matrix products executed within it, whatever path takes them.
 
     The formulas are torch.utils.flop_counter's; its FlopCounterMode follows modules as well, which autograd.grad inside
-    an update does not let it. Operators that add in place and oneDNN's linear one are added.
+    an update does not let it. Operators that add in place, oneDNN's linear one and our compiled one are added.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
+        self._depth = 0
+        self._ours = mock.patch.object(native_kernels, "first_sums", self._first_sums)
         aten = torch.ops.aten
         self._formulas: dict[Any, Callable[..., int]] = dict(flop_registry)
         for in_place, other in ((aten.addmm_, aten.addmm), (aten.baddbmm_, aten.baddbmm)):
             self._formulas[in_place] = flop_registry[other]
         if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             self._formulas[torch.ops.mkldnn._linear_pointwise] = _linear_products
+
+    def __enter__(self) -> Self:
+        if self._depth == 0:
+            self._ours.start()
+        self._depth += 1
+        return super().__enter__()  # type: ignore[no-untyped-call,no-any-return]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._depth -= 1
+        if self._depth == 0:
+            self._ours.stop()
+
+    def _first_sums(self, states: Tensor, level: Tensor | None, x: Tensor, weights: Tensor) -> Tensor:
+        self.total += 2 * x.numel() * weights.shape[1]
+        return _FIRST_SUMS(states, level, x, weights)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

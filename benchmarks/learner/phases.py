@@ -28,6 +28,7 @@ Choice = str | Callable[[str], str]  # a phase, or how it follows from the one t
 
 # By the names that learner.algorithms gives its parts; an algorithm without one of them has nothing to charge there.
 _METHODS: dict[str, Choice] = {
+    "_next_candidates": TARGET_CHAIN,
     "_update_critic": CRITIC,
     "_critic_targets": TARGETS,
     "_update_actor": ACTOR,
@@ -39,7 +40,7 @@ _METHODS: dict[str, Choice] = {
 _CRITIC_LEARNER: dict[str, Choice] = {"descend": CRITIC}
 _SOFT_ACTOR: dict[str, Choice] = {"ascend": ACTOR}
 _KERNELS: dict[str, Choice] = {
-    "sample": lambda caller: TARGET_CHAIN if caller in (TARGETS, CRITIC) else CHAINS,
+    "sample": lambda caller: TARGET_CHAIN if caller in (TARGETS, CRITIC, TARGET_CHAIN) else CHAINS,
     "sample_pair": CHAINS,
     "value": lambda caller: VALUES if caller in (ACTOR, CHAINS) else caller,
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-_TURN_S = 0.02  # shorter calls are repeated within a turn
+_TURN_S = 0.2  # shorter calls are repeated within a turn: a learner does not empty its caches after each update either
 _MIN_ROUNDS = 3
 
 

@@ -8,7 +8,7 @@ nothing for one agent and (P,) for a population (learner.agents). What takes tim
 Ours, not the paper's, each a switch: BC warm-up, human actions as competing targets, LayerNorm critic, reward scale.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -78,11 +78,12 @@ class Cgpo(Resumable):
         self._is_warm = self._config.bc_warmup_steps == 0
 
     def update_step(self, sample_batch: SampleBatch) -> Metrics:
-        for _ in range(self._config.cta_ratio - 1):
-            self._update_critic(sample_batch())
+        batches = [sample_batch() for _ in range(self._config.cta_ratio)]
+        *earlier, (batch, candidates) = zip(batches, self._next_candidates(batches), strict=True)
+        for earlier_batch, earlier_candidates in earlier:
+            self._update_critic(earlier_batch, earlier_candidates)
             self._follow_critic()
-        batch = sample_batch()
-        metrics = self._update_critic(batch)
+        metrics = self._update_critic(batch, candidates)
         with torch.no_grad():
             feature = self._heads(batch.observation)  # once per state, for every chain and loss below
         if self.is_warming_up():
@@ -125,9 +126,21 @@ class Cgpo(Resumable):
 
     # --- critic ---------------------------------------------------------------------------------------------------
 
-    def _update_critic(self, batch: Batch) -> Metrics:
+    @torch.no_grad()
+    def _next_candidates(self, batches: Sequence[Batch]) -> Sequence[Tensor]:
+        """Return K_t target-policy samples (..., B, K, A) for the next states of each batch, all in one launch.
+
+        The target policy only moves at the end of a step. (Its features of images are those of the step's beginning.)
+        """
+        feature = torch.cat([self._target_heads(batch.next_observation) for batch in batches], dim=-2)
+        candidates = self._diffusion.candidates(
+            self._target_denoiser, feature, self._config.critic.target_candidates, self._critic_noise
+        )
+        return candidates.chunk(len(batches), dim=-3)
+
+    def _update_critic(self, batch: Batch, candidates: Tensor) -> Metrics:
         next_feature = next_feature_of(batch, self._heads, self._target_heads)
-        targets = self._critic_targets(batch, next_feature)
+        targets = self._critic_targets(batch, next_feature, candidates)
         feature = self._heads(batch.observation)
         quantiles = self._kernels.quantiles(self._critic, feature, batch.action[..., : self._action_dim])
         if self._config.critic.type == "twin_scalar":
@@ -146,15 +159,12 @@ class Cgpo(Resumable):
         return metrics
 
     @torch.no_grad()
-    def _critic_targets(self, batch: Batch, next_feature: NextFeature) -> Tensor:
+    def _critic_targets(self, batch: Batch, next_feature: NextFeature, candidates: Tensor) -> Tensor:
         """Return target atoms (..., B, L): r + gamma (1 - terminated) Z_target(s', a'), highest atoms dropped.
 
         a' is the best of K_t target-policy samples by the online critic (DDQN). CGPO section 4.3, Algorithm 1.
         """
         config = self._config.critic
-        candidates = self._diffusion.candidates(
-            self._target_denoiser, next_feature.target, config.target_candidates, self._critic_noise
-        )
         if config.ddqn:
             next_action = self._diffusion.best_of(self._critic, next_feature.online, candidates)
         else:
@@ -172,9 +182,12 @@ class Cgpo(Resumable):
     def _update_actor(self, batch: Batch, feature: Tensor) -> Metrics:
         """Regress the denoiser onto one synthesised action per state, weighted by its advantage (CGPO Eq 15-19)."""
         policy_action, guided_action = self._sampled_actions(feature, self._actor_noise)
-        both = torch.stack([policy_action, guided_action], dim=-2)
-        policy_value, guided_value = self._value_of(feature, both.flatten(-3, -2)).view(*both.shape[:-1]).unbind(-1)
-        target_action, target_value, metrics = self._target_action(batch, feature, guided_action, guided_value)
+        actions = [policy_action, guided_action]
+        if self._config.human_targets:
+            actions.append(batch.action[..., : self._action_dim])
+        values = self._value_of(feature, torch.stack(actions, dim=-2).flatten(-3, -2))
+        policy_value, *target_values = values.view(*feature.shape[:-1], len(actions)).unbind(-1)
+        target_action, target_value, metrics = self._target_action(batch, actions[1:], target_values)
         base_value = self._base_value(feature, policy_action, policy_value)
         weight = advantage_weight(target_value, base_value)
         metrics |= {
@@ -206,13 +219,15 @@ class Cgpo(Resumable):
         return self._kernels.sample_pair(self._denoiser, self._critic, feature, noise, guided_noise)
 
     def _target_action(
-        self, batch: Batch, feature: Tensor, guided_action: Tensor, guided_value: Tensor
+        self, batch: Batch, actions: Sequence[Tensor], values: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Metrics]:
-        """Return a^g (..., B, A), the guided sample or a better human action, and its value (..., B)."""
+        """Return a^g (..., B, A) and its value (..., B): the guided sample or, with human_targets, a better human one.
+
+        actions and values are theirs, in that order.
+        """
         if not self._config.human_targets:
-            return guided_action, guided_value, {}
-        human_action = batch.action[..., : self._action_dim]
-        human_value = self._value_of(feature, human_action)
+            return actions[0], values[0], {}
+        (guided_action, human_action), (guided_value, human_value) = actions, values
         human_wins = batch.is_human & (human_value > guided_value)
         target = torch.where(human_wins[..., None], human_action, guided_action)
         target_value = torch.where(human_wins, human_value, guided_value)

@@ -31,6 +31,7 @@ from policy.critic_network import CriticEnsemble
 from policy.denoiser import Denoiser
 from policy.fast_chain import DenoiserAt, FastDenoiser, FastRegressor, Levels
 from policy.fast_linear import is_onednn_used
+from policy.native_kernels import is_native_used
 from policy.noise_schedule import make_noise_schedule
 
 
@@ -41,7 +42,7 @@ class FastKernels:
         """is_batched: all agents and critics at once, or one after the other; None decides by the device."""
         policy, cgpo = agents.config.policy, agents.config.cgpo
         self._plain = PlainKernels(agents)
-        self._levels = Levels(make_noise_schedule(policy.schedule, policy.denoising_steps).to(agents.device))
+        self._levels = Levels(make_noise_schedule(policy.schedule, policy.denoising_steps), agents.device)
         self._kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
         self._num_dropped = policy.drop_quantiles
         self._guidance = cgpo.guidance
@@ -63,8 +64,11 @@ class FastKernels:
         if self._is_batched:
             return "all agents and critics in one batch, gradients of guidance written out"
         products = "oneDNN's matrix products" if is_onednn_used() else "PyTorch's matrix products (it has no oneDNN)"
+        activations = "PyTorch's activations (policy/native.c was not compiled, or there are several threads)"
+        if is_native_used():
+            activations = "compiled activations"
         order = ", agents one after the other" if self._splits else ""
-        return f"{products}, gradients of guidance written out{order}"
+        return f"{products}, {activations}, gradients of guidance written out{order}"
 
     def sample(self, denoiser: nn.Module, feature: Tensor, noise: Tensor) -> Tensor:
         if not _is_denoiser(denoiser):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from policy.activations import Kept
 from policy.arranged_layers import MlpParameters
-from policy.fast_linear import linear
+from policy.fast_linear import first_sums, linear
 from policy.fast_mlp import FastMlp, FastMlps
 
 _GROUP_FLOATS = 1 << 18  # of one hidden layer, as in policy.fast_chain
@@ -105,9 +105,7 @@ class _Member:
         return torch.mm(self._sums_to_action, self._mlp.back(weight.t(), slopes).t())  # few rows: MKL's is faster
 
     def _sums(self, action: Tensor, states: Tensor) -> Tensor:
-        per_state = action.shape[0] // states.shape[0]
-        rows = states if per_state == 1 else states.repeat_interleave(per_state, dim=0)
-        return torch.addmm(rows, action, self._action_to_sums)
+        return first_sums(states, None, action, self._action_to_sums)
 
     def _columns(self, hidden: Tensor) -> Tensor:
         return linear(self._mlp.last.weight, hidden).add_(self._last_bias)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from policy.native_kernels import is_native_used, quantile_huber
+
 _GROUP_PAIRS = 1 << 16  # on a CPU: few enough that three buffers of them stay in a core's second-level cache
 
 
@@ -30,21 +32,12 @@ class _RowLoss(torch.autograd.Function):
         num_critics, num_quantiles = quantiles.shape[-2:]
         level = (torch.arange(num_quantiles, device=quantiles.device, dtype=quantiles.dtype) + 0.5) / num_quantiles
         tau = level.repeat(num_critics)  # (N M,)
-        slope = (1 - tau) / tau
-        flat_quantiles, flat_targets = quantiles.reshape(-1, len(tau), 1), targets.reshape(-1, 1, targets.shape[-1])
-        group = len(flat_targets)
-        if quantiles.device.type == "cpu":
-            group = max(1, _GROUP_PAIRS // (len(tau) * targets.shape[-1]))
-        pulls, losses = [], []
-        for own, atoms in zip(_groups(flat_quantiles, group), _groups(flat_targets, group), strict=True):
-            error = atoms - own  # (rows, N M, L)
-            clipped = error.clamp(-kappa, kappa)
-            weighted = torch.prelu(clipped, slope)
-            pulls.append(weighted.sum(dim=-1))
-            losses.append(error.sub_(clipped, alpha=0.5).mul_(weighted).sum(dim=-1) @ tau)
+        rows, atoms = quantiles.reshape(-1, len(tau)), targets.reshape(-1, targets.shape[-1])
+        is_native = rows.device.type == "cpu" and rows.dtype == torch.float32 and is_native_used()
+        losses, derivatives = (quantile_huber if is_native else _sums)(rows, atoms, tau, kappa)
         scale = 1 / (kappa * len(tau) * targets.shape[-1])
-        ctx.save_for_backward(torch.cat(pulls).mul_(tau).mul_(-scale).view_as(quantiles))
-        return torch.cat(losses).mul_(scale).view(targets.shape[:-1])
+        ctx.save_for_backward(derivatives.mul_(scale).view_as(quantiles))
+        return losses.mul_(scale).view(targets.shape[:-1])
 
     @staticmethod
     @once_differentiable
@@ -53,5 +46,17 @@ class _RowLoss(torch.autograd.Function):
         return derivative * gradient[..., None, None], None, None
 
 
-def _groups(rows: Tensor, size: int) -> list[Tensor]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def _sums(quantiles: Tensor, targets: Tensor, tau: Tensor, kappa: float) -> tuple[Tensor, Tensor]:
+    """policy.native_kernels.quantile_huber by PyTorch's operations."""
+    group = len(targets)
+    if targets.device.type == "cpu":
+        group = max(1, _GROUP_PAIRS // (len(tau) * targets.shape[-1]))
+    slope = (1 - tau) / tau
+    pulls, losses = [], []
+    for own, atoms in zip(torch.split(quantiles, group), torch.split(targets, group), strict=True):
+        error = atoms[:, None, :] - own[:, :, None]  # (rows, N M, L)
+        clipped = error.clamp(-kappa, kappa)
+        weighted = torch.prelu(clipped, slope)
+        pulls.append(weighted.sum(dim=-1))
+        losses.append(error.sub_(clipped, alpha=0.5).mul_(weighted).sum(dim=-1) @ tau)
+    return torch.cat(losses), torch.cat(pulls).mul_(-tau)

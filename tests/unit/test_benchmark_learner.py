@@ -104,7 +104,7 @@ def test_formula_counts_what_the_plain_path_executes(changes: dict[str, Any]) ->
     config = micro(changes)
     cgpo, steps = config.cgpo, config.policy.denoising_steps
     expected = by_phase(written_products(config, case_of(config).specs))
-    expected[TARGET_CHAIN] += cgpo.cta_ratio * steps * embedding(config)
+    expected[TARGET_CHAIN] += steps * embedding(config)  # one chain for all of a step's batches
     expected[CHAINS] += (2 + (cgpo.vbase == "sampled")) * steps * embedding(config)
     # forward, the gradients of both weights, and the gradient with respect to the second layer's input
     expected[ACTOR] += 5 * embedding(config) // 2
@@ -184,9 +184,9 @@ def test_paths_take_turns_and_short_ones_are_repeated(monkeypatch: pytest.Monkey
 
         return run
 
-    times = race({"long": call("long", 0.1), "short": call("short", 0.005)}, Clock("cpu"), seconds=0.5)
-    assert times["long"].seconds == pytest.approx([0.1] * 5)
-    assert times["short"].seconds == pytest.approx([0.005] * 5)
+    times = race({"long": call("long", 1.0), "short": call("short", 0.06)}, Clock("cpu"), seconds=5)
+    assert times["long"].seconds == pytest.approx([1.0] * 5)
+    assert times["short"].seconds == pytest.approx([0.06] * 5)
     first_round = ["long", "short", "short", "short", "short"]
     assert order[4:] == (first_round + first_round[::-1]) * 2 + first_round  # after two calls of each
 

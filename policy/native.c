@@ -1,0 +1,254 @@
+/* What PyTorch has no single operation for, in one pass over float32 memory. policy/native_kernels.py checks and calls
+ * it; without it the same numbers come from several operations of PyTorch.
+ *
+ * Arguments are addresses and counts; all memory is contiguous. Outputs may be inputs of the same shape. The compiler
+ * turns the loops into vectors, for each kind of processor where it can.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#define VECTORISED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define VECTORISED
+#endif
+
+#define MAX_WIDTH 8192 /* of a normalised layer; its sums of gradients lie on the stack */
+
+/* sums = the state's part, once for each of its `per_state` rows, + the level's part if any + x weights: a first layer of
+ * few inputs (rows, inputs), weights (inputs, width). */
+VECTORISED static void first_sums(const float *states, const float *level, const float *x, const float *weights,
+                                  float *sums, Py_ssize_t per_state, Py_ssize_t rows, Py_ssize_t width,
+                                  Py_ssize_t inputs) {
+    for (Py_ssize_t row = 0; row < rows; row++) {
+        const float *state = states + row / per_state * width;
+        float *sum = sums + row * width;
+        if (level) {
+#pragma omp simd
+            for (Py_ssize_t i = 0; i < width; i++) sum[i] = state[i] + level[i];
+        } else {
+            memcpy(sum, state, sizeof(float) * width);
+        }
+        for (Py_ssize_t input = 0; input < inputs; input++) {
+            const float value = x[row * inputs + input], *weight = weights + input * width;
+#pragma omp simd
+            for (Py_ssize_t i = 0; i < width; i++) sum[i] += value * weight[i];
+        }
+    }
+}
+
+/* e^x within 2 units in the last place for |x| < 87, the least or greatest normal number beyond, to |x| = 1e6. The bound
+ * is on integers, so that what is not a number stays so under -ffinite-math-only. */
+static inline float exponential(float x) {
+    const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* 1.5 * 2^23: rounds to an integer */
+    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;   /* ln 2 in two parts */
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t exponent = (int32_t)n;
+    exponent = exponent < -126 ? -126 : exponent;
+    exponent = exponent > 127 ? 127 : exponent;
+    const int32_t bits = (exponent + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return p * scale;
+}
+
+/* e^z where mish(z) = z tanh(softplus(z)) = z n / (n + 2), n = e^z (e^z + 2), still changes. */
+static inline float exponential_for_mish(float z) {
+    z = z > 20.0f ? 20.0f : z;
+    return exponential(z < -80.0f ? -80.0f : z);
+}
+
+/* values = mish(-negated). */
+VECTORISED static void mish(const float *negated, float *values, Py_ssize_t count) {
+#pragma omp simd
+    for (Py_ssize_t i = 0; i < count; i++) {
+        const float z = -negated[i], e = exponential_for_mish(z), n = e * (e + 2.0f);
+        values[i] = z * (n / (n + 2.0f));
+    }
+}
+
+/* slopes = (1 + mish'(z)) / 2, z = -negated; mish'(z) = n d + 4 z e (1 + e) d^2 with e = e^z and d = 1 / (n + 2). */
+VECTORISED static void mish_and_slope(const float *negated, float *values, float *slopes, Py_ssize_t count) {
+#pragma omp simd
+    for (Py_ssize_t i = 0; i < count; i++) {
+        const float z = -negated[i], e = exponential_for_mish(z), n = e * (e + 2.0f);
+        const float d = 1.0f / (n + 2.0f);
+        values[i] = z * n * d;
+        slopes[i] = 0.5f + 0.5f * n * d + 2.0f * z * (e * (1.0f + e) * d) * d;
+    }
+}
+
+/* values = sigmoid(gain n + shift), n the LayerNorm of each row of sums, which it replaces. */
+VECTORISED static void norm_sigmoid(float *sums, const float *gain, const float *shift, float *values,
+                                    float *inverse_stds, Py_ssize_t rows, Py_ssize_t width) {
+    for (Py_ssize_t row = 0; row < rows; row++) {
+        float *x = sums + row * width, *value = values + row * width;
+        float total = 0.0f, squares = 0.0f;
+#pragma omp simd reduction(+ : total)
+        for (Py_ssize_t i = 0; i < width; i++) total += x[i];
+        const float mean = total / (float)width;
+#pragma omp simd reduction(+ : squares)
+        for (Py_ssize_t i = 0; i < width; i++) squares += (x[i] - mean) * (x[i] - mean);
+        const float inverse_std = 1.0f / sqrtf(squares / (float)width + 1e-5f);
+#pragma omp simd
+        for (Py_ssize_t i = 0; i < width; i++) {
+            const float n = (x[i] - mean) * inverse_std;
+            x[i] = n;
+            value[i] = 1.0f / (1.0f + exponential(-(n * gain[i] + shift[i])));
+        }
+        inverse_stds[row] = inverse_std;
+    }
+}
+
+/* The gradient with respect to the sums of norm_sigmoid from that with respect to its values, in place; to_gain and
+ * to_shift, where given, get those of gain and shift. */
+VECTORISED static void norm_sigmoid_back(float *gradient, const float *values, const float *normed,
+                                         const float *inverse_stds, const float *gain, float *to_gain,
+                                         float *to_shift, Py_ssize_t rows, Py_ssize_t width) {
+    float gains[MAX_WIDTH], shifts[MAX_WIDTH];
+    if (to_gain) memset(gains, 0, sizeof(float) * width), memset(shifts, 0, sizeof(float) * width);
+    for (Py_ssize_t row = 0; row < rows; row++) {
+        float *g = gradient + row * width;
+        const float *value = values + row * width, *n = normed + row * width;
+        float total = 0.0f, along = 0.0f;
+#pragma omp simd
+        for (Py_ssize_t i = 0; i < width; i++) g[i] *= value[i] * (1.0f - value[i]);
+        if (to_gain) {
+#pragma omp simd
+            for (Py_ssize_t i = 0; i < width; i++) gains[i] += g[i] * n[i], shifts[i] += g[i];
+        }
+#pragma omp simd reduction(+ : total, along)
+        for (Py_ssize_t i = 0; i < width; i++) g[i] *= gain[i], total += g[i], along += g[i] * n[i];
+        const float mean = total / (float)width, slope = along / (float)width;
+#pragma omp simd
+        for (Py_ssize_t i = 0; i < width; i++) g[i] = inverse_stds[row] * (g[i] - mean - n[i] * slope);
+    }
+    if (to_gain) memcpy(to_gain, gains, sizeof(float) * width), memcpy(to_shift, shifts, sizeof(float) * width);
+}
+
+/* For each row the sum over quantiles and atoms of w c (u - c / 2) and its derivative in each quantile, the sum over
+ * atoms of -w c: error u = atom - quantile, c = clip(u, -kappa, kappa), w = tau or 1 - tau by the sign of u. */
+VECTORISED static void quantile_huber(const float *quantiles, const float *atoms, const float *tau, float kappa,
+                                      float *losses, float *derivatives, Py_ssize_t rows, Py_ssize_t num_quantiles,
+                                      Py_ssize_t num_atoms) {
+    for (Py_ssize_t row = 0; row < rows; row++) {
+        const float *atom = atoms + row * num_atoms;
+        float row_loss = 0.0f;
+        for (Py_ssize_t m = 0; m < num_quantiles; m++) {
+            const float quantile = quantiles[row * num_quantiles + m], above = tau[m], below = 1.0f - tau[m];
+            float loss = 0.0f, pull = 0.0f;
+#pragma omp simd reduction(+ : loss, pull)
+            for (Py_ssize_t j = 0; j < num_atoms; j++) {
+                const float u = atom[j] - quantile;
+                float c = u > kappa ? kappa : u;
+                c = c < -kappa ? -kappa : c;
+                const float weighted = c * (u < 0.0f ? below : above);
+                pull += weighted;
+                loss += weighted * (u - 0.5f * c);
+            }
+            derivatives[row * num_quantiles + m] = -pull;
+            row_loss += loss;
+        }
+        losses[row] = row_loss;
+    }
+}
+
+/* Read `count` integers; returns 0 after setting an exception. */
+static int numbers_of(PyObject *const *arguments, Py_ssize_t given, Py_ssize_t count, Py_ssize_t *numbers) {
+    if (given != count) {
+        PyErr_Format(PyExc_TypeError, "%zd arguments, not the %zd of this kernel", given, count);
+        return 0;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        numbers[i] = PyLong_AsSsize_t(arguments[i]);
+        if (numbers[i] == -1 && PyErr_Occurred()) return 0;
+    }
+    return 1;
+}
+
+#define AT(index) ((float *)(intptr_t)n[index])
+
+static PyObject *call_first_sums(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
+    Py_ssize_t n[9];
+    if (!numbers_of(arguments, given, 9, n)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    first_sums(AT(0), AT(1), AT(2), AT(3), AT(4), n[5], n[6], n[7], n[8]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_mish(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
+    Py_ssize_t n[3];
+    if (!numbers_of(arguments, given, 3, n)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    mish(AT(0), AT(1), n[2]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_mish_and_slope(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
+    Py_ssize_t n[5];
+    if (!numbers_of(arguments, given, 5, n)) return NULL;
+    Py_BEGIN_ALLOW_THREADS /* slopes of the first n[4] elements only */
+    mish_and_slope(AT(0), AT(1), AT(2), n[4]);
+    mish(AT(0) + n[4], AT(1) + n[4], n[3] - n[4]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_norm_sigmoid(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
+    Py_ssize_t n[7];
+    if (!numbers_of(arguments, given, 7, n)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    norm_sigmoid(AT(0), AT(1), AT(2), AT(3), AT(4), n[5], n[6]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_norm_sigmoid_back(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
+    Py_ssize_t n[9];
+    if (!numbers_of(arguments, given, 9, n)) return NULL;
+    if (n[8] > MAX_WIDTH) return PyErr_Format(PyExc_ValueError, "a layer of %zd, above %d", n[8], MAX_WIDTH);
+    Py_BEGIN_ALLOW_THREADS
+    norm_sigmoid_back(AT(0), AT(1), AT(2), AT(3), AT(4), AT(5), AT(6), n[7], n[8]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_quantile_huber(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
+    Py_ssize_t n[8];
+    if (given != 9) return PyErr_Format(PyExc_TypeError, "%zd arguments, not the 9 of this kernel", given);
+    const double kappa = PyFloat_AsDouble(arguments[8]);
+    if ((kappa == -1.0 && PyErr_Occurred()) || !numbers_of(arguments, 8, 8, n)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    quantile_huber(AT(0), AT(1), AT(2), (float)kappa, AT(3), AT(4), n[5], n[6], n[7]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"first_sums", (PyCFunction)(void (*)(void))call_first_sums, METH_FASTCALL,
+     "(states, level or 0, x, weights, sums, rows per state, rows, width, inputs)"},
+    {"mish", (PyCFunction)(void (*)(void))call_mish, METH_FASTCALL, "(negated, values, count)"},
+    {"mish_and_slope", (PyCFunction)(void (*)(void))call_mish_and_slope, METH_FASTCALL,
+     "(negated, values, slopes, count, count of slopes)"},
+    {"norm_sigmoid", (PyCFunction)(void (*)(void))call_norm_sigmoid, METH_FASTCALL,
+     "(sums, gain, shift, values, inverse_stds, rows, width)"},
+    {"norm_sigmoid_back", (PyCFunction)(void (*)(void))call_norm_sigmoid_back, METH_FASTCALL,
+     "(gradient, values, normed, inverse_stds, gain, to_gain or 0, to_shift or 0, rows, width)"},
+    {"quantile_huber", (PyCFunction)(void (*)(void))call_quantile_huber, METH_FASTCALL,
+     "(quantiles, atoms, tau, losses, derivatives, rows, quantiles, atoms, kappa)"},
+    {NULL, NULL, 0, NULL}};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "native", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit_native(void) { return PyModule_Create(&module); }

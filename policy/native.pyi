@@ -1,0 +1,42 @@
+# See native.c: addresses and counts of contiguous float32 memory.
+def first_sums(
+    states: int,
+    level: int,
+    x: int,
+    weights: int,
+    sums: int,
+    per_state: int,
+    rows: int,
+    width: int,
+    inputs: int,
+    /,
+) -> None: ...
+def mish(negated: int, values: int, count: int, /) -> None: ...
+def mish_and_slope(negated: int, values: int, slopes: int, count: int, slope_count: int, /) -> None: ...
+def norm_sigmoid(
+    sums: int, gain: int, shift: int, values: int, inverse_stds: int, rows: int, width: int, /
+) -> None: ...
+def norm_sigmoid_back(
+    gradient: int,
+    values: int,
+    normed: int,
+    inverse_stds: int,
+    gain: int,
+    to_gain: int,
+    to_shift: int,
+    rows: int,
+    width: int,
+    /,
+) -> None: ...
+def quantile_huber(
+    quantiles: int,
+    atoms: int,
+    tau: int,
+    losses: int,
+    derivatives: int,
+    rows: int,
+    num_quantiles: int,
+    num_atoms: int,
+    kappa: float,
+    /,
+) -> None: ...

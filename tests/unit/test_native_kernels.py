@@ -1,0 +1,154 @@
+"""The compiled kernels against PyTorch in double precision, and what they refuse."""
+
+import shutil
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from policy import native_kernels
+from policy.native_kernels import first_sums, mish_and_slope, mish_of_negated, norm_sigmoid, norm_sigmoid_back
+
+CAN_COMPILE = bool(shutil.which("gcc")) and (Path(sysconfig.get_path("include")) / "Python.h").exists()
+
+needs_native = pytest.mark.skipif(native_kernels.native is None, reason="policy/native.c was not compiled here")
+WIDTHS = (1, 7, 16, 33, 128, 300)  # around the number of lanes that a processor computes at once
+FAR = torch.tensor([-1e5, -300, -88, -30, -20, -1.19, -1e-4, 0, 1e-4, 0.7, 20, 30, 88, 300, 1e5])
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 2e-6) -> None:
+    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.skipif(not CAN_COMPILE, reason="no gcc or no Python.h")
+def test_set_up_compiled_them() -> None:
+    assert native_kernels.is_right()
+
+
+def test_several_threads_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_kernels, "is_right", lambda: True)
+    threads = torch.get_num_threads()
+    try:
+        for count, is_used in ((1, True), (2, False)):
+            torch.set_num_threads(count)
+            assert native_kernels.is_native_used() is is_used
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_kernels_that_were_not_compiled_or_are_wrong_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_right = native_kernels.is_right.__wrapped__
+    monkeypatch.setattr(native_kernels, "norm_sigmoid", lambda sums, *_, **__: (torch.zeros_like(sums), None))
+    assert not is_right()
+    monkeypatch.setattr(native_kernels, "native", None)
+    assert not is_right()
+
+
+@needs_native
+@pytest.mark.parametrize("width", WIDTHS)
+def test_mish_and_its_slope(width: int) -> None:
+    z = random(5, width).double().requires_grad_()
+    expected = F.mish(z)
+    (slope,) = torch.autograd.grad(expected.sum(), z)
+    negated = -z.detach().float()
+    values, slopes = mish_and_slope(negated.clone(), rows=3)
+    assert_close(values, expected.detach())
+    assert_close(slopes, (1 + slope[:3]) / 2)
+    assert_close(mish_of_negated(negated), expected.detach())
+
+
+@needs_native
+def test_mish_far_from_zero() -> None:
+    z = FAR.double().requires_grad_()
+    expected = F.mish(z)
+    (slope,) = torch.autograd.grad(expected.sum(), z)
+    values, slopes = mish_and_slope(-FAR[None], rows=1)
+    assert_close(values[0], expected.detach())
+    assert_close(slopes[0], (1 + slope) / 2)
+
+
+def sigmoid_of_norm(sums: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    return torch.sigmoid(F.layer_norm(sums, gain.shape, gain, shift))
+
+
+@needs_native
+@pytest.mark.parametrize("width", WIDTHS[1:])
+def test_norm_and_its_gradients(width: int) -> None:
+    given = random(6, width), random(width, seed=1), random(width, seed=2)
+    outward = random(6, width, seed=3)
+    inputs = [part.double().requires_grad_() for part in given]
+    expected = sigmoid_of_norm(*inputs)
+    expected_gradients = torch.autograd.grad(expected, inputs, outward.double())
+    sums, gain, shift = given
+    in_place, _ = norm_sigmoid(sums.clone(), gain, shift, is_kept=False)
+    values, inverse_stds = norm_sigmoid(sums, gain, shift, is_kept=True)
+    assert torch.equal(in_place, values)
+    assert_close(values, expected.detach())
+    gradients = norm_sigmoid_back(outward.clone(), values, sums, inverse_stds, gain, has_parameters=True)
+    for actual, wanted in zip(gradients, expected_gradients, strict=True):
+        assert_close(actual, wanted, 2e-5)
+    alone, _, _ = norm_sigmoid_back(outward, values, sums, inverse_stds, gain, has_parameters=False)
+    assert torch.equal(alone, gradients[0])
+
+
+@needs_native
+@pytest.mark.parametrize("has_level", [False, True])
+@pytest.mark.parametrize("per_state", [1, 4])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_first_sums(width: int, per_state: int, has_level: bool) -> None:
+    states, x, weights = random(3, width), random(3 * per_state, 2, seed=1), random(2, width, seed=2)
+    level = random(width, seed=3) if has_level else None
+    expected = states.double().repeat_interleave(per_state, dim=0) + x.double() @ weights.double()
+    assert_close(first_sums(states, level, x, weights), expected if level is None else expected + level)
+
+
+@needs_native
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_stays_so(bad: float) -> None:
+    """The guard before each optimiser step must see it, although the compiler was told that there is no such number."""
+
+    def spoilt(index: int) -> Tensor:
+        rows = random(2, 40)
+        rows[0, index] = bad
+        return rows
+
+    weight = torch.rand(40)
+    for index in (0, 17, 39):
+        is_lost = bad == torch.inf  # of -z: mish(-inf) is 0, or not a number, by the formula
+        values, slopes = mish_and_slope(spoilt(index), rows=2)
+        assert is_lost or not values[0].isfinite().all() or not slopes[0].isfinite().all()
+        assert not norm_sigmoid(spoilt(index), weight, weight, is_kept=False)[0][0].isfinite().any()
+        assert norm_sigmoid(spoilt(index), weight, weight, is_kept=False)[0][1].isfinite().all()
+    atoms, quantiles, tau = random(2, 40), random(2, 8), torch.rand(8)
+    losses, _ = native_kernels.quantile_huber(quantiles, spoilt(17), tau, 1.0)
+    assert losses.isfinite().tolist() == [False, True]
+    quantiles[0, 3] = bad
+    losses, _ = native_kernels.quantile_huber(quantiles, atoms, tau, 1.0)
+    assert losses.isfinite().tolist() == [False, True]
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "wrong", [lambda x: x.double(), lambda x: x.t(), lambda x: x[:, ::2]], ids=["double", "transposed", "gaps"]
+)
+def test_other_memory_is_refused(wrong: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(ValueError, match="not contiguous float32"):
+        mish_of_negated(wrong(random(4, 6)))
+
+
+@needs_native
+def test_a_wrong_number_of_arguments_is_an_error() -> None:
+    assert native_kernels.native is not None
+    for name in ("first_sums", "mish", "mish_and_slope", "norm_sigmoid", "norm_sigmoid_back", "quantile_huber"):
+        with pytest.raises(TypeError, match="arguments"):
+            getattr(native_kernels.native, name)(1, 2)
+    with pytest.raises(ValueError, match="a layer of 8193, above 8192"):
+        native_kernels.native.norm_sigmoid_back(0, 0, 0, 0, 0, 0, 0, 0, 8193)
