@@ -103,19 +103,30 @@ def _by_state(rows: Tensor, base: Base) -> Tensor:
 
 
 class FastMlps:
-    """N MLPs of one input, kept with their arranged layers: `follow` before each use, for the parameters change."""
+    """N MLPs of one input, kept with their arranged layers: `follow` before each use, for the parameters change.
+
+    That they did is seen as autograd sees it, from the versions of their tensors: operations in place count them up.
+    """
 
     def __init__(self, parameters: MlpParameters, activation: str, first_columns: int | None = None) -> None:
         """activation as policy.arranged_layers.arrange takes it. first_columns: the inputs that the first layers are
         given, where others are added to their sums; the parameters given to `run` are then narrowed like that, too."""
         self._arranged = arrange(parameters, activation)
         self._is_stacked = parameters.weights[0].dim() == 3
-        self.follow = self._arranged.follow
+        self._tensors = parameters.flat()
+        self._versions: list[int] = []
         self.whole_firsts = [layers[0] for layers, _ in self._arranged.members]
         self.members = []
         for (first, *others), own_activation in self._arranged.members:
             own = Layer(first.weight[:, :first_columns], first.bias)
             self.members.append(FastMlp([own, *others], own_activation))
+
+    def follow(self) -> None:
+        """Take over the parameters as they are now."""
+        versions = [tensor._version for tensor in self._tensors]
+        if versions != self._versions:
+            self._arranged.follow()
+            self._versions = versions
 
     def run(self, inputs: Tensor, base: Base | None, parameters: MlpParameters) -> Tensor:
         """Outputs (R, N, out) for inputs (R, in), differentiable once in all tensors but base.step.
@@ -150,7 +161,6 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mlps: FastMlps, inputs: Tensor, *others: Any) -> Tensor:
         """others: the three of the base, or None for each; the parameters."""
-        # Autograd then notices changes in place before the backward pass, but not those of the fused Adam.
         ctx.save_for_backward(inputs, *others)
         base = None if others[0] is None else Base(*others[:3])
         ctx.mlps = mlps

@@ -57,6 +57,7 @@ class GuardedAdam(Adam):
         is_bad = 1.0 - (loss.detach() + norm).isfinite().float()
         self.found_inf = is_bad if is_due is None else torch.maximum(is_bad, 1.0 - is_due)
         self.step()
+        torch.autograd.graph.increment_version(self._parameters)  # the fused kernel leaves that out
         total, in_a_row, _, _ = self._counters
         latest = torch.stack([total + is_bad, (in_a_row + 1) * is_bad, loss.detach(), norm])
         self._counters.copy_(latest if is_due is None else torch.where(is_due > 0, latest, self._counters))
