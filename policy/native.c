@@ -6,6 +6,7 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -17,6 +18,7 @@
 #endif
 
 #define LANES 32
+#define MAX_DROPPED 16
 #define MAX_WIDTH 8192 /* of a normalised layer; its sums of gradients lie on the stack */
 
 /* sums = the state's part, once for each of its `per_state` rows, + the level's part if any + x weights: a first layer of
@@ -170,6 +172,72 @@ VECTORISED static void quantile_huber(const float *quantiles, const float *atoms
     }
 }
 
+/* Of LANES rows of one critic's quantiles (num_quantiles, rows): the `dropped` highest, in order. */
+static inline void highest_of(const float *columns, Py_ssize_t num_quantiles, Py_ssize_t rows, Py_ssize_t count,
+                              Py_ssize_t dropped, float highest[][LANES]) {
+    for (Py_ssize_t k = 0; k < dropped; k++)
+        for (int lane = 0; lane < LANES; lane++) highest[k][lane] = -FLT_MAX;
+    for (Py_ssize_t m = 0; m < num_quantiles; m++) {
+        float rest[LANES] = {0};
+        memcpy(rest, columns + m * rows, sizeof(float) * count);
+        for (Py_ssize_t k = 0; k < dropped; k++) {
+#pragma omp simd
+            for (int lane = 0; lane < LANES; lane++) {
+                const float held = highest[k][lane], own = rest[lane];
+                highest[k][lane] = held > own ? held : own;
+                rest[lane] = held > own ? own : held;
+            }
+        }
+    }
+}
+
+/* The mean of all quantiles (critics, quantiles, rows) of a row but each critic's `dropped` highest. */
+VECTORISED static void conservative_value(const float *columns, float *values, Py_ssize_t num_critics,
+                                          Py_ssize_t num_quantiles, Py_ssize_t rows, Py_ssize_t dropped) {
+    const float scale = 1.0f / (float)(num_critics * (num_quantiles - dropped));
+    for (Py_ssize_t row = 0; row < rows; row += LANES) {
+        const Py_ssize_t count = rows - row < LANES ? rows - row : LANES;
+        float total[LANES] = {0}, highest[MAX_DROPPED][LANES];
+        for (Py_ssize_t critic = 0; critic < num_critics; critic++) {
+            const float *own = columns + critic * num_quantiles * rows + row;
+            highest_of(own, num_quantiles, rows, count, dropped, highest);
+            for (Py_ssize_t m = 0; m < num_quantiles; m++)
+                for (Py_ssize_t lane = 0; lane < count; lane++) total[lane] += own[m * rows + lane];
+            for (Py_ssize_t k = 0; k < dropped; k++)
+#pragma omp simd
+                for (int lane = 0; lane < LANES; lane++) total[lane] -= highest[k][lane];
+        }
+        for (Py_ssize_t lane = 0; lane < count; lane++) values[row + lane] = total[lane] * scale;
+    }
+}
+
+/* Its derivative in each quantile. Of equal ones the first are dropped. */
+VECTORISED static void value_weights(const float *columns, float *weights, Py_ssize_t num_critics,
+                                     Py_ssize_t num_quantiles, Py_ssize_t rows, Py_ssize_t dropped) {
+    const float scale = 1.0f / (float)(num_critics * (num_quantiles - dropped));
+    for (Py_ssize_t row = 0; row < rows; row += LANES) {
+        const Py_ssize_t count = rows - row < LANES ? rows - row : LANES;
+        float highest[MAX_DROPPED][LANES];
+        for (Py_ssize_t critic = 0; critic < num_critics; critic++) {
+            const Py_ssize_t offset = critic * num_quantiles * rows + row;
+            float bound[LANES], left[LANES] = {0}; /* the lowest that is dropped, and how many equal to it still are */
+            highest_of(columns + offset, num_quantiles, rows, count, dropped, highest);
+            for (int lane = 0; lane < LANES; lane++) bound[lane] = highest[dropped - 1][lane];
+            for (Py_ssize_t k = 0; k < dropped; k++)
+                for (int lane = 0; lane < LANES; lane++) left[lane] += highest[k][lane] == bound[lane];
+            for (Py_ssize_t m = 0; m < num_quantiles; m++) {
+                const float *own = columns + offset + m * rows;
+                float *weight = weights + offset + m * rows;
+                for (Py_ssize_t lane = 0; lane < count; lane++) {
+                    const float goes = own[lane] == bound[lane] && left[lane] > 0.0f ? 1.0f : 0.0f;
+                    left[lane] -= goes;
+                    weight[lane] = own[lane] > bound[lane] ? 0.0f : scale - scale * goes;
+                }
+            }
+        }
+    }
+}
+
 /* Read `count` integers; returns 0 after setting an exception. */
 static int numbers_of(PyObject *const *arguments, Py_ssize_t given, Py_ssize_t count, Py_ssize_t *numbers) {
     if (given != count) {
@@ -243,7 +311,32 @@ static PyObject *call_quantile_huber(PyObject *self, PyObject *const *arguments,
     Py_RETURN_NONE;
 }
 
+typedef void (*OfColumns)(const float *, float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t);
+
+static PyObject *call_of_columns(OfColumns kernel, PyObject *const *arguments, Py_ssize_t given) {
+    Py_ssize_t n[6];
+    if (!numbers_of(arguments, given, 6, n)) return NULL;
+    if (n[5] < 1 || n[5] > MAX_DROPPED || n[5] >= n[3])
+        return PyErr_Format(PyExc_ValueError, "%zd of %zd quantiles dropped, not 1 to %d", n[5], n[3], MAX_DROPPED);
+    Py_BEGIN_ALLOW_THREADS
+    kernel(AT(0), AT(1), n[2], n[3], n[4], n[5]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_conservative_value(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
+    return call_of_columns(conservative_value, arguments, given);
+}
+
+static PyObject *call_value_weights(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
+    return call_of_columns(value_weights, arguments, given);
+}
+
 static PyMethodDef methods[] = {
+    {"conservative_value", (PyCFunction)(void (*)(void))call_conservative_value, METH_FASTCALL,
+     "(columns, values, critics, quantiles, rows, dropped)"},
+    {"value_weights", (PyCFunction)(void (*)(void))call_value_weights, METH_FASTCALL,
+     "(columns, weights, critics, quantiles, rows, dropped)"},
     {"first_sums", (PyCFunction)(void (*)(void))call_first_sums, METH_FASTCALL,
      "(states, level or 0, x, weights, sums, rows per state, rows, width, inputs)"},
     {"mish", (PyCFunction)(void (*)(void))call_mish, METH_FASTCALL, "(negated, values, count)"},

@@ -40,3 +40,9 @@ def quantile_huber(
     kappa: float,
     /,
 ) -> None: ...
+def conservative_value(
+    columns: int, values: int, num_critics: int, num_quantiles: int, rows: int, num_dropped: int, /
+) -> None: ...
+def value_weights(
+    columns: int, weights: int, num_critics: int, num_quantiles: int, rows: int, num_dropped: int, /
+) -> None: ...

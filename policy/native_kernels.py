@@ -14,6 +14,8 @@ try:
 except ImportError:  # set-up found no C compiler
     native = None  # type: ignore[assignment]
 
+MAX_DROPPED = 16  # as in native.c
+
 
 def is_native_used() -> bool:
     """Whether the kernels were compiled, give the right answers here, and PyTorch would not use several threads."""
@@ -95,6 +97,22 @@ def quantile_huber(quantiles: Tensor, targets: Tensor, tau: Tensor, kappa: float
     (rows, count), num_atoms = quantiles.shape, targets.shape[1]
     native.quantile_huber(*places, rows, count, num_atoms, kappa)
     return losses, derivatives
+
+
+def conservative_value(columns: Tensor, num_dropped: int) -> Tensor:
+    """policy.critic_network.conservative_value (R,) of quantiles (N, M, R), 1 to MAX_DROPPED dropped."""
+    values = columns.new_empty(columns.shape[2])
+    num_critics, num_quantiles, rows = columns.shape
+    native.conservative_value(_at(columns), _at(values), num_critics, num_quantiles, rows, num_dropped)
+    return values
+
+
+def value_weights(columns: Tensor, num_dropped: int) -> Tensor:
+    """Its derivative (N, M, R) in the quantiles."""
+    weights = torch.empty_like(columns)
+    num_critics, num_quantiles, rows = columns.shape
+    native.value_weights(_at(columns), _at(weights), num_critics, num_quantiles, rows, num_dropped)
+    return weights
 
 
 def _at(tensor: Tensor) -> int:

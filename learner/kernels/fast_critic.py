@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from policy import native_kernels
 from policy.activations import Kept
 from policy.arranged_layers import MlpParameters
 from policy.fast_linear import first_sums, linear
@@ -116,6 +117,8 @@ def conservative_value_of(quantiles: Tensor, num_dropped: int) -> Tensor:
     num_critics, num_quantiles, _ = quantiles.shape
     if num_quantiles == 1:
         return quantiles.amin(dim=(0, 1))
+    if _is_native_for(num_dropped):
+        return native_kernels.conservative_value(quantiles, num_dropped)
     kept = _kept(quantiles, num_dropped).mul_(quantiles) if num_dropped else quantiles
     return kept.sum(dim=(0, 1)) / (num_critics * (num_quantiles - num_dropped))
 
@@ -125,8 +128,14 @@ def value_weights(quantiles: Tensor, num_dropped: int) -> Tensor:
     num_critics, num_quantiles, _ = quantiles.shape
     if num_quantiles == 1:
         return torch.zeros_like(quantiles).scatter_(0, quantiles.argmin(dim=0, keepdim=True), 1)
+    if _is_native_for(num_dropped):
+        return native_kernels.value_weights(quantiles, num_dropped)
     weight = 1 / (num_critics * (num_quantiles - num_dropped))
     return _kept(quantiles, num_dropped).mul_(weight) if num_dropped else torch.full_like(quantiles, weight)
+
+
+def _is_native_for(num_dropped: int) -> bool:
+    return 1 <= num_dropped <= native_kernels.MAX_DROPPED and native_kernels.is_native_used()
 
 
 def _kept(quantiles: Tensor, num_dropped: int) -> Tensor:

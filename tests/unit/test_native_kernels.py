@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policy import native_kernels
+from policy.critic_network import conservative_value
 from policy.native_kernels import first_sums, mish_and_slope, mish_of_negated, norm_sigmoid, norm_sigmoid_back
 
 CAN_COMPILE = bool(shutil.which("gcc")) and (Path(sysconfig.get_path("include")) / "Python.h").exists()
@@ -111,6 +112,30 @@ def test_first_sums(width: int, per_state: int, has_level: bool) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("num_dropped", [1, 2, 16])
+@pytest.mark.parametrize("rows", [1, 31, 32, 70])
+def test_conservative_values_and_their_weights(rows: int, num_dropped: int) -> None:
+    """Quantiles are whole numbers, so that many are equal: which of them are dropped makes no difference."""
+    columns = random(3, 20, rows).round()
+    of_rows = columns.double().permute(2, 0, 1)
+    expected = conservative_value(of_rows, num_dropped)
+    assert_close(native_kernels.conservative_value(columns, num_dropped), expected)
+    weights = native_kernels.value_weights(columns, num_dropped)
+    assert_close((weights * columns).sum(dim=(0, 1)), expected, 1e-5)
+    kept = weights * (3 * (20 - num_dropped))
+    assert_close(kept.sum(dim=1), torch.full((3, rows), 20.0 - num_dropped).double())
+    assert ((kept - kept.round()).abs() < 1e-5).all()
+
+
+@needs_native
+@pytest.mark.parametrize("num_dropped", [0, 17, 20])
+def test_more_dropped_than_there_are_or_than_fit_is_an_error(num_dropped: int) -> None:
+    for kernel in (native_kernels.conservative_value, native_kernels.value_weights):
+        with pytest.raises(ValueError, match=f"{num_dropped} of 20 quantiles dropped, not 1 to 16"):
+            kernel(random(3, 20, 4), num_dropped)
+
+
+@needs_native
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_stays_so(bad: float) -> None:
     """The guard before each optimiser step must see it, although the compiler was told that there is no such number."""
@@ -130,6 +155,7 @@ def test_what_is_not_finite_stays_so(bad: float) -> None:
     atoms, quantiles, tau = random(2, 40), random(2, 8), torch.rand(8)
     losses, _ = native_kernels.quantile_huber(quantiles, spoilt(17), tau, 1.0)
     assert losses.isfinite().tolist() == [False, True]
+    assert not native_kernels.conservative_value(spoilt(17)[None], 1)[17].isfinite()
     quantiles[0, 3] = bad
     losses, _ = native_kernels.quantile_huber(quantiles, atoms, tau, 1.0)
     assert losses.isfinite().tolist() == [False, True]
@@ -147,7 +173,15 @@ def test_other_memory_is_refused(wrong: Callable[[Tensor], Tensor]) -> None:
 @needs_native
 def test_a_wrong_number_of_arguments_is_an_error() -> None:
     assert native_kernels.native is not None
-    for name in ("first_sums", "mish", "mish_and_slope", "norm_sigmoid", "norm_sigmoid_back", "quantile_huber"):
+    for name in (
+        "first_sums",
+        "mish",
+        "mish_and_slope",
+        "norm_sigmoid",
+        "norm_sigmoid_back",
+        "quantile_huber",
+        "value_weights",
+    ):
         with pytest.raises(TypeError, match="arguments"):
             getattr(native_kernels.native, name)(1, 2)
     with pytest.raises(ValueError, match="a layer of 8193, above 8192"):
