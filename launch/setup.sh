@@ -49,7 +49,8 @@ can_load() { # Usage: can_load LIBRARY...
   for library; do grep -qF "$library" <<<"$libraries" || return 1; done
 }
 
-# evdev, for gamepads and among gym-hil's dependencies, is compiled on installation.
+# evdev, for gamepads and among gym-hil's dependencies, is compiled on installation. So is policy/native.c, which pip
+# leaves out where that fails: updates on a CPU then take longer.
 can_compile() {
   command -v gcc >/dev/null && [[ -e /usr/include/linux/input.h ]] &&
     [[ -e $(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]]
@@ -59,7 +60,8 @@ mkdir -p .venv
 exec 9>.venv/setup.lock
 flock 9 # a learner and an actor may be started at the same moment
 
-fingerprint="$(cat pyproject.toml constraints.txt policy/native.c | sha256sum | cut -c1-16) $PWD"
+# What is compiled is compiled again when there is a compiler at last.
+fingerprint="$({ cat pyproject.toml constraints.txt policy/native.c; command -v gcc || true; } | sha256sum | cut -c1-16) $PWD"
 installed=""
 [[ -e $stamp ]] && installed=$(sed -n 2p "$stamp")
 extras=$(printf '%s\n' $installed "$@" | sort -u | xargs)
@@ -77,7 +79,7 @@ if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
   "$python" -m venv .venv
 fi
 if [[ " $extras " == *" robot "* || " $extras " == *" sim "* ]]; then
-  can_compile || debian_packages "the package evdev" gcc libc6-dev linux-libc-dev python3-dev
+  can_compile || debian_packages "what is compiled" gcc libc6-dev linux-libc-dev python3-dev
 fi
 if [[ " $extras " == *" sim "* ]]; then
   can_draw || debian_packages "drawing videos" libegl1 libegl-mesa0 libgl1-mesa-dri

@@ -17,6 +17,7 @@
 #define VECTORISED
 #endif
 
+#define VERSION 1 /* as in policy/native_kernels.py; another one for other arguments */
 #define LANES 32
 #define MAX_DROPPED 16
 #define MAX_WIDTH 8192 /* of a normalised layer; its sums of gradients lie on the stack */
@@ -352,4 +353,8 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "native", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit_native(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit_native(void) {
+    PyObject *made = PyModule_Create(&module);
+    if (made && PyModule_AddIntConstant(made, "VERSION", VERSION) < 0) Py_CLEAR(made);
+    return made;
+}

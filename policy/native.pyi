@@ -1,4 +1,6 @@
 # See native.c: addresses and counts of contiguous float32 memory.
+VERSION: int
+
 def first_sums(
     states: int,
     level: int,

@@ -15,6 +15,7 @@ except ImportError:  # set-up found no C compiler
     native = None  # type: ignore[assignment]
 
 MAX_DROPPED = 16  # as in native.c
+_VERSION = 1  # of native.c that this file calls; what was compiled before an update may be older
 
 
 def is_native_used() -> bool:
@@ -25,7 +26,7 @@ def is_native_used() -> bool:
 @functools.cache
 def is_right() -> bool:
     """Whether the kernels were compiled and give the right answers here."""
-    if native is None:
+    if native is None or native.VERSION != _VERSION:
         return False
     generator = torch.Generator().manual_seed(0)
     x, weight = 3 * torch.randn(5, 37, generator=generator), torch.rand(37, generator=generator)

@@ -1,9 +1,11 @@
 """The compiled kernels against PyTorch in double precision, and what they refuse."""
 
 import shutil
+import subprocess
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,8 +51,16 @@ def test_kernels_that_were_not_compiled_or_are_wrong_are_not_used(monkeypatch: p
     is_right = native_kernels.is_right.__wrapped__
     monkeypatch.setattr(native_kernels, "norm_sigmoid", lambda sums, *_, **__: (torch.zeros_like(sums), None))
     assert not is_right()
-    monkeypatch.setattr(native_kernels, "native", None)
-    assert not is_right()
+    for other in (None, SimpleNamespace(VERSION=0)):
+        monkeypatch.setattr(native_kernels, "native", other)
+        assert not is_right()
+
+
+@pytest.mark.skipif(not CAN_COMPILE, reason="no gcc or no Python.h")
+def test_the_compiler_has_nothing_to_remark() -> None:
+    source = Path(native_kernels.__file__).with_name("native.c")
+    flags = ("-fsyntax-only", "-fopenmp-simd", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter")
+    subprocess.run(["gcc", *flags, f"-I{sysconfig.get_path('include')}", source], check=True, timeout=120)
 
 
 @needs_native
