@@ -6,14 +6,13 @@ given as networks have them: weight (out, in) and bias (out,) of nn.Linear, or w
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from policy import native_kernels
 from policy.activations import Activation, Layer, Mish, NormTanh, Relu
-
-_LARGE = 1 << 16  # numbers in a weight
 
 
 class MlpParameters(NamedTuple):
@@ -36,16 +35,52 @@ class MlpParameters(NamedTuple):
         return MlpParameters(*parts)
 
 
-class ArrangedLayers(Protocol):
-    """members: each MLP's layers and activation, views that stay valid."""
+class Member(NamedTuple):
+    """One MLP's layers and activation; views that stay valid. `backs`: the transposed weights (in, out) of all layers
+    but the first, in the memory order that a product with them wants."""
 
-    members: list[tuple[list[Layer], Activation]]
+    layers: list[Layer]
+    backs: list[Tensor]
+    activation: Activation
+
+
+class ArrangedLayers:
+    """What `arrange` returns."""
+
+    members: list[Member]
 
     def follow(self) -> None:
         """Copy the parameters as they are now."""
+        self._is_back_current = False
+
+    def follow_back(self) -> None:
+        """Make `backs` current, if they are not."""
+        if self._backs and not self._is_back_current:
+            torch._foreach_copy_(self._backs, self._back_sources)
+            self._is_back_current = True
 
     def restore(self, gradients: MlpParameters) -> None:
         """Turn the gradients of the arranged layers, in the parameters' shapes, into the parameters' own, in place."""
+        raise NotImplementedError
+
+    def _make_members(self, arranged: MlpParameters, activations: Sequence[Activation]) -> None:
+        """arranged: weights and biases as copies or as they are."""
+        pairs = zip(_weights_of_each(arranged.weights), _vectors_of_each(arranged.biases), strict=True)
+        layers = [[Layer(*own) for own in zip(*pair, strict=True)] for pair in pairs]
+        by_output = [weight if weight.dim() == 2 else weight.mT for weight in arranged.weights[1:]]
+        backs, self._backs, self._back_sources = [], [], []
+        for weight in by_output:
+            if weight.is_contiguous() or not native_kernels.is_product_used():
+                backs.append(weight)
+            else:
+                backs.append(torch.empty_like(weight, memory_format=torch.contiguous_format))
+                self._backs.append(backs[-1])
+                self._back_sources.append(weight)
+        each_back = _of_each([back if back.dim() == 3 else back[None] for back in backs])
+        self.members = [
+            Member(own, [weight.t() for weight in own_backs], activation)
+            for own, own_backs, activation in zip(layers, each_back, activations, strict=True)
+        ]
 
 
 def arrange(parameters: MlpParameters, activation: str) -> ArrangedLayers:
@@ -56,32 +91,29 @@ def arrange(parameters: MlpParameters, activation: str) -> ArrangedLayers:
     return _PlainLayers(parameters) if activation == "relu" else _NegatedLayers(parameters)
 
 
-class _PlainLayers:
+class _PlainLayers(ArrangedLayers):
     """For Relu: the parameters themselves."""
 
     def __init__(self, parameters: MlpParameters) -> None:
-        layers = _members(parameters.weights, parameters.biases)
-        self.members: list[tuple[list[Layer], Activation]] = [(own, Relu()) for own in layers]
-
-    def follow(self) -> None:
-        pass
+        self._make_members(parameters, [Relu()] * _count(parameters))
 
     def restore(self, gradients: MlpParameters) -> None:
         pass
 
 
-class _NegatedLayers:
+class _NegatedLayers(ArrangedLayers):
     """For Mish: minus the parameters of all layers that it follows."""
 
     def __init__(self, parameters: MlpParameters) -> None:
         self._sources = [*parameters.weights[:-1], *parameters.biases[:-1]]
-        weights = [_memory_for(weight, is_first=i == 0) for i, weight in enumerate(parameters.weights[:-1])]
+        weights = [_input_major(weight) for weight in parameters.weights[:-1]]
         biases = [torch.empty_like(bias) for bias in parameters.biases[:-1]]
         self._copies = [*weights, *biases]
-        layers = _members([*weights, parameters.weights[-1]], [*biases, parameters.biases[-1]])
-        self.members: list[tuple[list[Layer], Activation]] = [(own, Mish()) for own in layers]
+        arranged = MlpParameters([*weights, parameters.weights[-1]], [*biases, parameters.biases[-1]])
+        self._make_members(arranged, [Mish()] * _count(parameters))
 
     def follow(self) -> None:
+        super().follow()
         torch._foreach_copy_(self._copies, self._sources)
         torch._foreach_neg_(self._copies)
 
@@ -89,25 +121,23 @@ class _NegatedLayers:
         torch._foreach_neg_([*gradients.weights[:-1], *gradients.biases[:-1]])
 
 
-class _NormedLayers:
+class _NormedLayers(ArrangedLayers):
     """For NormTanh: its values v stand for 2 v - 1, so W (2 v - 1) + b is 2 W v + (b - W 1). Of N networks only."""
 
     def __init__(self, parameters: MlpParameters) -> None:
         self._weights, self._biases = parameters.weights[1:], parameters.biases[1:]
         self._sources = [*self._weights, *parameters.gains, *parameters.shifts]
-        copies = [_memory_for(weight, is_first=False) for weight in self._weights]
-        self._copies = [*copies, *(torch.empty_like(source) for source in self._sources[len(copies) :])]
+        self._copies = [torch.empty_like(source) for source in self._sources]
         count, num_hidden = len(self._weights), len(parameters.gains)
         weights, gains = self._copies[:count], self._copies[count : count + num_hidden]
         shifts = self._copies[count + num_hidden :]
         self._arranged_biases = [torch.empty_like(bias) for bias in self._biases]
-        layers = _members([parameters.weights[0], *weights], [parameters.biases[0], *self._arranged_biases])
+        arranged = MlpParameters([parameters.weights[0], *weights], [parameters.biases[0], *self._arranged_biases])
         norms = zip(_vectors_of_each(gains), _vectors_of_each(shifts), strict=True)
-        self.members: list[tuple[list[Layer], Activation]] = [
-            (own, NormTanh(*norm)) for own, norm in zip(layers, norms, strict=True)
-        ]
+        self._make_members(arranged, [NormTanh(*norm) for norm in norms])
 
     def follow(self) -> None:
+        super().follow()
         torch._foreach_copy_(self._copies, self._sources)
         torch._foreach_mul_(self._copies, 2)
         for bias, weight, arranged in zip(self._biases, self._weights, self._arranged_biases, strict=True):
@@ -120,30 +150,24 @@ class _NormedLayers:
             weight.sub_(bias)
 
 
-def _members(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[list[Layer]]:
-    """The layers of each MLP from parameters."""
-    if weights[0].dim() == 2:
-        return [[Layer(*own) for own in zip(weights, biases, strict=True)]]
-    pairs = zip(_of_each([weight.mT for weight in weights]), _vectors_of_each(biases), strict=True)
-    return [[Layer(*own) for own in zip(*pair, strict=True)] for pair in pairs]
+def _count(parameters: MlpParameters) -> int:
+    first = parameters.weights[0]
+    return len(first) if first.dim() == 3 else 1
+
+
+def _weights_of_each(weights: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Each MLP's, (out, in)."""
+    return _of_each([weight.mT if weight.dim() == 3 else weight[None] for weight in weights])
 
 
 def _vectors_of_each(tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-    return _of_each([tensor.squeeze(-2) for tensor in tensors])
+    return _of_each([tensor.squeeze(-2) if tensor.dim() == 3 else tensor[None] for tensor in tensors])
 
 
 def _of_each(tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     return list(zip(*(tensor.unbind() for tensor in tensors), strict=True))
 
 
-def _memory_for(weight: Tensor, *, is_first: bool) -> Tensor:
-    """Memory for the copy of a layer's weight, in the order that suits what is done with it.
-
-    First layers are taken apart by their inputs, whose coefficients are therefore neighbours. Measured on others with
-    oneDNN, whatever the rows: with an output's coefficients as neighbours a product takes 10 us less at 128 x 128, at
-    256 x 256 3 % more.
-    """
-    is_stacked, by_input = weight.dim() == 3, is_first or weight.shape[-1] * weight.shape[-2] >= _LARGE
-    wanted = weight if is_stacked == by_input else weight.mT  # as it is: by input if stacked, else by output
-    memory = torch.empty_like(wanted, memory_format=torch.contiguous_format)
-    return memory if wanted is weight else memory.mT
+def _input_major(weight: Tensor) -> Tensor:
+    """Memory for a weight, in which the coefficients of one input are neighbours: so products want it."""
+    return torch.empty_like(weight) if weight.dim() == 3 else weight.new_empty(weight.shape[::-1]).t()

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policy.activations import Activation, Kept, Layer
-from policy.arranged_layers import MlpParameters, arrange
+from policy import native_kernels
+from policy.activations import Kept, Layer
+from policy.arranged_layers import ArrangedLayers, Member, MlpParameters, arrange
 from policy.fast_linear import linear
 
 
@@ -27,10 +28,11 @@ class FastMlp:
     Shapes: R rows, H the width of a hidden layer. Sums are those of the first layer, made with `first`.
     """
 
-    def __init__(self, layers: Sequence[Layer], activation: Activation) -> None:
-        """layers as policy.arranged_layers has them."""
-        self._activation = activation
-        self._layers = layers
+    def __init__(self, layers: Sequence[Layer], member: Member, arranged: ArrangedLayers, *, is_stacked: bool) -> None:
+        """layers: the member's, the first one perhaps narrowed. is_stacked: parameters have weights (in, out)."""
+        self._is_stacked = is_stacked
+        self._activation = member.activation
+        self._layers, self._backs, self._follow_back = layers, member.backs, arranged.follow_back
         self._last = len(layers) - 1
         self.first = layers[0]  # what makes the sums that the methods below take
         self.last = layers[-1]  # what follows `hidden`
@@ -68,8 +70,9 @@ class FastMlp:
 
     def back(self, gradient: Tensor, slopes: list[Kept]) -> Tensor:
         """The gradient (R, H) with respect to the sums from that with respect to the outputs (R, out)."""
+        self._follow_back()
         for index in range(self._last, 0, -1):
-            gradient = linear(gradient, self._layers[index].weight.t())
+            gradient = linear(gradient, self._backs[index - 1])
             gradient = self._activation.back(gradient, slopes[index - 1], index - 1)
         return gradient
 
@@ -79,9 +82,10 @@ class FastMlp:
         """As `back`, and the gradients of all layers but the first and of the activation's own parameters."""
         layers: list[Layer] = []
         own: list[Kept] = []
+        self._follow_back()
         for index in range(self._last, 0, -1):
-            layers.append(layer_gradient(gradient, values[index - 1]))
-            gradient = linear(gradient, self._layers[index].weight.t())
+            layers.append(layer_gradient(gradient, values[index - 1], is_stacked=self._is_stacked))
+            gradient = linear(gradient, self._backs[index - 1])
             gradient, parameters = self._activation.back_with_parameters(gradient, slopes[index - 1], index - 1)
             own.append(parameters)
         return gradient, layers[::-1], own[::-1]
@@ -112,14 +116,15 @@ class FastMlps:
         """activation as policy.arranged_layers.arrange takes it. first_columns: the inputs that the first layers are
         given, where others are added to their sums; the parameters given to `run` are then narrowed like that, too."""
         self._arranged = arrange(parameters, activation)
-        self._is_stacked = parameters.weights[0].dim() == 3
+        self.is_stacked = parameters.weights[0].dim() == 3  # weights (N, in, out)
         self._tensors = parameters.flat()
         self._versions: list[int] = []
-        self.whole_firsts = [layers[0] for layers, _ in self._arranged.members]
+        self.whole_firsts = [member.layers[0] for member in self._arranged.members]
         self.members = []
-        for (first, *others), own_activation in self._arranged.members:
+        for member in self._arranged.members:
+            first, *others = member.layers
             own = Layer(first.weight[:, :first_columns], first.bias)
-            self.members.append(FastMlp([own, *others], own_activation))
+            self.members.append(FastMlp([own, *others], member, self._arranged, is_stacked=self.is_stacked))
 
     def follow(self) -> None:
         """Take over the parameters as they are now."""
@@ -144,9 +149,9 @@ class FastMlps:
     def parameter_gradients(self, layers: Sequence[Sequence[Layer]], own: Sequence[Sequence[Kept]]) -> list[Tensor]:
         """The gradients of all parameters, in their order and shapes, from each MLP's."""
         columns = [zip(*members, strict=True) for members in zip(*layers, strict=True)]
-        if self._is_stacked:
+        if self.is_stacked:
             pairs = [
-                (_stack([part.t() for part in weights], 0), _stack(biases, 0)[:, None]) for weights, biases in columns
+                (_stack([own.t() for own in weights], 0), _stack(biases, 0)[:, None]) for weights, biases in columns
             ]
         else:
             pairs = [(weights[0], biases[0]) for weights, biases in columns]
@@ -181,7 +186,7 @@ class _Run(torch.autograd.Function):
         for mlp, (values, slopes), outward in zip(ctx.mlps.members, ctx.passes, gradient.unbind(1), strict=True):
             if wants_parameters:
                 to_sums, own_layers, own_parameters = mlp.back_with_parameters(outward, values, slopes)
-                layers.append([layer_gradient(to_sums, inputs), *own_layers])
+                layers.append([layer_gradient(to_sums, inputs, is_stacked=ctx.mlps.is_stacked), *own_layers])
                 own.append(own_parameters)
             else:
                 to_sums = mlp.back(outward, slopes)
@@ -204,12 +209,18 @@ def _stack(tensors: Sequence[Tensor], dim: int) -> Tensor:
     return tensors[0].unsqueeze(dim) if len(tensors) == 1 else torch.stack(list(tensors), dim=dim)
 
 
-def layer_gradient(gradient: Tensor, inputs: Tensor) -> Layer:
-    """The gradient of a layer's weight and bias from that of its outputs (R, out), for its inputs (R, in)."""
-    bias = gradient.sum(dim=0)
-    if gradient.shape[1] <= inputs.shape[1]:
-        return Layer(linear(gradient.t(), inputs.t()), bias)
-    return Layer(linear(inputs.t(), gradient.t()).t(), bias)  # the narrow one first: up to four times as fast
+def layer_gradient(gradient: Tensor, inputs: Tensor, *, is_stacked: bool) -> Layer:
+    """The gradient of a layer's weight and bias from that of its outputs (R, out), for its inputs (R, in).
+
+    is_stacked: the weight is kept as (in, out).
+    """
+    bias, (fan_out, fan_in) = gradient.sum(dim=0), (gradient.shape[1], inputs.shape[1])
+    by_input = is_stacked
+    if not native_kernels.is_product_used() or (fan_out if is_stacked else fan_in) % 16:
+        by_input = fan_out > fan_in  # the narrow one first: up to four times as fast
+    if by_input:
+        return Layer(linear(inputs.t(), gradient.t()).t(), bias)
+    return Layer(linear(gradient.t(), inputs.t()), bias)
 
 
 def _wanted(ctx: Any, *, has_base: bool) -> tuple[bool, bool, bool]:

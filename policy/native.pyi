@@ -1,6 +1,18 @@
 # See native.c: addresses and counts of contiguous float32 memory.
 VERSION: int
 
+def product(
+    x: int,
+    row_stride: int,
+    step_stride: int,
+    weights: int,
+    bias: int,
+    out: int,
+    rows: int,
+    steps: int,
+    width: int,
+    /,
+) -> None: ...
 def first_sums(
     states: int,
     level: int,

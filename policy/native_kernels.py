@@ -33,7 +33,33 @@ def is_right() -> bool:
     with torch.no_grad():
         normed = torch.nn.functional.layer_norm(x, (37,), weight, weight)
         answers = (mish_of_negated(-x), norm_sigmoid(x.clone(), weight, weight, is_kept=False)[0])
-    return all(map(_is_close, answers, (torch.nn.functional.mish(x), normed.sigmoid())))
+        factor = torch.randn(37, 80, generator=generator)
+        multiplied = product(x, factor.t(), factor[0])
+    expected = (torch.nn.functional.mish(x), normed.sigmoid(), x @ factor + factor[0])
+    return all(map(_is_close, (*answers, multiplied), expected))
+
+
+def is_product_used() -> bool:
+    """Whether `product` is the one to take: its tiles fill the registers of AVX-512, and spill others."""
+    return is_native_used() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def multiplies(x: Tensor, weight: Tensor) -> bool:
+    """Whether `product` takes these: float32, and a weight (out, in) whose coefficients of one input are neighbours, of
+    a multiple of 16 outputs."""
+    width, steps = weight.shape
+    return width % 16 == 0 and weight.stride() == (1, width) and x.dtype == torch.float32 and steps > 0
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ weight.T + bias for x (R, in) of any strides and what `multiplies` says."""
+    (rows, steps), width = x.shape, weight.shape[0]
+    out = x.new_empty((rows, width))
+    bias_at = 0 if bias is None else _at(bias)
+    row_stride, step_stride = x.stride()
+    given = (x.data_ptr(), row_stride, step_stride, weight.data_ptr())
+    native.product(*given, bias_at, _at(out), rows, steps, width)
+    return out
 
 
 def _is_close(answer: Tensor, expected: Tensor) -> bool:

@@ -20,7 +20,7 @@ from policy import native_kernels
 from policy.encoder import feature_dim
 from policy.spec import Specs
 
-_FIRST_SUMS = native_kernels.first_sums
+_FIRST_SUMS, _PRODUCT = native_kernels.first_sums, native_kernels.product
 
 
 @dataclass(frozen=True)
@@ -173,14 +173,14 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations of the matrix products executed within it, whatever path takes them.
 
     The formulas are torch.utils.flop_counter's; its FlopCounterMode follows modules as well, which autograd.grad inside
-    an update does not let it. Operators that add in place, oneDNN's linear one and our compiled one are added.
+    an update does not let it. Operators that add in place, oneDNN's linear one and our compiled ones are added.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
         self._depth = 0
-        self._ours = mock.patch.object(native_kernels, "first_sums", self._first_sums)
+        self._ours = mock.patch.multiple(native_kernels, first_sums=self._first_sums, product=self._product)
         aten = torch.ops.aten
         self._formulas: dict[Any, Callable[..., int]] = dict(flop_registry)
         for in_place, other in ((aten.addmm_, aten.addmm), (aten.baddbmm_, aten.baddbmm)):
@@ -203,6 +203,10 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _first_sums(self, states: Tensor, level: Tensor | None, x: Tensor, weights: Tensor) -> Tensor:
         self.total += 2 * x.numel() * weights.shape[1]
         return _FIRST_SUMS(states, level, x, weights)
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        self.total += _linear_products(x, weight)
+        return _PRODUCT(x, weight, bias)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -31,7 +31,7 @@ from policy.critic_network import CriticEnsemble
 from policy.denoiser import Denoiser
 from policy.fast_chain import DenoiserAt, FastDenoiser, FastRegressor, Levels
 from policy.fast_linear import is_onednn_used
-from policy.native_kernels import is_native_used
+from policy.native_kernels import is_native_used, is_product_used
 from policy.noise_schedule import make_noise_schedule
 
 
@@ -63,7 +63,11 @@ class FastKernels:
         """What computes, in words."""
         if self._is_batched:
             return "all agents and critics in one batch, gradients of guidance written out"
-        products = "oneDNN's matrix products" if is_onednn_used() else "PyTorch's matrix products (it has no oneDNN)"
+        products = "PyTorch's matrix products (it has no oneDNN)"
+        if is_product_used():
+            products = "compiled matrix products"
+        elif is_onednn_used():
+            products = "oneDNN's matrix products"
         activations = "PyTorch's activations (policy/native.c was not compiled, or there are several threads)"
         if is_native_used():
             activations = "compiled activations"

@@ -58,14 +58,15 @@ GUIDANCE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True, params=[True, False], ids=["compiled", "not compiled"])
-def is_native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the activations and the loss are those of policy/native.c."""
-    if request.param and native_kernels.native is None:
+@pytest.fixture(autouse=True, params=["compiled", "compiled but for products", "not compiled"])
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What of policy/native.c is used."""
+    is_used, is_product_used = request.param != "not compiled", request.param == "compiled"
+    if is_used and native_kernels.native is None:
         pytest.skip("policy/native.c was not compiled here")
     for module in (native_kernels, fast_losses):
-        monkeypatch.setattr(module, "is_native_used", lambda: request.param)
-    return bool(request.param)
+        monkeypatch.setattr(module, "is_native_used", lambda: is_used)
+    monkeypatch.setattr(native_kernels, "is_product_used", lambda: is_product_used)
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
@@ -311,6 +312,7 @@ def test_updates_stay_together(tables: dict[str, Any], population: bool) -> None
 
 def test_without_onednn_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
+    monkeypatch.setattr(native_kernels, "is_product_used", lambda: False)
     case = Case(states=40, policy=WIDE)
     with_onednn = case.results(FastKernels(case.agents))
     monkeypatch.setattr(fast_linear, "is_onednn_used", lambda: asked.append(1))

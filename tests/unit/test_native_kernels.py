@@ -110,6 +110,35 @@ def test_norm_and_its_gradients(width: int) -> None:
     assert torch.equal(alone, gradients[0])
 
 
+ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "as it is": lambda x: x,
+    "transposed": lambda x: x.t().contiguous().t(),
+    "gaps": lambda x: torch.stack([x, x], dim=2)[:, :, 0],
+}
+
+
+@needs_native
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("width", [16, 48, 64, 144])
+@pytest.mark.parametrize(("rows", "steps"), [(1, 1), (2, 17), (5, 256), (6, 257), (13, 600)])
+def test_products(rows: int, steps: int, width: int, order: str) -> None:
+    """Numbers of rows, columns and steps that fill tiles and blocks, and that do not."""
+    x, weights, bias = random(rows, steps) / 9, random(steps, width, seed=1) / 9, random(width, seed=2)
+    assert native_kernels.multiplies(ORDERS[order](x), weights.t())
+    for added in (bias, None):
+        expected = x.double() @ weights.double() + (0 if added is None else added)
+        assert_close(native_kernels.product(ORDERS[order](x), weights.t(), added), expected, 1e-5)
+
+
+def test_other_factors_are_left_to_pytorch() -> None:
+    x, weights = random(4, 32), random(32, 48)
+    assert native_kernels.multiplies(x, weights.t())
+    assert not native_kernels.multiplies(x, weights.t().contiguous())
+    assert not native_kernels.multiplies(x, weights[:, :32].t())
+    assert not native_kernels.multiplies(x, random(32, 50).t())
+    assert not native_kernels.multiplies(x.double(), weights.t())
+
+
 @needs_native
 @pytest.mark.parametrize("has_level", [False, True])
 @pytest.mark.parametrize("per_state", [1, 4])
@@ -194,5 +223,7 @@ def test_a_wrong_number_of_arguments_is_an_error() -> None:
     ):
         with pytest.raises(TypeError, match="arguments"):
             getattr(native_kernels.native, name)(1, 2)
+    with pytest.raises(ValueError, match="a product of width 17, no multiple of 16"):
+        native_kernels.native.product(0, 0, 0, 0, 0, 0, 0, 0, 17)
     with pytest.raises(ValueError, match="a layer of 8193, above 8192"):
         native_kernels.native.norm_sigmoid_back(0, 0, 0, 0, 0, 0, 0, 0, 8193)
