@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.learner.race import Clock
+from policy.native_kernels import is_product_used, product
 
 # (rows, fan in, fan out): large square ones, where any library is at its best, and the layers of these networks.
 SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (1024, 256, 256), (2816, 256, 256), (256, 256, 256))
@@ -33,7 +34,7 @@ class Product:
 
 
 def operators() -> dict[str, Operator]:
-    """Return the ways to multiply float32 matrices that PyTorch has here."""
+    """Return the ways to multiply float32 matrices that there are here: PyTorch's, oneDNN's and ours."""
     found: dict[str, Operator] = {
         "torch.mm": lambda x, weight, transposed, bias: torch.mm(x, transposed),
         "torch.addmm": lambda x, weight, transposed, bias: torch.addmm(bias, x, transposed),
@@ -42,6 +43,8 @@ def operators() -> dict[str, Operator]:
         found["oneDNN linear"] = lambda x, weight, transposed, bias: torch.ops.mkldnn._linear_pointwise(
             x, weight, bias, "none", [], ""
         )
+    if is_product_used():
+        found["ours"] = lambda x, weight, transposed, bias: product(x, transposed.t(), bias)
     return found
 
 
@@ -49,7 +52,7 @@ def products(device: str) -> list[Product]:
     """Return every operator at every shape on the device, leaving out operators that the device does not have."""
     is_cuda = torch.device(device).type == "cuda"
     shapes = (_LARGE_ON_CUDA, *SHAPES) if is_cuda else SHAPES
-    usable = {name: operator for name, operator in operators().items() if not (is_cuda and name == "oneDNN linear")}
+    usable = {name: operator for name, operator in operators().items() if not is_cuda or name.startswith("torch.")}
     return [_product(name, operator, shape, device) for name, operator in usable.items() for shape in shapes]
 
 

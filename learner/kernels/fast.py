@@ -1,9 +1,9 @@
 """The kernels of learner.kernels.plain, computed sooner and equal to 1e-5 in fp32.
 
 What makes them faster, each exact: first layers split into parts of the state, the level and the action; the steps
-before guidance computed once for both chains; gradients written out, none where nothing can move. On a CPU also cheap
-activations, oneDNN's matrix products and rows in groups that stay in the cache, one agent after the other; on a GPU all
-agents and critics at once, in kernels that one CUDA graph can hold.
+before guidance computed once for both chains; gradients written out, none where nothing can move. On a CPU also
+compiled activations and matrix products (policy/native.c), and rows in groups that stay in the cache, one agent after
+the other; on a GPU all agents and critics at once, in kernels that one CUDA graph can hold.
 """
 
 from collections.abc import Callable, Sequence
