@@ -60,12 +60,17 @@ mkdir -p .venv
 exec 9>.venv/setup.lock
 flock 9 # a learner and an actor may be started at the same moment
 
-# What is compiled is compiled again when there is a compiler at last.
-fingerprint="$({ cat pyproject.toml constraints.txt policy/native.c; command -v gcc || true; } | sha256sum | cut -c1-16) $PWD"
+# Of all that an installation depends on; what is compiled is compiled again when there is a compiler at last.
+fingerprint() {
+  local compiler=none
+  can_compile && compiler=gcc
+  printf '%s %s %s' "$(cat pyproject.toml constraints.txt policy/native.c | sha256sum | cut -c1-16)" "$compiler" "$PWD"
+}
+
 installed=""
 [[ -e $stamp ]] && installed=$(sed -n 2p "$stamp")
 extras=$(printf '%s\n' $installed "$@" | sort -u | xargs)
-if [[ -x .venv/bin/python && -e $stamp && $(<"$stamp") == "$fingerprint"$'\n'"$extras" ]]; then
+if [[ -x .venv/bin/python && -e $stamp && $(<"$stamp") == "$(fingerprint)"$'\n'"$extras" ]]; then
   exit 0
 fi
 
@@ -78,9 +83,7 @@ if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
   say "creating .venv with $("$python" --version)"
   "$python" -m venv .venv
 fi
-if [[ " $extras " == *" robot "* || " $extras " == *" sim "* ]]; then
-  can_compile || debian_packages "what is compiled" gcc libc6-dev linux-libc-dev python3-dev
-fi
+can_compile || debian_packages "what is compiled" gcc libc6-dev linux-libc-dev python3-dev
 if [[ " $extras " == *" sim "* ]]; then
   can_draw || debian_packages "drawing videos" libegl1 libegl-mesa0 libgl1-mesa-dri
 fi
@@ -93,5 +96,5 @@ say "installing pinned packages${extras:+ for $extras}; the first time takes som
   tail -n 15 "$log" >&2
   fail "pip could not install the packages; the whole log is $log"
 }
-printf '%s\n%s\n' "$fingerprint" "$extras" >"$stamp"
+printf '%s\n%s\n' "$(fingerprint)" "$extras" >"$stamp"
 say "done in $((SECONDS - started)) s"

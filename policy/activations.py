@@ -117,7 +117,8 @@ class NormTanh:
     def __init__(self, gains: Sequence[Tensor], shifts: Sequence[Tensor]) -> None:
         """Twice the gains and shifts (H,) of each hidden layer."""
         self._gains, self._shifts = gains, shifts
-        self._is_native = native_kernels.is_native_used()
+        is_narrow = all(len(gain) <= native_kernels.MAX_WIDTH for gain in gains)
+        self._is_native = is_narrow and native_kernels.is_native_used()
 
     def values(self, sums: Tensor, index: int) -> Tensor:
         gain, shift = self._gains[index], self._shifts[index]

@@ -1,8 +1,8 @@
-/* What PyTorch has no single operation for, in one pass over float32 memory. policy/native_kernels.py checks and calls
- * it; without it the same numbers come from several operations of PyTorch.
+/* The inner loops of updates on a CPU, float32: matrix products, and what takes PyTorch several operations in one pass over
+ * memory. policy/native_kernels.py checks what it passes and calls them; without them the same numbers come from PyTorch.
  *
- * Arguments are addresses and counts; all memory is contiguous. Outputs may be inputs of the same shape. The compiler
- * turns the loops into vectors, for each kind of processor where it can.
+ * Arguments are addresses and counts. Memory is contiguous but for x of `product`, whose strides are given. Outputs may be
+ * inputs of the same shape. The compiler turns the loops into vectors, for each kind of processor where it can.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -11,19 +11,21 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-#define VECTORISED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define VECTORISED
-#endif
-
 #ifdef __GNUC__
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #else
 #error "needs the vector types of GCC or Clang"
 #endif
 
-#define VERSION 1 /* as in policy/native_kernels.py; another one for other arguments */
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
+#define VECTORISED __attribute__((target_clones("avx512f", "avx2", "default")))
+#define HAS_CLONES 1
+#else /* without them the loops would be for the oldest processor of the kind: slower than PyTorch's */
+#define VECTORISED
+#define HAS_CLONES 0
+#endif
+
+#define VERSION 2 /* as in policy/native_kernels.py; another one for other functions or arguments */
 #define LANES 32
 #define MAX_DROPPED 16
 #define MAX_WIDTH 8192 /* of a normalised layer; its sums of gradients lie on the stack */
@@ -108,8 +110,8 @@ VECTORISED static void first_sums(const float *states, const float *level, const
     }
 }
 
-/* e^x within 2 units in the last place for |x| < 87, the least or greatest normal number beyond, to |x| = 1e6. The bound
- * is on integers, so that what is not a number stays so under -ffinite-math-only. */
+/* e^x within 2 units in the last place for |x| < 87; 0 or the greatest power of 2 beyond, to |x| = 1e6. The bound is on
+ * integers, so that what is not a number stays so under -ffinite-math-only. */
 static inline float exponential(float x) {
     const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* 1.5 * 2^23: rounds to an integer */
     const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;   /* ln 2 in two parts */
@@ -121,7 +123,7 @@ static inline float exponential(float x) {
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
     int32_t exponent = (int32_t)n;
-    exponent = exponent < -126 ? -126 : exponent;
+    exponent = exponent < -127 ? -127 : exponent;
     exponent = exponent > 127 ? 127 : exponent;
     const int32_t bits = (exponent + 127) << 23;
     float scale;
@@ -132,7 +134,7 @@ static inline float exponential(float x) {
 /* e^z where mish(z) = z tanh(softplus(z)) = z n / (n + 2), n = e^z (e^z + 2), still changes. */
 static inline float exponential_for_mish(float z) {
     z = z > 20.0f ? 20.0f : z;
-    return exponential(z < -80.0f ? -80.0f : z);
+    return exponential(z < -100.0f ? -100.0f : z);
 }
 
 /* values = mish(-negated). */
@@ -155,6 +157,20 @@ VECTORISED static void mish_and_slope(const float *negated, float *values, float
     }
 }
 
+/* By their bits: the compiler was told that there are no others. */
+static ALWAYS_INLINE int is_finite(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (bits & 0x7f800000u) != 0x7f800000u;
+}
+
+static ALWAYS_INLINE float not_a_number(void) {
+    const uint32_t bits = 0x7fc00000u;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
 /* values = sigmoid(gain n + shift), n the LayerNorm of each row of sums, which it replaces. */
 VECTORISED static void norm_sigmoid(float *sums, const float *gain, const float *shift, float *values,
                                     float *inverse_stds, Py_ssize_t rows, Py_ssize_t width) {
@@ -166,7 +182,7 @@ VECTORISED static void norm_sigmoid(float *sums, const float *gain, const float 
         const float mean = total / (float)width;
 #pragma omp simd reduction(+ : squares)
         for (Py_ssize_t i = 0; i < width; i++) squares += (x[i] - mean) * (x[i] - mean);
-        const float inverse_std = 1.0f / sqrtf(squares / (float)width + 1e-5f);
+        const float inverse_std = is_finite(squares) ? 1.0f / sqrtf(squares / (float)width + 1e-5f) : not_a_number();
 #pragma omp simd
         for (Py_ssize_t i = 0; i < width; i++) {
             const float n = (x[i] - mean) * inverse_std;
@@ -431,6 +447,8 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "native", NULL, -1, m
 
 PyMODINIT_FUNC PyInit_native(void) {
     PyObject *made = PyModule_Create(&module);
-    if (made && PyModule_AddIntConstant(made, "VERSION", VERSION) < 0) Py_CLEAR(made);
+    if (made && (PyModule_AddIntConstant(made, "VERSION", VERSION) < 0 ||
+                 PyModule_AddIntConstant(made, "HAS_CLONES", HAS_CLONES) < 0))
+        Py_CLEAR(made);
     return made;
 }

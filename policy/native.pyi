@@ -1,5 +1,6 @@
-# See native.c: addresses and counts of contiguous float32 memory.
+# See native.c: addresses, strides and counts of float32 memory.
 VERSION: int
+HAS_CLONES: int
 
 def product(
     x: int,

@@ -1,10 +1,12 @@
-"""The compiled kernels of policy/native.c on tensors, where they were compiled; see `is_native_used`.
+"""The compiled kernels of policy/native.c on tensors; `is_native_used` says whether they are there.
 
-They take one pass over memory where PyTorch's operations take three to eight: half the time for mish and its slope, a
-fifth for the quantile loss. One thread, float32, contiguous; without autograd.
+Matrix products, and what takes PyTorch three to eight operations in one pass over memory: half the time for mish and
+its slope, a tenth for the quantile loss. One thread, float32, on a CPU, without autograd. Anything else raises
+ValueError, for the kernels themselves would read memory that is not theirs.
 """
 
 import functools
+import logging
 
 import torch
 from torch import Tensor
@@ -14,29 +16,15 @@ try:
 except ImportError:  # set-up found no C compiler
     native = None  # type: ignore[assignment]
 
-MAX_DROPPED = 16  # as in native.c
-_VERSION = 1  # of native.c that this file calls; what was compiled before an update may be older
+logger = logging.getLogger(__name__)
+
+MAX_DROPPED, MAX_WIDTH = 16, 8192  # as in native.c
+_VERSION = 2  # of native.c that this file calls; what was compiled before an update may be older
 
 
 def is_native_used() -> bool:
-    """Whether the kernels were compiled, give the right answers here, and PyTorch would not use several threads."""
-    return torch.get_num_threads() == 1 and is_right()
-
-
-@functools.cache
-def is_right() -> bool:
-    """Whether the kernels were compiled and give the right answers here."""
-    if native is None or native.VERSION != _VERSION:
-        return False
-    generator = torch.Generator().manual_seed(0)
-    x, weight = 3 * torch.randn(5, 37, generator=generator), torch.rand(37, generator=generator)
-    with torch.no_grad():
-        normed = torch.nn.functional.layer_norm(x, (37,), weight, weight)
-        answers = (mish_of_negated(-x), norm_sigmoid(x.clone(), weight, weight, is_kept=False)[0])
-        factor = torch.randn(37, 80, generator=generator)
-        multiplied = product(x, factor.t(), factor[0])
-    expected = (torch.nn.functional.mish(x), normed.sigmoid(), x @ factor + factor[0])
-    return all(map(_is_close, (*answers, multiplied), expected))
+    """Whether the kernels are to be used: they are sound, and PyTorch would not use several threads."""
+    return torch.get_num_threads() == 1 and why_unused() is None
 
 
 def is_product_used() -> bool:
@@ -44,36 +32,57 @@ def is_product_used() -> bool:
     return is_native_used() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
+@functools.cache
+def why_unused() -> str | None:
+    """What is wrong with the compiled kernels, in words, or None."""
+    if native is None:
+        return "policy/native.c was not compiled, which launch/setup.sh does where gcc and python3-dev are"
+    if getattr(native, "VERSION", 0) != _VERSION:
+        return "policy/native.c has changed since it was compiled: run launch/setup.sh"
+    if not native.HAS_CLONES:
+        return "policy/native.c was not compiled by gcc for x86-64, for which its loops are written"
+    from policy.native_check import trials  # which asks the kernels below
+
+    wrong = [trial.kernel for trial in trials() if not trial.is_passed()]
+    if not wrong:
+        return None
+    reason = f"the compiled kernels {', '.join(wrong)} give wrong answers on this machine"
+    logger.error("%s. Please report its processor and compiler. PyTorch's operations are used instead.", reason)
+    return reason
+
+
 def multiplies(x: Tensor, weight: Tensor) -> bool:
     """Whether `product` takes these: float32, and a weight (out, in) whose coefficients of one input are neighbours, of
     a multiple of 16 outputs."""
     width, steps = weight.shape
-    return width % 16 == 0 and weight.stride() == (1, width) and x.dtype == torch.float32 and steps > 0
+    is_float = x.dtype == weight.dtype == torch.float32
+    return is_float and width % 16 == 0 and steps == x.shape[1] > 0 and weight.stride() == (1, width)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias for x (R, in) of any strides and what `multiplies` says."""
+    """x @ weight.T + bias for x (R, in) of any strides, weight (out, in) and bias (out,); see `multiplies`."""
     (rows, steps), width = x.shape, weight.shape[0]
+    if not multiplies(x, weight):
+        raise ValueError(f"no product of {_form(x)} with a weight {_form(weight)}")
     out = x.new_empty((rows, width))
-    bias_at = 0 if bias is None else _at(bias)
+    bias_at = 0 if bias is None else _at(bias, (width,))
     row_stride, step_stride = x.stride()
-    given = (x.data_ptr(), row_stride, step_stride, weight.data_ptr())
-    native.product(*given, bias_at, _at(out), rows, steps, width)
+    factors = (x.data_ptr(), row_stride, step_stride, weight.data_ptr())
+    native.product(*factors, bias_at, out.data_ptr(), rows, steps, width)
     return out
-
-
-def _is_close(answer: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(answer, expected, rtol=1e-5, atol=1e-5)
 
 
 def first_sums(states: Tensor, level: Tensor | None, x: Tensor, weights: Tensor) -> Tensor:
     """states (B, H), each for its K neighbouring rows, + level (H,) + x @ weights (B K, H), for x (B K, in) of few
     inputs and weights (in, H)."""
     (rows, inputs), (num_states, width) = x.shape, states.shape
+    per_state = rows // num_states if num_states else 0
+    if per_state * num_states != rows or rows == 0:
+        raise ValueError(f"{rows} rows of {num_states} states")
     sums = states.new_empty((rows, width))
-    level_at = 0 if level is None else _at(level)
-    places = (_at(states), level_at, _at(x), _at(weights), _at(sums))
-    native.first_sums(*places, rows // num_states, rows, width, inputs)
+    level_at = 0 if level is None else _at(level, (width,))
+    places = (_at(states), level_at, _at(x), _at(weights, (inputs, width)), _at(sums))
+    native.first_sums(*places, per_state, rows, width, inputs)
     return sums
 
 
@@ -95,8 +104,10 @@ def norm_sigmoid(sums: Tensor, gain: Tensor, shift: Tensor, *, is_kept: bool) ->
 
     The sums are replaced, by n if is_kept, else by the result.
     """
-    values, inverse_stds = torch.empty_like(sums) if is_kept else sums, sums.new_empty(sums.shape[0])
-    native.norm_sigmoid(_at(sums), _at(gain), _at(shift), _at(values), _at(inverse_stds), *sums.shape)
+    rows, width = sums.shape
+    values, inverse_stds = torch.empty_like(sums) if is_kept else sums, sums.new_empty(rows)
+    places = (_at(sums), _at(gain, (width,)), _at(shift, (width,)), _at(values), _at(inverse_stds))
+    native.norm_sigmoid(*places, rows, width)
     return values, inverse_stds
 
 
@@ -107,10 +118,11 @@ def norm_sigmoid_back(
 
     Those in gain and shift (H,) are only filled in if has_parameters.
     """
+    (rows, width), shape = gradient.shape, tuple(gradient.shape)
     to_gain, to_shift = torch.empty_like(gain), torch.empty_like(gain)
+    given = (_at(gradient), _at(values, shape), _at(normed, shape), _at(inverse_stds, (rows,)), _at(gain, (width,)))
     filled = (_at(to_gain), _at(to_shift)) if has_parameters else (0, 0)
-    given = (_at(gradient), _at(values), _at(normed), _at(inverse_stds), _at(gain))
-    native.norm_sigmoid_back(*given, *filled, *gradient.shape)
+    native.norm_sigmoid_back(*given, *filled, rows, width)
     return gradient, to_gain, to_shift
 
 
@@ -119,31 +131,37 @@ def quantile_huber(quantiles: Tensor, targets: Tensor, tau: Tensor, kappa: float
 
     targets (R, L), tau (K,); see learner.kernels.fast_losses, which divides by the number of pairs.
     """
-    losses, derivatives = quantiles.new_empty(quantiles.shape[0]), torch.empty_like(quantiles)
-    places = (_at(quantiles), _at(targets), _at(tau), _at(losses), _at(derivatives))
     (rows, count), num_atoms = quantiles.shape, targets.shape[1]
-    native.quantile_huber(*places, rows, count, num_atoms, kappa)
+    losses, derivatives = quantiles.new_empty(rows), torch.empty_like(quantiles)
+    given = (_at(quantiles), _at(targets, (rows, num_atoms)), _at(tau, (count,)))
+    native.quantile_huber(*given, _at(losses), _at(derivatives), rows, count, num_atoms, kappa)
     return losses, derivatives
 
 
 def conservative_value(columns: Tensor, num_dropped: int) -> Tensor:
     """policy.critic_network.conservative_value (R,) of quantiles (N, M, R), 1 to MAX_DROPPED dropped."""
-    values = columns.new_empty(columns.shape[2])
     num_critics, num_quantiles, rows = columns.shape
+    values = columns.new_empty(rows)
     native.conservative_value(_at(columns), _at(values), num_critics, num_quantiles, rows, num_dropped)
     return values
 
 
 def value_weights(columns: Tensor, num_dropped: int) -> Tensor:
     """Its derivative (N, M, R) in the quantiles."""
-    weights = torch.empty_like(columns)
     num_critics, num_quantiles, rows = columns.shape
+    weights = torch.empty_like(columns)
     native.value_weights(_at(columns), _at(weights), num_critics, num_quantiles, rows, num_dropped)
     return weights
 
 
-def _at(tensor: Tensor) -> int:
-    """The address of its memory, which the kernels take for contiguous float32."""
-    if not tensor.is_contiguous() or tensor.dtype != torch.float32:
-        raise ValueError(f"a kernel got {tensor.dtype} with strides {tensor.stride()}, not contiguous float32")
+def _at(tensor: Tensor, shape: tuple[int, ...] | None = None) -> int:
+    """The address of a tensor, of this shape if one is given."""
+    is_right = tensor.is_contiguous() and tensor.dtype == torch.float32 and tensor.is_cpu
+    if not is_right or (shape is not None and tensor.shape != shape):
+        wanted = "" if shape is None else f" {shape}"
+        raise ValueError(f"a compiled kernel got {_form(tensor)}, not contiguous float32{wanted} on the CPU")
     return tensor.data_ptr()
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()} on {tensor.device}"

@@ -31,7 +31,7 @@ from policy.critic_network import CriticEnsemble
 from policy.denoiser import Denoiser
 from policy.fast_chain import DenoiserAt, FastDenoiser, FastRegressor, Levels
 from policy.fast_linear import is_onednn_used
-from policy.native_kernels import is_native_used, is_product_used
+from policy.native_kernels import is_native_used, is_product_used, why_unused
 from policy.noise_schedule import make_noise_schedule
 
 
@@ -68,9 +68,9 @@ class FastKernels:
             products = "compiled matrix products"
         elif is_onednn_used():
             products = "oneDNN's matrix products"
-        activations = "PyTorch's activations (policy/native.c was not compiled, or there are several threads)"
-        if is_native_used():
-            activations = "compiled activations"
+        activations = "compiled activations"
+        if not is_native_used():
+            activations = f"PyTorch's activations ({why_unused() or 'several threads'})"
         order = ", agents one after the other" if self._splits else ""
         return f"{products}, {activations}, gradients of guidance written out{order}"
 

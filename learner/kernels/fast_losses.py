@@ -32,9 +32,12 @@ class _RowLoss(torch.autograd.Function):
         num_critics, num_quantiles = quantiles.shape[-2:]
         level = (torch.arange(num_quantiles, device=quantiles.device, dtype=quantiles.dtype) + 0.5) / num_quantiles
         tau = level.repeat(num_critics)  # (N M,)
-        rows, atoms = quantiles.reshape(-1, len(tau)), targets.reshape(-1, targets.shape[-1])
+        rows = quantiles.reshape(-1, len(tau)).contiguous()
+        atoms = targets.reshape(-1, targets.shape[-1]).contiguous()
         is_native = rows.device.type == "cpu" and rows.dtype == torch.float32 and is_native_used()
-        losses, derivatives = (quantile_huber if is_native else _sums)(rows, atoms, tau, kappa)
+        losses, derivatives = (quantile_huber if is_native else _sums)(
+            rows.contiguous(), atoms.contiguous(), tau, kappa
+        )
         scale = 1 / (kappa * len(tau) * targets.shape[-1])
         ctx.save_for_backward(derivatives.mul_(scale).view_as(quantiles))
         return losses.mul_(scale).view(targets.shape[:-1])

@@ -1,5 +1,6 @@
 """CGPO's parts by hand, each with stubs or closed forms around it, and whether the whole learns."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -50,6 +51,27 @@ def critic_targets(algorithm: Cgpo, batch: Batch) -> Tensor:
 
 def update_critic(algorithm: Cgpo, batch: Batch) -> None:
     algorithm._update_critic(batch, *algorithm._next_candidates([batch]))
+
+
+@pytest.mark.parametrize("population", [False, True])
+def test_each_batch_gets_the_candidates_of_its_own_next_states(population: bool) -> None:
+    """Those that chains of its rows alone make of its share of the noise."""
+    config = small_config(cgpo={"cta_ratio": 3, "critic": {"target_candidates": 2}})
+    specs = make_specs(feature_dim=2, action_dim=2)
+    leading = (2,) if population else ()
+    agents = Agents([replace(config, seed=seed) for seed in range(2)], is_population=True)
+    algorithm = Cgpo(agents if population else Agents.single(config), specs)
+    batches = []
+    for seed in range(3):
+        batch = random_batch(4, 2, 2, seed)
+        rows = batch.next_observation.vector.expand(*leading, 4, 2)
+        batches.append(replace(batch, next_observation=EncoderInput(rows)))
+    source = copy.deepcopy(algorithm._critic_noise)
+    noise = source.chains(config.policy.denoising_steps, 3 * 4 * 2, 2).chunk(3, dim=-2)
+    for batch, own_noise, candidates in zip(batches, noise, algorithm._next_candidates(batches), strict=True):
+        feature = batch.next_observation.vector
+        alone = algorithm._kernels.sample(algorithm._target_denoiser, feature, own_noise.contiguous())
+        torch.testing.assert_close(candidates, alone.view(*leading, 4, 2, 2))
 
 
 def critic_by_candidate(first: list[list[float]], second: list[list[float]]) -> Critic:

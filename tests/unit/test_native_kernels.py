@@ -1,5 +1,6 @@
 """The compiled kernels against PyTorch in double precision, and what they refuse."""
 
+import platform
 import shutil
 import subprocess
 import sysconfig
@@ -14,13 +15,15 @@ from torch import Tensor
 
 from policy import native_kernels
 from policy.critic_network import conservative_value
+from policy.native_check import trials
 from policy.native_kernels import first_sums, mish_and_slope, mish_of_negated, norm_sigmoid, norm_sigmoid_back
 
-CAN_COMPILE = bool(shutil.which("gcc")) and (Path(sysconfig.get_path("include")) / "Python.h").exists()
+HAS_HEADER = (Path(sysconfig.get_path("include")) / "Python.h").exists()
+CAN_COMPILE = platform.machine() == "x86_64" and bool(shutil.which("gcc")) and HAS_HEADER
 
 needs_native = pytest.mark.skipif(native_kernels.native is None, reason="policy/native.c was not compiled here")
 WIDTHS = (1, 7, 16, 33, 128, 300)  # around the number of lanes that a processor computes at once
-FAR = torch.tensor([-1e5, -300, -88, -30, -20, -1.19, -1e-4, 0, 1e-4, 0.7, 20, 30, 88, 300, 1e5])
+FAR = torch.tensor([-1e38, -1e36, -1e5, -300, -88, -30, -20, -1.19, -1e-4, 0, 1e-4, 0.7, 20, 30, 88, 300, 1e5])
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -31,13 +34,13 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 2e-6) -> N
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.skipif(not CAN_COMPILE, reason="no gcc or no Python.h")
+@pytest.mark.skipif(not CAN_COMPILE, reason="no gcc for x86-64 or no Python.h")
 def test_set_up_compiled_them() -> None:
-    assert native_kernels.is_right()
+    assert native_kernels.why_unused() is None
 
 
 def test_several_threads_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_kernels, "is_right", lambda: True)
+    monkeypatch.setattr(native_kernels, "why_unused", lambda: None)
     threads = torch.get_num_threads()
     try:
         for count, is_used in ((1, True), (2, False)):
@@ -47,16 +50,37 @@ def test_several_threads_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) ->
         torch.set_num_threads(threads)
 
 
-def test_kernels_that_were_not_compiled_or_are_wrong_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    is_right = native_kernels.is_right.__wrapped__
-    monkeypatch.setattr(native_kernels, "norm_sigmoid", lambda sums, *_, **__: (torch.zeros_like(sums), None))
-    assert not is_right()
-    for other in (None, SimpleNamespace(VERSION=0)):
-        monkeypatch.setattr(native_kernels, "native", other)
-        assert not is_right()
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (None, "was not compiled"),
+        (SimpleNamespace(), "has changed since it was compiled"),
+        (SimpleNamespace(VERSION=1, HAS_CLONES=1), "has changed since it was compiled"),
+        (SimpleNamespace(VERSION=2, HAS_CLONES=0), "not compiled by gcc for x86-64"),
+    ],
+)
+def test_what_was_not_compiled_for_this_is_not_used(
+    module: object, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_kernels, "native", module)
+    assert reason in (native_kernels.why_unused.__wrapped__() or "")
 
 
-@pytest.mark.skipif(not CAN_COMPILE, reason="no gcc or no Python.h")
+@needs_native
+@pytest.mark.parametrize("name", [trial.kernel for trial in trials()] if native_kernels.native else [])
+def test_a_wrong_answer_is_noticed(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each kernel in turn does nothing, which leaves memory as it was."""
+    kernels = {key: value for key, value in vars(native_kernels.native).items() if not key.startswith("_")}
+    monkeypatch.setattr(native_kernels, "native", SimpleNamespace(**kernels | {name: lambda *_: None}))
+    reason = native_kernels.why_unused.__wrapped__()
+    assert reason is not None
+    assert name in reason
+    assert "give wrong answers on this machine" in caplog.text
+
+
+@pytest.mark.skipif(not CAN_COMPILE, reason="no gcc for x86-64 or no Python.h")
 def test_the_compiler_has_nothing_to_remark() -> None:
     source = Path(native_kernels.__file__).with_name("native.c")
     flags = ("-fsyntax-only", "-fopenmp-simd", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter")
@@ -186,11 +210,13 @@ def test_what_is_not_finite_stays_so(bad: float) -> None:
 
     weight = torch.rand(40)
     for index in (0, 17, 39):
-        is_lost = bad == torch.inf  # of -z: mish(-inf) is 0, or not a number, by the formula
-        values, slopes = mish_and_slope(spoilt(index), rows=2)
-        assert is_lost or not values[0].isfinite().all() or not slopes[0].isfinite().all()
+        assert not mish_and_slope(spoilt(index), rows=2)[0][0].isfinite().all()
+        assert not mish_of_negated(spoilt(index))[0].isfinite().all()
         assert not norm_sigmoid(spoilt(index), weight, weight, is_kept=False)[0][0].isfinite().any()
         assert norm_sigmoid(spoilt(index), weight, weight, is_kept=False)[0][1].isfinite().all()
+    overflow = torch.full((1, 40), 3e38)
+    overflow[0, ::2] = -3e38  # its variance is infinite
+    assert norm_sigmoid(overflow, weight, weight, is_kept=False)[0].isnan().all()
     atoms, quantiles, tau = random(2, 40), random(2, 8), torch.rand(8)
     losses, _ = native_kernels.quantile_huber(quantiles, spoilt(17), tau, 1.0)
     assert losses.isfinite().tolist() == [False, True]
@@ -207,6 +233,30 @@ def test_what_is_not_finite_stays_so(bad: float) -> None:
 def test_other_memory_is_refused(wrong: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(ValueError, match="not contiguous float32"):
         mish_of_negated(wrong(random(4, 6)))
+
+
+@needs_native
+def test_shapes_that_do_not_belong_together_are_refused() -> None:
+    rows, wide, narrow = random(4, 32), random(32), random(31)
+    calls: list[Callable[[], object]] = [
+        lambda: native_kernels.product(rows, random(30, 48).t(), None),
+        lambda: native_kernels.product(rows, random(32, 48).t(), narrow),
+        lambda: native_kernels.product(rows, random(32, 48).double().t(), None),
+        lambda: first_sums(random(3, 32), None, random(4, 2), random(2, 32)),
+        lambda: first_sums(random(8, 32), None, random(4, 2), random(2, 32)),
+        lambda: first_sums(random(0, 32), None, random(0, 2), random(2, 32)),
+        lambda: first_sums(rows, None, random(4, 2), random(3, 32)),
+        lambda: first_sums(rows, narrow, random(4, 2), random(2, 32)),
+        lambda: norm_sigmoid(rows, narrow, wide, is_kept=True),
+        lambda: norm_sigmoid(rows, wide, narrow, is_kept=True),
+        lambda: norm_sigmoid_back(rows, random(3, 32), rows, random(4), wide, has_parameters=True),
+        lambda: norm_sigmoid_back(rows, rows, rows, random(3), wide, has_parameters=True),
+        lambda: native_kernels.quantile_huber(rows, random(3, 5), wide, 1.0),
+        lambda: native_kernels.quantile_huber(rows, random(4, 5), narrow, 1.0),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"compiled kernel got|no product|rows of"):
+            call()
 
 
 @needs_native

@@ -1,0 +1,97 @@
+"""Small questions to the compiled kernels whose answers PyTorch knows, asked before they are trusted on a machine."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from policy import native_kernels
+from policy.critic_network import conservative_value
+
+_ROWS, _WIDTH = 6, 37  # more than a processor computes at once, and no multiple of that
+
+
+class Trial(NamedTuple):
+    """One kernel's answers, and PyTorch's."""
+
+    kernel: str
+    answers: tuple[Tensor, ...]
+    expected: tuple[Tensor, ...]
+
+    def is_passed(self) -> bool:
+        pairs = zip(self.answers, self.expected, strict=True)
+        return all(torch.allclose(answer, right, rtol=1e-4, atol=1e-4) for answer, right in pairs)
+
+
+def trials() -> Iterator[Trial]:
+    with torch.inference_mode(False):
+        yield _product()
+        yield _first_sums()
+        yield from _mish()
+        yield from _norm_sigmoid()
+        yield _quantile_huber()
+        yield from _conservative_value()
+
+
+def _random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def _with_gradients(value: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    gradients = torch.autograd.grad(value.sum(), inputs)
+    return (value.detach(), *gradients)
+
+
+def _product() -> Trial:
+    x, weights, bias = _random(_ROWS, 300), _random(300, 80), _random(80)
+    return Trial("product", (native_kernels.product(x, weights.t(), bias),), (x @ weights + bias,))
+
+
+def _first_sums() -> Trial:
+    states, level, x, weights = _random(3, _WIDTH), _random(_WIDTH), _random(_ROWS, 2), _random(2, _WIDTH)
+    expected = states.repeat_interleave(2, dim=0) + level + x @ weights
+    return Trial("first_sums", (native_kernels.first_sums(states, level, x, weights),), (expected,))
+
+
+def _mish() -> Iterator[Trial]:
+    with torch.enable_grad():
+        x = (3 * _random(_ROWS, _WIDTH)).requires_grad_()
+        values, slope = _with_gradients(F.mish(x), x)
+    negated = -x.detach()
+    yield Trial("mish_and_slope", native_kernels.mish_and_slope(negated.clone(), _ROWS), (values, (1 + slope) / 2))
+    yield Trial("mish", (native_kernels.mish_of_negated(negated),), (values,))
+
+
+def _norm_sigmoid() -> Iterator[Trial]:
+    with torch.enable_grad():
+        inputs = [_random(*shape).requires_grad_() for shape in ((_ROWS, _WIDTH), (_WIDTH,), (_WIDTH,))]
+        leaf, weight, bias = inputs
+        values, *gradients = _with_gradients(torch.sigmoid(F.layer_norm(leaf, (_WIDTH,), weight, bias)), *inputs)
+    sums, gain, shift = (each.detach() for each in inputs)
+    answer, inverse_stds = native_kernels.norm_sigmoid(sums, gain, shift, is_kept=True)
+    back = native_kernels.norm_sigmoid_back(
+        torch.ones_like(answer), answer, sums, inverse_stds, gain, has_parameters=True
+    )
+    yield Trial("norm_sigmoid", (answer,), (values,))
+    yield Trial("norm_sigmoid_back", back, tuple(gradients))
+
+
+def _quantile_huber() -> Trial:
+    tau, atoms = torch.linspace(0.1, 0.9, _WIDTH), _random(_ROWS, 20)
+    with torch.enable_grad():
+        quantiles = _random(_ROWS, _WIDTH).requires_grad_()
+        error = atoms[:, None] - quantiles[..., None]
+        weight = (tau[:, None] - (error.detach() < 0).float()).abs()
+        huber = F.huber_loss(quantiles[..., None].expand_as(error), atoms[:, None].expand_as(error), reduction="none")
+        expected = _with_gradients((weight * huber).sum(dim=(1, 2)), quantiles)
+    return Trial("quantile_huber", native_kernels.quantile_huber(quantiles.detach(), atoms, tau, 1.0), expected)
+
+
+def _conservative_value() -> Iterator[Trial]:
+    with torch.enable_grad():
+        columns = _random(2, 5, _WIDTH).requires_grad_()
+        values, weights = _with_gradients(conservative_value(columns.permute(2, 0, 1), 2), columns)
+    yield Trial("conservative_value", (native_kernels.conservative_value(columns.detach(), 2),), (values,))
+    yield Trial("value_weights", (native_kernels.value_weights(columns.detach(), 2),), (weights,))
