@@ -64,7 +64,7 @@ flock 9 # a learner and an actor may be started at the same moment
 fingerprint() {
   local compiler=none
   can_compile && compiler=gcc
-  printf '%s %s %s' "$(cat pyproject.toml constraints.txt policy/native.c | sha256sum | cut -c1-16)" "$compiler" "$PWD"
+  printf '%s %s %s' "$(cat pyproject.toml constraints.txt policy/native*.[ch] | sha256sum | cut -c1-16)" "$compiler" "$PWD"
 }
 
 installed=""

@@ -11,85 +11,15 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __GNUC__
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-#else
-#error "needs the vector types of GCC or Clang"
-#endif
-
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
-#define VECTORISED __attribute__((target_clones("avx512f", "avx2", "default")))
-#define HAS_CLONES 1
-#else /* without them the loops would be for the oldest processor of the kind: slower than PyTorch's */
-#define VECTORISED
-#define HAS_CLONES 0
-#endif
+#include "native_products.h"
 
 #define VERSION 2 /* as in policy/native_kernels.py; another one for other functions or arguments */
 #define LANES 32
 #define MAX_DROPPED 16
 #define MAX_WIDTH 8192 /* of a normalised layer; its sums of gradients lie on the stack */
 
-/* Products: out (rows, width) = x (rows, steps) weights (steps, width) + bias, width a multiple of 16. A tile of the result
- * stays in registers, 24 of the 32 that AVX-512 has, while x passes one number at a time. */
-typedef float Lanes16 __attribute__((vector_size(64), aligned(4)));
-#define TILE_ROWS 6
-#define TILE_LANES 4
-#define MAX_STEPS 256 /* at a time: the weights of a tile's columns stay in the second-level cache */
-
-typedef struct {
-    const float *x, *weights, *start; /* what the sums begin with, or NULL */
-    float *out;
-    Py_ssize_t row_stride, step_stride, start_stride, steps, width;
-} Columns;
-
-static ALWAYS_INLINE void tile(Columns at, Py_ssize_t row, int rows, int lanes) {
-    Lanes16 sums[TILE_ROWS][TILE_LANES];
-    const float *x = at.x + row * at.row_stride;
-    for (int r = 0; r < rows; r++)
-        for (int l = 0; l < lanes; l++)
-            sums[r][l] = at.start ? *(const Lanes16 *)(at.start + (row + r) * at.start_stride + 16 * l) : (Lanes16){0};
-    for (Py_ssize_t step = 0; step < at.steps; step++) {
-        Lanes16 weight[TILE_LANES];
-        for (int l = 0; l < lanes; l++) weight[l] = *(const Lanes16 *)(at.weights + step * at.width + 16 * l);
-        for (int r = 0; r < rows; r++) {
-            const float own = x[r * at.row_stride + step * at.step_stride];
-            for (int l = 0; l < lanes; l++) sums[r][l] += own * weight[l];
-        }
-    }
-    for (int r = 0; r < rows; r++)
-        for (int l = 0; l < lanes; l++) *(Lanes16 *)(at.out + (row + r) * at.width + 16 * l) = sums[r][l];
-}
-
-static ALWAYS_INLINE void columns(Columns at, Py_ssize_t rows, int lanes) {
-    Py_ssize_t row = 0;
-    for (; row + TILE_ROWS <= rows; row += TILE_ROWS) tile(at, row, TILE_ROWS, lanes);
-    for (; row + 2 <= rows; row += 2) tile(at, row, 2, lanes);
-    if (row < rows) tile(at, row, 1, lanes);
-}
-
-VECTORISED static void product(const float *x, Py_ssize_t row_stride, Py_ssize_t step_stride, const float *weights,
-                               const float *bias, float *out, Py_ssize_t rows, Py_ssize_t steps, Py_ssize_t width) {
-    for (Py_ssize_t step = 0; step < steps; step += MAX_STEPS) {
-        Columns at = {.row_stride = row_stride, .step_stride = step_stride, .width = width};
-        at.steps = steps - step < MAX_STEPS ? steps - step : MAX_STEPS;
-        at.start_stride = step ? width : 0;
-        for (Py_ssize_t column = 0, lanes; column < width; column += 16 * lanes) {
-            lanes = width - column < 16 * TILE_LANES ? 1 : TILE_LANES;
-            at.x = x + step * step_stride;
-            at.weights = weights + step * width + column;
-            at.start = step ? out + column : bias ? bias + column : NULL;
-            at.out = out + column;
-            if (lanes == 1)
-                columns(at, rows, 1);
-            else
-                columns(at, rows, TILE_LANES);
-        }
-    }
-}
-
 /* sums = the state's part, once for each of its `per_state` rows, + the level's part if any + x weights: a first layer of
- * few inputs (rows, inputs), weights (inputs, width). */
+ * few inputs (rows, inputs), weights (inputs, width). For widths and processors that `product` is not for. */
 VECTORISED static void first_sums(const float *states, const float *level, const float *x, const float *weights,
                                   float *sums, Py_ssize_t per_state, Py_ssize_t rows, Py_ssize_t width,
                                   Py_ssize_t inputs) {
@@ -338,8 +268,10 @@ static PyObject *call_product(PyObject *self, PyObject *const *arguments, Py_ssi
     Py_ssize_t n[9];
     if (!numbers_of(arguments, given, 9, n)) return NULL;
     if (n[8] % 16) return PyErr_Format(PyExc_ValueError, "a product of width %zd, no multiple of 16", n[8]);
+    const Factors at = {.x = AT(0), .row_stride = n[1], .step_stride = n[2], .weights = AT(3), .bias = AT(4),
+                        .out = AT(5), .rows = n[6], .steps = n[7], .width = n[8]};
     Py_BEGIN_ALLOW_THREADS
-    product(AT(0), n[1], n[2], AT(3), AT(4), AT(5), n[6], n[7], n[8]);
+    product(at);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -347,8 +279,13 @@ static PyObject *call_product(PyObject *self, PyObject *const *arguments, Py_ssi
 static PyObject *call_first_sums(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
     Py_ssize_t n[9];
     if (!numbers_of(arguments, given, 9, n)) return NULL;
+    const Factors at = {.start = AT(0), .bias = AT(1), .x = AT(2), .weights = AT(3), .out = AT(4), .rows_per_start = n[5],
+                        .rows = n[6], .width = n[7], .steps = n[8], .row_stride = n[8], .step_stride = 1};
     Py_BEGIN_ALLOW_THREADS
-    first_sums(AT(0), AT(1), AT(2), AT(3), AT(4), n[5], n[6], n[7], n[8]);
+    if (n[7] % 16 == 0 && HAS_AVX512)
+        product(at);
+    else
+        first_sums(AT(0), AT(1), AT(2), AT(3), AT(4), n[5], n[6], n[7], n[8]);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
