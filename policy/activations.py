@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from policy import native_kernels
+from policy.native_check import is_native_used
 
 _ONE = torch.ones(())
 _NORM_EPS = 1e-5  # of torch.nn.functional.layer_norm
@@ -57,7 +58,7 @@ class Mish:
     sign = -1
 
     def __init__(self) -> None:
-        self._is_native = native_kernels.is_native_used()
+        self._is_native = is_native_used()
 
     def values(self, sums: Tensor, index: int) -> Tensor:
         if self._is_native:
@@ -118,7 +119,7 @@ class NormTanh:
         """Twice the gains and shifts (H,) of each hidden layer."""
         self._gains, self._shifts = gains, shifts
         is_narrow = all(len(gain) <= native_kernels.MAX_WIDTH for gain in gains)
-        self._is_native = is_narrow and native_kernels.is_native_used()
+        self._is_native = is_narrow and is_native_used()
 
     def values(self, sums: Tensor, index: int) -> Tensor:
         gain, shift = self._gains[index], self._shifts[index]

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from policy import native_kernels
 from policy.activations import Activation, Layer, Mish, NormTanh, Relu
+from policy.native_check import is_product_used
 
 
 class MlpParameters(NamedTuple):
@@ -70,7 +70,7 @@ class ArrangedLayers:
         by_output = [weight if weight.dim() == 2 else weight.mT for weight in arranged.weights[1:]]
         backs, self._backs, self._back_sources = [], [], []
         for weight in by_output:
-            if weight.is_contiguous() or not native_kernels.is_product_used():
+            if weight.is_contiguous() or not is_product_used():
                 backs.append(weight)
             else:
                 backs.append(torch.empty_like(weight, memory_format=torch.contiguous_format))

@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from policy import native_kernels
+from policy import native_check, native_kernels
 
 _MIN_WORK = 1 << 20  # multiply-adds; measured: at 64 x 128 x 128 and at 16 x 256 x 256 both take the same time
 _NARROW = 32  # MKL takes as long for fewer columns as for this many
@@ -19,7 +19,7 @@ _NARROW = 32  # MKL takes as long for fewer columns as for this many
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias for x (R, in), weight (out, in) of any strides, bias (out,). Without autograd."""
-    if native_kernels.is_product_used() and native_kernels.multiplies(x, weight):
+    if native_check.is_product_used() and native_kernels.multiplies(x, weight):
         return native_kernels.product(x, weight, bias)
     if pays(x.shape[0], weight) and x.dtype == torch.float32 and is_onednn_used():
         result: Tensor = torch.ops.mkldnn._linear_pointwise(dense(x), dense(weight), bias, "none", [], "")
@@ -29,7 +29,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def first_sums(states: Tensor, level: Tensor | None, x: Tensor, weights: Tensor) -> Tensor:
     """A first layer of which the states' and the level's part are known: see policy.native_kernels.first_sums."""
-    if native_kernels.is_native_used() and x.dtype == torch.float32:
+    if native_check.is_native_used() and x.dtype == torch.float32:
         return native_kernels.first_sums(states, level, x.contiguous(), weights)
     per_state = x.shape[0] // states.shape[0]
     rows = states if per_state == 1 else states.repeat_interleave(per_state, dim=0)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policy import native_kernels
 from policy.activations import Kept, Layer
 from policy.arranged_layers import ArrangedLayers, Member, MlpParameters, arrange
 from policy.fast_linear import linear
+from policy.native_check import is_product_used
 
 
 class Base(NamedTuple):
@@ -216,7 +216,7 @@ def layer_gradient(gradient: Tensor, inputs: Tensor, *, is_stacked: bool) -> Lay
     """
     bias, (fan_out, fan_in) = gradient.sum(dim=0), (gradient.shape[1], inputs.shape[1])
     by_input = is_stacked
-    if not native_kernels.is_product_used() or (fan_out if is_stacked else fan_in) % 16:
+    if not is_product_used() or (fan_out if is_stacked else fan_in) % 16:
         by_input = fan_out > fan_in  # the narrow one first: up to four times as fast
     if by_input:
         return Layer(linear(inputs.t(), gradient.t()).t(), bias)

@@ -1,5 +1,7 @@
-"""Small questions to the compiled kernels whose answers PyTorch knows, asked before they are trusted on a machine."""
+"""Whether policy.native_kernels are used on this machine: only after answers that PyTorch knows, too, were right."""
 
+import functools
+import logging
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,7 +12,36 @@ from torch import Tensor
 from policy import native_kernels
 from policy.critic_network import conservative_value
 
+logger = logging.getLogger(__name__)
+
 _ROWS, _WIDTH = 6, 37  # more than a processor computes at once, and no multiple of that
+
+
+def is_native_used() -> bool:
+    """Whether the kernels are to be used: they are sound, and PyTorch would not use several threads."""
+    return torch.get_num_threads() == 1 and why_unused() is None
+
+
+def is_product_used() -> bool:
+    """Whether `product` is the one to take: its tiles fill the registers of AVX-512, and spill others."""
+    return is_native_used() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@functools.cache
+def why_unused() -> str | None:
+    """What is wrong with the compiled kernels, in words, or None."""
+    if native_kernels.native is None:
+        return "policy/native.c was not compiled, which launch/setup.sh does where gcc and python3-dev are"
+    if getattr(native_kernels.native, "VERSION", 0) != native_kernels.VERSION:
+        return "policy/native.c has changed since it was compiled: run launch/setup.sh"
+    if not native_kernels.native.HAS_CLONES:
+        return "policy/native.c was not compiled by gcc for x86-64, for which its loops are written"
+    wrong = [trial.kernel for trial in trials() if not trial.is_passed()]
+    if not wrong:
+        return None
+    reason = f"the compiled kernels {', '.join(wrong)} give wrong answers on this machine"
+    logger.error("%s. Please report its processor and compiler. PyTorch's operations are used instead.", reason)
+    return reason
 
 
 class Trial(NamedTuple):
@@ -26,6 +57,7 @@ class Trial(NamedTuple):
 
 
 def trials() -> Iterator[Trial]:
+    """Ask each kernel something small."""
     with torch.inference_mode(False):
         yield _product()
         yield _first_sums()

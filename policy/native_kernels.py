@@ -1,12 +1,9 @@
-"""The compiled kernels of policy/native.c on tensors; `is_native_used` says whether they are there.
+"""The compiled kernels of policy/native.c on tensors; policy.native_check says whether they are to be used.
 
 Matrix products, and what takes PyTorch three to eight operations in one pass over memory: half the time for mish and
 its slope, a tenth for the quantile loss. One thread, float32, on a CPU, without autograd. Anything else raises
 ValueError, for the kernels themselves would read memory that is not theirs.
 """
-
-import functools
-import logging
 
 import torch
 from torch import Tensor
@@ -16,39 +13,8 @@ try:
 except ImportError:  # set-up found no C compiler
     native = None  # type: ignore[assignment]
 
-logger = logging.getLogger(__name__)
-
 MAX_DROPPED, MAX_WIDTH = 16, 8192  # as in native.c
-_VERSION = 2  # of native.c that this file calls; what was compiled before an update may be older
-
-
-def is_native_used() -> bool:
-    """Whether the kernels are to be used: they are sound, and PyTorch would not use several threads."""
-    return torch.get_num_threads() == 1 and why_unused() is None
-
-
-def is_product_used() -> bool:
-    """Whether `product` is the one to take: its tiles fill the registers of AVX-512, and spill others."""
-    return is_native_used() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
-@functools.cache
-def why_unused() -> str | None:
-    """What is wrong with the compiled kernels, in words, or None."""
-    if native is None:
-        return "policy/native.c was not compiled, which launch/setup.sh does where gcc and python3-dev are"
-    if getattr(native, "VERSION", 0) != _VERSION:
-        return "policy/native.c has changed since it was compiled: run launch/setup.sh"
-    if not native.HAS_CLONES:
-        return "policy/native.c was not compiled by gcc for x86-64, for which its loops are written"
-    from policy.native_check import trials  # which asks the kernels below
-
-    wrong = [trial.kernel for trial in trials() if not trial.is_passed()]
-    if not wrong:
-        return None
-    reason = f"the compiled kernels {', '.join(wrong)} give wrong answers on this machine"
-    logger.error("%s. Please report its processor and compiler. PyTorch's operations are used instead.", reason)
-    return reason
+VERSION = 2  # of native.c that this file calls; what was compiled before an update may be older
 
 
 def multiplies(x: Tensor, weight: Tensor) -> bool:

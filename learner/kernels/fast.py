@@ -31,7 +31,7 @@ from policy.critic_network import CriticEnsemble
 from policy.denoiser import Denoiser
 from policy.fast_chain import DenoiserAt, FastDenoiser, FastRegressor, Levels
 from policy.fast_linear import is_onednn_used
-from policy.native_kernels import is_native_used, is_product_used, why_unused
+from policy.native_check import is_native_used, is_product_used, why_unused
 from policy.noise_schedule import make_noise_schedule
 
 

@@ -10,6 +10,7 @@ from policy.activations import Kept
 from policy.arranged_layers import MlpParameters
 from policy.fast_linear import first_sums, linear
 from policy.fast_mlp import FastMlp, FastMlps
+from policy.native_check import is_native_used
 
 _GROUP_FLOATS = 1 << 18  # of one hidden layer, as in policy.fast_chain
 _FAR = 1e30  # below every quantile
@@ -135,7 +136,7 @@ def value_weights(quantiles: Tensor, num_dropped: int) -> Tensor:
 
 
 def _is_native_for(num_dropped: int) -> bool:
-    return 1 <= num_dropped <= native_kernels.MAX_DROPPED and native_kernels.is_native_used()
+    return 1 <= num_dropped <= native_kernels.MAX_DROPPED and is_native_used()
 
 
 def _kept(quantiles: Tensor, num_dropped: int) -> Tensor:

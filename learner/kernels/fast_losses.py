@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policy.native_kernels import is_native_used, quantile_huber
+from policy.native_check import is_native_used
+from policy.native_kernels import quantile_huber
 
 _GROUP_PAIRS = 1 << 16  # on a CPU: few enough that three buffers of them stay in a core's second-level cache
 

@@ -15,11 +15,11 @@ from learner.algorithms import make_algorithm, make_population
 from learner.algorithms.cgpo import make_value_network
 from learner.config import LearnerConfig
 from learner.guidance import make_guide
-from learner.kernels import Kernels, fast_losses, make_kernels
+from learner.kernels import Kernels, fast_critic, fast_losses, make_kernels
 from learner.kernels.fast import FastKernels
 from learner.kernels.plain import PlainKernels
 from learner.replay import Batch
-from policy import fast_linear, native_kernels
+from policy import activations, arranged_layers, fast_linear, fast_mlp, native_check, native_kernels
 from policy.activations import Mish
 from policy.diffusion_policy import make_critic, make_denoiser
 from policy.encoder import EncoderInput
@@ -64,9 +64,10 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     is_used, is_product_used = request.param != "not compiled", request.param == "compiled"
     if is_used and native_kernels.native is None:
         pytest.skip("policy/native.c was not compiled here")
-    for module in (native_kernels, fast_losses):
+    for module in (activations, fast_critic, fast_losses, native_check):
         monkeypatch.setattr(module, "is_native_used", lambda: is_used)
-    monkeypatch.setattr(native_kernels, "is_product_used", lambda: is_product_used)
+    for module in (arranged_layers, fast_mlp, native_check):
+        monkeypatch.setattr(module, "is_product_used", lambda: is_product_used)
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
@@ -312,7 +313,8 @@ def test_updates_stay_together(tables: dict[str, Any], population: bool) -> None
 
 def test_without_onednn_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(native_kernels, "is_product_used", lambda: False)
+    for module in (arranged_layers, fast_mlp, native_check):
+        monkeypatch.setattr(module, "is_product_used", lambda: False)
     case = Case(states=40, policy=WIDE)
     with_onednn = case.results(FastKernels(case.agents))
     monkeypatch.setattr(fast_linear, "is_onednn_used", lambda: asked.append(1))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policy import native_kernels
+from policy import native_check, native_kernels
 from policy.critic_network import conservative_value
 from policy.native_check import trials
 from policy.native_kernels import first_sums, mish_and_slope, mish_of_negated, norm_sigmoid, norm_sigmoid_back
@@ -36,16 +36,16 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 2e-6) -> N
 
 @pytest.mark.skipif(not CAN_COMPILE, reason="no gcc for x86-64 or no Python.h")
 def test_set_up_compiled_them() -> None:
-    assert native_kernels.why_unused() is None
+    assert native_check.why_unused() is None
 
 
 def test_several_threads_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_kernels, "why_unused", lambda: None)
+    monkeypatch.setattr(native_check, "why_unused", lambda: None)
     threads = torch.get_num_threads()
     try:
         for count, is_used in ((1, True), (2, False)):
             torch.set_num_threads(count)
-            assert native_kernels.is_native_used() is is_used
+            assert native_check.is_native_used() is is_used
     finally:
         torch.set_num_threads(threads)
 
@@ -63,7 +63,7 @@ def test_what_was_not_compiled_for_this_is_not_used(
     module: object, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native_kernels, "native", module)
-    assert reason in (native_kernels.why_unused.__wrapped__() or "")
+    assert reason in (native_check.why_unused.__wrapped__() or "")
 
 
 @needs_native
@@ -74,7 +74,7 @@ def test_a_wrong_answer_is_noticed(
     """Each kernel in turn does nothing, which leaves memory as it was."""
     kernels = {key: value for key, value in vars(native_kernels.native).items() if not key.startswith("_")}
     monkeypatch.setattr(native_kernels, "native", SimpleNamespace(**kernels | {name: lambda *_: None}))
-    reason = native_kernels.why_unused.__wrapped__()
+    reason = native_check.why_unused.__wrapped__()
     assert reason is not None
     assert name in reason
     assert "give wrong answers on this machine" in caplog.text
