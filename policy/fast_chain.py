@@ -9,11 +9,10 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mish
 
 from policy.activations import Kept, Layer
 from policy.arranged_layers import MlpParameters
-from policy.fast_linear import affine, first_sums, linear
+from policy.fast_linear import first_sums, linear
 from policy.fast_mlp import Base, FastMlps
 from policy.noise_schedule import NoiseSchedule
 
@@ -65,12 +64,6 @@ def layers_of(tensors: Mapping[str, Tensor], prefix: str) -> list[Layer]:
     return [Layer(tensors[name], tensors[f"{name[:-6]}bias"]) for name in weights]
 
 
-def time_embedding(tensors: Mapping[str, Tensor]) -> Tensor:
-    """The denoiser's embedding of each level, (..., T, E)."""
-    hidden, last = layers_of(tensors, "time_mlp.")
-    return affine(mish(affine(tensors["time_table"], *hidden)), *last)
-
-
 class ChainDenoiser(Protocol):
     """Denoisers and the states they are asked about. Without autograd.
 
@@ -106,7 +99,7 @@ class FastDenoiser:
         self._time_mlps = FastMlps(_parameters_of(layers_of(tensors, "time_mlp.")), "mish")
         ends = [self._action_dim, self._action_dim + tensors["time_table"].shape[1]]
         to_action, to_time, to_state = first.weight.tensor_split(ends, dim=1)
-        self.action_to_sums, self.sums_to_action = to_action.t(), to_action.t()
+        self.to_action = to_action.t()  # (A, H)
         self._bias, self._to_time, self._to_state = first.bias, to_time.t(), to_state
 
     def at(self, feature: Tensor) -> "DenoiserAt":
@@ -162,10 +155,10 @@ class DenoiserAt(NamedTuple):
         return linear(values[-1], *mlp.last), slopes
 
     def back(self, gradient: Tensor, slopes: list[Kept]) -> Tensor:
-        return linear(self.denoiser.mlp.back(gradient, slopes), self.denoiser.sums_to_action)
+        return linear(self.denoiser.mlp.back(gradient, slopes), self.denoiser.to_action)
 
     def _sums(self, x: Tensor, states: Tensor, step: int) -> Tensor:
-        return first_sums(states, self.time_part[step], x, self.denoiser.action_to_sums)
+        return first_sums(states, self.time_part[step], x, self.denoiser.to_action)
 
 
 def denoise(x: Tensor, error: Tensor, level: Level, fresh: Tensor) -> Tensor:

@@ -36,16 +36,6 @@ def first_sums(states: Tensor, level: Tensor | None, x: Tensor, weights: Tensor)
     return torch.addmm(rows if level is None else rows + level, x, weights)
 
 
-def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """inputs @ weight.mT + bias for inputs (..., R, in), weight (..., out, in), bias (..., out), with `...` () or (P,).
-
-    One kernel of PyTorch's own; differentiable.
-    """
-    if inputs.dim() == 2:
-        return torch.addmm(bias, inputs, weight.t())
-    return torch.baddbmm(bias[:, None], inputs, weight.mT)
-
-
 def pays(rows: int, weight: Tensor) -> bool:
     """Whether oneDNN is the faster one for this product."""
     return rows * weight.shape[1] * max(weight.shape[0], _NARROW) > _MIN_WORK

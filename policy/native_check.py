@@ -24,7 +24,12 @@ def is_native_used() -> bool:
 
 def is_product_used() -> bool:
     """Whether `product` is the one to take: its tiles fill the registers of AVX-512, and spill others."""
-    return is_native_used() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return _has_avx512() and is_native_used()
+
+
+@functools.cache
+def _has_avx512() -> bool:
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @functools.cache

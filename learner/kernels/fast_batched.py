@@ -13,8 +13,7 @@ from torch import Tensor
 from learner.kernels.fast_critic import listed
 from policy.activations import Kept, Layer
 from policy.critic_network import conservative_value
-from policy.fast_chain import layers_of, time_embedding
-from policy.fast_linear import affine
+from policy.fast_chain import layers_of
 
 
 class CriticLayers:
@@ -193,3 +192,19 @@ def batched_quantiles(critic: CriticLayers, feature: Tensor, action: Tensor) -> 
         if index < len(critic.layers) - 1:
             values, _ = activation.values(sums, index)
     return sums.view(*lead, *sums.shape[1:]).movedim(-3, -2)
+
+
+def time_embedding(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The denoiser's embedding of each level, (..., T, E)."""
+    hidden, last = layers_of(tensors, "time_mlp.")
+    return affine(F.mish(affine(tensors["time_table"], *hidden)), *last)
+
+
+def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """inputs @ weight.mT + bias for inputs (..., R, in), weight (..., out, in), bias (..., out), with `...` () or (P,).
+
+    One kernel of PyTorch's own; differentiable.
+    """
+    if inputs.dim() == 2:
+        return torch.addmm(bias, inputs, weight.t())
+    return torch.baddbmm(bias[:, None], inputs, weight.mT)

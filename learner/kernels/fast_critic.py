@@ -88,7 +88,7 @@ class _Member:
         self._mlp = mlp
         first, last = mlp.first, mlp.last
         self._to_state, to_action = first.weight.tensor_split([feature_dim], dim=1)
-        self._action_to_sums = self._sums_to_action = to_action.t()
+        self._to_action = to_action.t()  # (A, H)
         self._first_bias, self._last_bias = first.bias, last.bias[:, None]
 
     def state_part(self, feature: Tensor) -> Tensor:
@@ -104,10 +104,10 @@ class _Member:
 
     def back(self, weight: Tensor, slopes: list[Kept]) -> Tensor:
         """Gradient (A, R) from the quantiles' weights (M, R)."""
-        return torch.mm(self._sums_to_action, self._mlp.back(weight.t(), slopes).t())  # few rows: MKL's is faster
+        return torch.mm(self._to_action, self._mlp.back(weight.t(), slopes).t())  # few rows: MKL's is faster
 
     def _sums(self, action: Tensor, states: Tensor) -> Tensor:
-        return first_sums(states, None, action, self._action_to_sums)
+        return first_sums(states, None, action, self._to_action)
 
     def _columns(self, hidden: Tensor) -> Tensor:
         return linear(self._mlp.last.weight, hidden).add_(self._last_bias)
