@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -111,6 +111,25 @@ def record_realsense(path: Path, serial: str, width: int, height: int) -> None:
     sensor.stop()
     sensor.close()
     del recorder  # writes the end of the file
+
+
+def keeping_pipeline() -> type[Any]:
+    """Return an rs.pipeline that still holds its device when it has stopped.
+
+    A recording that goes with its pipeline may still be read by a thread of its own: "pure virtual method called", and
+    the process aborts, once in some hundred times on a busy machine (librealsense 2.59).
+    """
+    import pyrealsense2 as rs
+
+    class KeepingPipeline(rs.pipeline):  # type: ignore[misc]  # its module has no types
+        kept: ClassVar[list[Any]] = []
+
+        def start(self, config: Any) -> Any:
+            profile = super().start(config)
+            self.kept.append(profile.get_device())
+            return profile
+
+    return KeepingPipeline
 
 
 class SilentRealSense:

@@ -34,6 +34,7 @@ from tests.camera_fakes import (
     SilentRealSense,
     ZedSdk,
     has_halves,
+    keeping_pipeline,
     picture,
     record_realsense,
     write_video,
@@ -80,7 +81,8 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def desk(recording: Path) -> RealSenseDesk:
+def desk(recording: Path, monkeypatch: pytest.MonkeyPatch) -> RealSenseDesk:
+    monkeypatch.setattr("robot.cameras.realsense.rs.pipeline", keeping_pipeline())
     return RealSenseDesk(recording)
 
 
