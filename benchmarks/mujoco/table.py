@@ -202,7 +202,8 @@ def commands_of(curves: Iterable[Curve]) -> list[str]:
             rest = shlex.join("{seeds}" if own and index == own else word for index, word in enumerate(command))
             seeds.setdefault((rest.replace("'{seeds}'", "{seeds}"), place), set()).add(seed)
     lines = [
-        f"{command.replace('{seeds}', ','.join(sorted(own)))}   # {place}" for (command, place), own in seeds.items()
+        f"{command.replace('{seeds}', ','.join(sorted(own, key=lambda seed: (len(seed), seed))))}   # {place}"
+        for (command, place), own in seeds.items()
     ]
     return ["Commands of these runs, as last started:", "", "```", *lines, "```"]
 
