@@ -2,6 +2,7 @@
 
     python -m benchmarks.ablations --list
     python -m benchmarks.ablations --only none naive --seeds 0-4 --out runs/ablations --jobs 2
+    python -m benchmarks.ablations --task Pendulum-v1 --only none naive vbase_zero --seeds 2-9 --out runs/ablations
     python -m benchmarks.ablations --task HalfCheetah-v4 --steps 100000 --out runs/ablations
 
 Every variant is a run of benchmarks.mujoco with some values set differently from the base, so all that is said there of
@@ -72,6 +73,11 @@ _PLANS = {
         preset="benchmarks/reduced_point_reach.toml",
         steps=4_000,
         more=("--evaluation-every", "250", "--episodes", "50", "--more-candidates", ""),
+    ),
+    "Pendulum-v1": Plan(
+        preset="benchmarks/reduced_point_reach.toml",
+        steps=6_000,
+        more=("--evaluation-every", "500", "--more-candidates", ""),
     ),
 }
 _OTHER = Plan(preset="reduced_mujoco", steps=100_000, more=("--more-candidates", ""))
@@ -151,16 +157,16 @@ class Options:
     """What is compared."""
 
     task: str = POINT_REACH
-    """Gymnasium's name; without a version v4. The default takes half a minute a run on an idle core, the paper's tasks,
-    such as HalfCheetah-v4, hours."""
+    """Gymnasium's name; without a version v4. The default and Pendulum-v1 take less than a minute a run on an idle core,
+    the paper's tasks, such as HalfCheetah-v4, half an hour."""
     only: tuple[str, ...] = ()
     """Names from --list; what they are compared with is run too. Without it all of them."""
     seeds: str = "0-4"
     """Such as 0-4 or 0,3. Fewer than four of each cannot tell a difference from chance."""
     steps: int = 0
-    """Environment steps of each run; 0 takes 4,000 of the default task, 100,000 of any other."""
+    """Environment steps of each run; 0 takes 4,000 of the default task, 6,000 of Pendulum-v1, 100,000 of any other."""
     preset: str = ""
-    """The base, a preset of CGPO; without one the task's, which is reduced_mujoco for all but the default."""
+    """The base, a preset of CGPO; without one the task's, which is reduced_mujoco for all but the two small ones."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE [KEY=VALUE ...]")] = ()
     """Values of the preset that are set differently for all."""
     out: Path = Path("runs/ablations")
