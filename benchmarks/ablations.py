@@ -157,8 +157,8 @@ class Options:
     """What is compared."""
 
     task: str = POINT_REACH
-    """Gymnasium's name; without a version v4. The default and Pendulum-v1 take less than a minute a run on an idle core,
-    the paper's tasks, such as HalfCheetah-v4, half an hour."""
+    """Gymnasium's name; without a version v4. The default and Pendulum-v1 take less than a minute a run on an idle
+    core, the paper's tasks, such as HalfCheetah-v4, half an hour."""
     only: tuple[str, ...] = ()
     """Names from --list; what they are compared with is run too. Without it all of them."""
     seeds: str = "0-4"
