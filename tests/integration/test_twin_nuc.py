@@ -145,10 +145,10 @@ def test_silence_ends_the_node_which_starts_again_from_frame_zero(client: PlainC
     client.wait(lambda: client.states[-1].frame < controlled.frame, "the node starts again")
     assert run[-1].time.toSec - run[0].time.toSec == pytest.approx(1.0, abs=0.2)  # 20 polls
     again = client.states[count:]
-    assert again[0].frame < 20
+    assert again[0].frame < 100  # a subscriber that comes back within a second
     if again[0].frame == 0:  # a subscriber that is there in time sees that nothing has been read yet
         assert not np.any(again[0].q)
-    client.wait(lambda: client.states[-1].frame > 20, "states come")
+    client.wait(lambda: client.states[-1].frame > again[0].frame + 20, "states come")
     assert pose_of(client.states[-1]) == pytest.approx(pose, abs=0.005)
     assert client.states[-1].time.toSec > controlled.time.toSec
 
