@@ -117,7 +117,7 @@ def keeping_pipeline() -> type[Any]:
     """Return an rs.pipeline that still holds its device when it has stopped.
 
     A recording that goes with its pipeline may still be read by a thread of its own: "pure virtual method called", and
-    the process aborts, once in some hundred times on a busy machine (librealsense 2.59).
+    the process aborts, now and then on a busy machine (librealsense 2.59).
     """
     import pyrealsense2 as rs
 
