@@ -30,7 +30,7 @@ class CriticEnsemble(nn.Module):
         activation: Literal["mish", "relu"] = "mish",
     ) -> None:
         super().__init__()
-        self.num_critics = num_critics
+        self.action_dim, self.num_critics, self.num_quantiles = action_dim, num_critics, num_quantiles
         self.activation = activation
         widths = (feature_dim + action_dim, *hidden, num_quantiles)
         self.weights = nn.ParameterList()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from policy.config import PolicyConfig
 from policy.encoder_weights import load_backbone
 from policy.errors import ConfigError
+from policy.frozen_convolution import freeze_convolutions
 from policy.image_codec import CodedImage, Image
 from policy.layers import bounded_mlp
 from policy.resnet import MAP_CHANNELS, map_size
@@ -49,6 +50,8 @@ class ObservationEncoder:
         if self._spec.images:
             _check_encoder(specs, config)
         self.backbone = load_backbone(config.encoder_weights) if self._spec.images else None
+        if self.backbone is not None:
+            freeze_convolutions(self.backbone)
 
     @property
     def device(self) -> torch.device:

@@ -7,16 +7,12 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <float.h>
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
 
-#include "native_products.h"
+#include "native_acting.h"
 
-#define VERSION 2 /* as in policy/native_kernels.py; another one for other functions or arguments */
+#define VERSION 3 /* as in policy/native_kernels.py; another one for other functions or arguments */
 #define LANES 32
 #define MAX_DROPPED 16
-#define MAX_WIDTH 8192 /* of a normalised layer; its sums of gradients lie on the stack */
 
 /* sums = the state's part, once for each of its `per_state` rows, + the level's part if any + x weights: a first layer of
  * few inputs (rows, inputs), weights (inputs, width). For widths and processors that `product` is not for. */
@@ -38,115 +34,6 @@ VECTORISED static void first_sums(const float *states, const float *level, const
             for (Py_ssize_t i = 0; i < width; i++) sum[i] += value * weight[i];
         }
     }
-}
-
-/* e^x within 2 units in the last place for |x| < 87; 0 or the greatest power of 2 beyond, to |x| = 1e6. The bound is on
- * integers, so that what is not a number stays so under -ffinite-math-only. */
-static inline float exponential(float x) {
-    const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* 1.5 * 2^23: rounds to an integer */
-    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;   /* ln 2 in two parts */
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    int32_t exponent = (int32_t)n;
-    exponent = exponent < -127 ? -127 : exponent;
-    exponent = exponent > 127 ? 127 : exponent;
-    const int32_t bits = (exponent + 127) << 23;
-    float scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return p * scale;
-}
-
-/* e^z where mish(z) = z tanh(softplus(z)) = z n / (n + 2), n = e^z (e^z + 2), still changes. */
-static inline float exponential_for_mish(float z) {
-    z = z > 20.0f ? 20.0f : z;
-    return exponential(z < -100.0f ? -100.0f : z);
-}
-
-/* values = mish(-negated). */
-VECTORISED static void mish(const float *negated, float *values, Py_ssize_t count) {
-#pragma omp simd
-    for (Py_ssize_t i = 0; i < count; i++) {
-        const float z = -negated[i], e = exponential_for_mish(z), n = e * (e + 2.0f);
-        values[i] = z * (n / (n + 2.0f));
-    }
-}
-
-/* slopes = (1 + mish'(z)) / 2, z = -negated; mish'(z) = n d + 4 z e (1 + e) d^2 with e = e^z and d = 1 / (n + 2). */
-VECTORISED static void mish_and_slope(const float *negated, float *values, float *slopes, Py_ssize_t count) {
-#pragma omp simd
-    for (Py_ssize_t i = 0; i < count; i++) {
-        const float z = -negated[i], e = exponential_for_mish(z), n = e * (e + 2.0f);
-        const float d = 1.0f / (n + 2.0f);
-        values[i] = z * n * d;
-        slopes[i] = 0.5f + 0.5f * n * d + 2.0f * z * (e * (1.0f + e) * d) * d;
-    }
-}
-
-/* By their bits: the compiler was told that there are no others. */
-static ALWAYS_INLINE int is_finite(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (bits & 0x7f800000u) != 0x7f800000u;
-}
-
-static ALWAYS_INLINE float not_a_number(void) {
-    const uint32_t bits = 0x7fc00000u;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-/* values = sigmoid(gain n + shift), n the LayerNorm of each row of sums, which it replaces. */
-VECTORISED static void norm_sigmoid(float *sums, const float *gain, const float *shift, float *values,
-                                    float *inverse_stds, Py_ssize_t rows, Py_ssize_t width) {
-    for (Py_ssize_t row = 0; row < rows; row++) {
-        float *x = sums + row * width, *value = values + row * width;
-        float total = 0.0f, squares = 0.0f;
-#pragma omp simd reduction(+ : total)
-        for (Py_ssize_t i = 0; i < width; i++) total += x[i];
-        const float mean = total / (float)width;
-#pragma omp simd reduction(+ : squares)
-        for (Py_ssize_t i = 0; i < width; i++) squares += (x[i] - mean) * (x[i] - mean);
-        const float inverse_std = is_finite(squares) ? 1.0f / sqrtf(squares / (float)width + 1e-5f) : not_a_number();
-#pragma omp simd
-        for (Py_ssize_t i = 0; i < width; i++) {
-            const float n = (x[i] - mean) * inverse_std;
-            x[i] = n;
-            value[i] = 1.0f / (1.0f + exponential(-(n * gain[i] + shift[i])));
-        }
-        inverse_stds[row] = inverse_std;
-    }
-}
-
-/* The gradient with respect to the sums of norm_sigmoid from that with respect to its values, in place; to_gain and
- * to_shift, where given, get those of gain and shift. */
-VECTORISED static void norm_sigmoid_back(float *gradient, const float *values, const float *normed,
-                                         const float *inverse_stds, const float *gain, float *to_gain,
-                                         float *to_shift, Py_ssize_t rows, Py_ssize_t width) {
-    float gains[MAX_WIDTH], shifts[MAX_WIDTH];
-    if (to_gain) memset(gains, 0, sizeof(float) * width), memset(shifts, 0, sizeof(float) * width);
-    for (Py_ssize_t row = 0; row < rows; row++) {
-        float *g = gradient + row * width;
-        const float *value = values + row * width, *n = normed + row * width;
-        float total = 0.0f, along = 0.0f;
-#pragma omp simd
-        for (Py_ssize_t i = 0; i < width; i++) g[i] *= value[i] * (1.0f - value[i]);
-        if (to_gain) {
-#pragma omp simd
-            for (Py_ssize_t i = 0; i < width; i++) gains[i] += g[i] * n[i], shifts[i] += g[i];
-        }
-#pragma omp simd reduction(+ : total, along)
-        for (Py_ssize_t i = 0; i < width; i++) g[i] *= gain[i], total += g[i], along += g[i] * n[i];
-        const float mean = total / (float)width, slope = along / (float)width;
-#pragma omp simd
-        for (Py_ssize_t i = 0; i < width; i++) g[i] = inverse_stds[row] * (g[i] - mean - n[i] * slope);
-    }
-    if (to_gain) memcpy(to_gain, gains, sizeof(float) * width), memcpy(to_shift, shifts, sizeof(float) * width);
 }
 
 /* For each row the sum over quantiles and atoms of w c (u - c / 2) and its derivative in each quantile, the sum over
@@ -269,7 +156,7 @@ static PyObject *call_product(PyObject *self, PyObject *const *arguments, Py_ssi
     if (!numbers_of(arguments, given, 9, n)) return NULL;
     if (n[8] % 16) return PyErr_Format(PyExc_ValueError, "a product of width %zd, no multiple of 16", n[8]);
     const Factors at = {.x = AT(0), .row_stride = n[1], .step_stride = n[2], .weights = AT(3), .bias = AT(4),
-                        .out = AT(5), .rows = n[6], .steps = n[7], .width = n[8]};
+                        .out = AT(5), .rows = n[6], .steps = n[7], .width = n[8], .weight_stride = n[8], .panel_stride = 16};
     Py_BEGIN_ALLOW_THREADS
     product(at);
     Py_END_ALLOW_THREADS
@@ -280,7 +167,8 @@ static PyObject *call_first_sums(PyObject *self, PyObject *const *arguments, Py_
     Py_ssize_t n[9];
     if (!numbers_of(arguments, given, 9, n)) return NULL;
     const Factors at = {.start = AT(0), .bias = AT(1), .x = AT(2), .weights = AT(3), .out = AT(4), .rows_per_start = n[5],
-                        .rows = n[6], .width = n[7], .steps = n[8], .row_stride = n[8], .step_stride = 1};
+                        .rows = n[6], .width = n[7], .steps = n[8], .row_stride = n[8], .step_stride = 1,
+                        .weight_stride = n[7], .panel_stride = 16};
     Py_BEGIN_ALLOW_THREADS
     if (n[7] % 16 == 0 && HAS_AVX512)
         product(at);
@@ -360,7 +248,53 @@ static PyObject *call_value_weights(PyObject *self, PyObject *const *arguments, 
     return call_of_columns(value_weights, arguments, given);
 }
 
+/* From (spare, rows, inputs, is_normed, widths ...); returns 0 after setting an exception. */
+static int network_of(PyObject *const *arguments, Py_ssize_t given, Network *network) {
+    Py_ssize_t n[4 + MAX_LAYERS];
+    if (given < 6 || given > 4 + MAX_LAYERS) {
+        PyErr_Format(PyExc_ValueError, "%zd layers, not 2 to %d", given - 4, MAX_LAYERS);
+        return 0;
+    }
+    if (!numbers_of(arguments, given, given, n)) return 0;
+    *network = (Network){.spare = AT(0), .rows = n[1], .inputs = n[2], .is_normed = n[3] != 0, .num_layers = given - 4};
+    for (Py_ssize_t i = 0; i < network->num_layers; i++) {
+        const Py_ssize_t width = network->widths[i] = n[4 + i];
+        if (width % 16) {
+            PyErr_Format(PyExc_ValueError, "a layer of width %zd, no multiple of 16", width);
+            return 0;
+        }
+        network->widest = width > network->widest ? width : network->widest;
+    }
+    return 1;
+}
+
+static PyObject *call_denoise(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
+    Py_ssize_t n[7];
+    Network denoiser;
+    if (!numbers_of(arguments, given < 7 ? given : 7, 7, n) || !network_of(arguments + 7, given - 7, &denoiser)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    denoise(&denoiser, AT(0), AT(1), AT(2), AT(3), AT(4), AT(5), n[6]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_forward_each(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
+    Py_ssize_t n[6];
+    Network network;
+    if (!numbers_of(arguments, given < 6 ? given : 6, 6, n) || !network_of(arguments + 6, given - 6, &network)) return NULL;
+    const Py_ssize_t outputs = network.rows * network.widths[network.num_layers - 1];
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < n[4]; i++)
+        forward(&network, AT(0) + i * n[5], AT(1) + i * network.widths[0], AT(2), AT(3) + i * outputs);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
+    {"denoise", (PyCFunction)(void (*)(void))call_denoise, METH_FASTCALL,
+     "(weights, first_bias, levels, noise, x, predicted, steps, spare, rows, action_dim, is_normed, widths ...)"},
+    {"forward_each", (PyCFunction)(void (*)(void))call_forward_each, METH_FASTCALL,
+     "(weights, first_bias, x, out, networks, weights of each, spare, rows, inputs, is_normed, widths ...)"},
     {"product", (PyCFunction)(void (*)(void))call_product, METH_FASTCALL,
      "(x, its strides by row and by step, weights, bias or 0, out, rows, steps, width)"},
     {"conservative_value", (PyCFunction)(void (*)(void))call_conservative_value, METH_FASTCALL,

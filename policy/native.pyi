@@ -1,7 +1,28 @@
-# See native.c: addresses, strides and counts of float32 memory.
+# See native.c: addresses, strides and counts of float32 memory. network: spare, rows, inputs, is_normed, widths ...
 VERSION: int
 HAS_CLONES: int
 
+def denoise(
+    weights: int,
+    first_bias: int,
+    levels: int,
+    noise: int,
+    x: int,
+    predicted: int,
+    steps: int,
+    /,
+    *network: int,
+) -> None: ...
+def forward_each(
+    weights: int,
+    first_bias: int,
+    x: int,
+    out: int,
+    count: int,
+    size: int,
+    /,
+    *network: int,
+) -> None: ...
 def product(
     x: int,
     row_stride: int,

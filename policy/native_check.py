@@ -23,7 +23,7 @@ def is_native_used() -> bool:
 
 
 def is_product_used() -> bool:
-    """Whether `product` is the one to take: its tiles fill the registers of AVX-512, and spill others."""
+    """Whether `product` is the one to take for many rows: with AVX2 PyTorch's is as fast."""
     return _has_avx512() and is_native_used()
 
 
@@ -41,6 +41,8 @@ def why_unused() -> str | None:
         return "policy/native.c has changed since it was compiled: run launch/setup.sh"
     if not native_kernels.native.HAS_CLONES:
         return "policy/native.c was not compiled by gcc for x86-64, for which its loops are written"
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return "this processor has no AVX2, without which PyTorch's operations are faster"
     wrong = [trial.kernel for trial in trials() if not trial.is_passed()]
     if not wrong:
         return None
@@ -70,6 +72,8 @@ def trials() -> Iterator[Trial]:
         yield from _norm_sigmoid()
         yield _quantile_huber()
         yield from _conservative_value()
+        yield from _forward_each()
+        yield _denoise()
 
 
 def _random(*shape: int) -> Tensor:
@@ -132,3 +136,27 @@ def _conservative_value() -> Iterator[Trial]:
         values, weights = _with_gradients(conservative_value(columns.permute(2, 0, 1), 2), columns)
     yield Trial("conservative_value", (native_kernels.conservative_value(columns.detach(), 2),), (values,))
     yield Trial("value_weights", (native_kernels.value_weights(columns.detach(), 2),), (weights,))
+
+
+def _forward_each() -> Iterator[Trial]:
+    x, first_bias, norm = _random(_ROWS, 3), _random(2, 32), [_random(2, 1, 32), _random(1, 1, 32).expand(2, 1, 32)]
+    first, last, bias = _random(2, 3, 32), _random(2, 32, 16), _random(2, 1, 16)
+    sums = first_bias[:, None] + x @ first
+    normed = torch.sigmoid(norm[0] * F.layer_norm(sums, (32,)) + norm[1])
+    for own, values in (([], F.mish(-sums)), (norm, normed)):
+        weights = native_kernels.packed([first, *own, last, bias], 16)
+        answer = native_kernels.forward_each(first_bias, x, weights, (32, 16), is_normed=own is norm)
+        yield Trial("forward_each", (answer,), (values @ last + bias,))
+
+
+def _denoise() -> Trial:
+    first_bias, noise, levels = _random(3, 32), _random(4, _ROWS, 5), _random(3, 5)
+    first, last, bias = _random(5, 32), _random(32, 5), _random(1, 5)
+    x = noise[3]
+    for step in (2, 1, 0):
+        gain, prediction_gain, clean_coefficient, noisy_coefficient, sigma = levels[step]
+        prediction = F.mish(-(first_bias[step] + x @ first)) @ last + bias
+        clean = (gain * x + prediction_gain * prediction).clamp(-1, 1)
+        x = sigma * noise[step] + noisy_coefficient * x + clean_coefficient * clean
+    weights = native_kernels.packed([part[None] for part in (first, last, bias)], 16)[0]
+    return Trial("denoise", (native_kernels.denoise(first_bias, noise, weights, levels, (32, 16)),), (x.clamp(-1, 1),))

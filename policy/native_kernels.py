@@ -5,7 +5,11 @@ its slope, a tenth for the quantile loss. One thread, float32, on a CPU, without
 ValueError, for the kernels themselves would read memory that is not theirs.
 """
 
+import itertools
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 try:
@@ -13,8 +17,8 @@ try:
 except ImportError:  # set-up found no C compiler
     native = None  # type: ignore[assignment]
 
-MAX_DROPPED, MAX_WIDTH = 16, 8192  # as in native.c
-VERSION = 2  # of native.c that this file calls; what was compiled before an update may be older
+MAX_DROPPED, MAX_WIDTH, MAX_LAYERS = 16, 8192, 8  # as in native.c and what it includes
+VERSION = 3  # of native.c that this file calls; what was compiled before an update may be older
 
 
 def multiplies(x: Tensor, weight: Tensor) -> bool:
@@ -118,6 +122,63 @@ def value_weights(columns: Tensor, num_dropped: int) -> Tensor:
     weights = torch.empty_like(columns)
     native.value_weights(_at(columns), _at(weights), num_critics, num_quantiles, rows, num_dropped)
     return weights
+
+
+def padded(width: int) -> int:
+    """The least multiple of 16 that has room for as many."""
+    return -(-width // 16) * 16
+
+
+def packed(parts: Sequence[Tensor], width: int) -> Tensor:
+    """The weights (N, size) of N networks as policy/native_acting.h wants them, the last layer made `width` wide.
+
+    parts, in its order: weights (N, in, out), biases, gains and shifts (N, 1, out).
+    """
+    padding = (0, width - parts[-1].shape[2])
+    every = [*parts[:-2], *(F.pad(part, padding) for part in parts[-2:])]
+    return torch.cat([part.reshape(*part.shape[:2], -1, 16).transpose(1, 2).flatten(1) for part in every], dim=1)
+
+
+def runs(widths: Sequence[int]) -> bool:
+    """Whether `forward_each` and `denoise` take networks with layers of these widths."""
+    return 2 <= len(widths) <= MAX_LAYERS and all(width % 16 == 0 for width in widths)
+
+
+def forward_each(first_bias: Tensor, x: Tensor, weights: Tensor, widths: Sequence[int], *, is_normed: bool) -> Tensor:
+    """The outputs (N, K, P) of N networks for x (K, in): see policy/native_acting.h.
+
+    first_bias (N, H), weights (N, size) of `packed`, widths (H, ..., P).
+    """
+    (count, _), (rows, inputs) = first_bias.shape, x.shape
+    out = x.new_empty((count, rows, widths[-1]))
+    size = _size(inputs, widths, is_normed)
+    given = (_at(weights, (count, size)), _at(first_bias, (count, widths[0])), _at(x), _at(out))
+    spare = x.new_empty(rows * (2 * max(widths) + 1))
+    native.forward_each(*given, count, size, _at(spare), rows, inputs, is_normed, *widths)
+    return out
+
+
+def denoise(first_bias: Tensor, noise: Tensor, weights: Tensor, levels: Tensor, widths: Sequence[int]) -> Tensor:
+    """The end (K, A) of a reverse chain from noise (T + 1, K, A): see policy/native_acting.h.
+
+    first_bias (T, H), weights (size,) of `packed`, levels (T, 5), widths (H, ..., P) with P >= A.
+    """
+    num_steps, (_, rows, action_dim) = len(first_bias), noise.shape
+    if widths[-1] < action_dim:
+        raise ValueError(f"a last layer of {widths[-1]} for an action of {action_dim}")
+    x, predicted = noise.new_empty((rows, action_dim)), noise.new_empty((rows, widths[-1]))
+    prepared = (_at(weights, (_size(action_dim, widths, False),)), _at(first_bias, (num_steps, widths[0])))
+    given = (_at(levels, (num_steps, 5)), _at(noise, (num_steps + 1, rows, action_dim)), _at(x), _at(predicted))
+    spare = x.new_empty(rows * (2 * max(widths) + 1))
+    native.denoise(*prepared, *given, num_steps, _at(spare), rows, action_dim, False, *widths)
+    return x
+
+
+def _size(inputs: int, widths: Sequence[int], is_normed: bool) -> int:
+    """How many numbers the weights of a network are."""
+    layers = itertools.pairwise((inputs, *widths))
+    norms = 2 * sum(widths[:-1]) if is_normed else 0
+    return sum(fan_in * width for fan_in, width in layers) + sum(widths[1:]) + norms
 
 
 def _at(tensor: Tensor, shape: tuple[int, ...] | None = None) -> int:

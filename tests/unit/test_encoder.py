@@ -4,17 +4,20 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from policy.config import PolicyConfig
 from policy.encoder import EncoderInput, ObservationEncoder, ObservationHeads, feature_dim
 from policy.encoder_weights import DIRECTORY_VARIABLE, file_name, load_backbone
 from policy.errors import ConfigError, WeightsError
+from policy.frozen_convolution import FrozenConvolution, freeze_convolutions, is_ordering_used
 from policy.image_codec import encode_image
 from policy.resnet import ResNet10, map_size
 from policy.spec import ActionSpec, Field, ImageField, ObservationSpec, Specs
@@ -229,3 +232,37 @@ def test_camera_heads_have_the_size_of_the_spec() -> None:
     assert shapes["cameras.0.embedding"] == (512, 1, 2, 3)
     assert shapes["cameras.1.layer.0.weight"] == (16, 512 * 3)
     assert shapes["proprioception.0.weight"] == (8, 2)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (33, 70)], ids=["128 x 128", "odd"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_frozen_convolutions_compute_what_they_were_made_of(count: int, size: tuple[int, int]) -> None:
+    backbone, frozen = load_backbone("random"), load_backbone("random")
+    freeze_convolutions(frozen)
+    assert is_ordering_used(), "this PyTorch has oneDNN, so its weights are ordered once"
+    assert not any(isinstance(layer, nn.Conv2d) for layer in frozen.modules())
+    assert frozen.state_dict().keys() == backbone.state_dict().keys()
+    pixels = images(count, *size)
+    expected = backbone(pixels)
+    tolerance = 1e-5 * float(expected.abs().max())
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(frozen(pixels), expected, rtol=1e-5, atol=tolerance)
+    torch.testing.assert_close(frozen(pixels), expected, rtol=1e-5, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [None, lambda *_: torch.zeros(2, 24, 4, 4), lambda *_: torch.zeros(2, 24, 5, 5)],
+    ids=["dropped", "another shape", "wrong"],
+)
+def test_a_convolution_that_answers_wrongly_is_not_used(operator: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    operators = SimpleNamespace() if operator is None else SimpleNamespace(_convolution_pointwise=operator)
+    monkeypatch.setattr(torch.ops, "mkldnn", operators)
+    assert not is_ordering_used.__wrapped__()
+
+
+@pytest.mark.parametrize("changes", [{"bias": True}, {"groups": 3}, {"dilation": 2}, {"padding": "same"}])
+def test_convolutions_of_another_kind_are_not_frozen(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="only for convolutions without bias"):
+        FrozenConvolution(nn.Conv2d(3, 6, 3, **{"bias": False} | changes))

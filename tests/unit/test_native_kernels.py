@@ -1,5 +1,6 @@
 """The compiled kernels against PyTorch in double precision, and what they refuse."""
 
+import itertools
 import platform
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +58,7 @@ def test_several_threads_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) ->
         (None, "was not compiled"),
         (SimpleNamespace(), "has changed since it was compiled"),
         (SimpleNamespace(VERSION=1, HAS_CLONES=1), "has changed since it was compiled"),
-        (SimpleNamespace(VERSION=2, HAS_CLONES=0), "not compiled by gcc for x86-64"),
+        (SimpleNamespace(VERSION=native_kernels.VERSION, HAS_CLONES=0), "not compiled by gcc for x86-64"),
     ],
 )
 def test_what_was_not_compiled_for_this_is_not_used(
@@ -71,10 +73,14 @@ def test_what_was_not_compiled_for_this_is_not_used(
 def test_a_wrong_answer_is_noticed(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each kernel in turn does nothing, which leaves memory as it was."""
+    """Each kernel in turn does nothing, which leaves memory as it was: full of what is not a number."""
     kernels = {key: value for key, value in vars(native_kernels.native).items() if not key.startswith("_")}
     monkeypatch.setattr(native_kernels, "native", SimpleNamespace(**kernels | {name: lambda *_: None}))
-    reason = native_check.why_unused.__wrapped__()
+    torch.use_deterministic_algorithms(True)
+    try:
+        reason = native_check.why_unused.__wrapped__()
+    finally:
+        torch.use_deterministic_algorithms(False)
     assert reason is not None
     assert name in reason
     assert "give wrong answers on this machine" in caplog.text
@@ -152,6 +158,36 @@ def test_products(rows: int, steps: int, width: int, order: str) -> None:
     for added in (bias, None):
         expected = x.double() @ weights.double() + (0 if added is None else added)
         assert_close(native_kernels.product(ORDERS[order](x), weights.t(), added), expected, 1e-5)
+
+
+@needs_native
+@pytest.mark.parametrize("is_normed", [False, True])
+@pytest.mark.parametrize(("rows", "hidden", "outputs"), [(1, (16,), 16), (4, (64, 48, 80), 25), (7, (256, 256), 3)])
+def test_networks_of_few_rows(rows: int, hidden: tuple[int, ...], outputs: int, is_normed: bool) -> None:
+    count, inputs, widths = 2, 5, (*hidden, native_kernels.padded(outputs))
+    x, first_bias = random(rows, inputs) / 3, random(count, hidden[0], seed=1)
+    parts = [random(count, inputs, hidden[0], seed=2) / 9]
+    values = first_bias[:, None].double() + x.double() @ parts[0].double()
+    for seed, (fan_in, width) in enumerate(itertools.pairwise((*hidden, outputs))):
+        gain, shift = (random(count, 1, fan_in, seed=9 * seed + kind) for kind in (3, 4))
+        weight, bias = random(count, fan_in, width, seed=9 * seed + 5) / 9, random(count, 1, width, seed=9 * seed + 6)
+        if is_normed:
+            parts += [gain, shift]
+            values = torch.sigmoid(gain * F.layer_norm(values, (fan_in,)) + shift)
+        else:
+            values = F.mish(-values)
+        parts += [weight, bias]
+        values = values @ weight.double() + bias
+    weights = native_kernels.packed(parts, widths[-1])
+    actual = native_kernels.forward_each(first_bias, x, weights, widths, is_normed=is_normed)
+    assert_close(actual[..., :outputs], values, 2e-5)
+    assert not actual[..., outputs:].any()
+
+
+def test_networks_of_other_widths_are_left_to_pytorch() -> None:
+    assert native_kernels.runs((256, 16))
+    for widths in ((16,), (256, 40, 16), (16,) * 9):
+        assert not native_kernels.runs(widths)
 
 
 def test_other_factors_are_left_to_pytorch() -> None:
@@ -235,9 +271,33 @@ def test_other_memory_is_refused(wrong: Callable[[Tensor], Tensor]) -> None:
         mish_of_negated(wrong(random(4, 6)))
 
 
+def network(**changes: Any) -> Tensor:
+    """Two networks of 32 inputs."""
+    given: dict[str, Any] = {
+        "first_bias": random(2, 32),
+        "x": random(4, 32),
+        "weights": random(2, 32 * 32 + 33 * 16),
+        "widths": (32, 16),
+    }
+    return native_kernels.forward_each(**(given | changes), is_normed=False)
+
+
+def chain(**changes: Any) -> Tensor:
+    """Three steps with an action of 16."""
+    given: dict[str, Any] = {
+        "first_bias": random(3, 32),
+        "noise": random(4, 4, 16),
+        "weights": random(16 * 32 + 33 * 16),
+        "levels": random(3, 5),
+    }
+    return native_kernels.denoise(**(given | {"widths": (32, 16)} | changes))
+
+
 @needs_native
 def test_shapes_that_do_not_belong_together_are_refused() -> None:
     rows, wide, narrow = random(4, 32), random(32), random(31)
+    assert network().shape == (2, 4, 16)
+    assert chain().shape == (4, 16)
     calls: list[Callable[[], object]] = [
         lambda: native_kernels.product(rows, random(30, 48).t(), None),
         lambda: native_kernels.product(rows, random(32, 48).t(), narrow),
@@ -253,9 +313,18 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
         lambda: norm_sigmoid_back(rows, rows, rows, random(3), wide, has_parameters=True),
         lambda: native_kernels.quantile_huber(rows, random(3, 5), wide, 1.0),
         lambda: native_kernels.quantile_huber(rows, random(4, 5), narrow, 1.0),
+        lambda: network(first_bias=random(3, 32)),
+        lambda: network(first_bias=random(2, 48)),
+        lambda: network(weights=random(2, 1551)),
+        lambda: network(widths=(32, 17)),
+        lambda: network(widths=(32,)),
+        lambda: chain(noise=random(5, 4, 16)),
+        lambda: chain(noise=random(4, 4, 17)),
+        lambda: chain(levels=random(3, 4)),
+        lambda: chain(widths=(32, 33)),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match=r"compiled kernel got|no product|rows of"):
+        with pytest.raises(ValueError, match=r"compiled kernel got|no product|rows of|layers? "):
             call()
 
 
@@ -263,7 +332,9 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
 def test_a_wrong_number_of_arguments_is_an_error() -> None:
     assert native_kernels.native is not None
     for name in (
+        "denoise",
         "first_sums",
+        "forward_each",
         "mish",
         "mish_and_slope",
         "norm_sigmoid",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from policy import prepared_sampler
 from policy.acting import ActingPolicy
 from policy.config import PolicyConfig
 from policy.critic_network import conservative_value
@@ -15,6 +16,7 @@ from policy.diffusion_policy import make_critic, make_denoiser
 from policy.encoder import ObservationEncoder, ObservationHeads
 from policy.errors import WeightsError
 from policy.gripper_critic import GripperCritic, element_of
+from policy.native_check import is_native_used
 from policy.noise_schedule import make_noise_schedule
 from policy.prepared_sampler import PreparedChain, PreparedCritic
 from policy.sampler import draw_noise, sample
@@ -45,10 +47,20 @@ def like_trained(module: nn.Module, seed: int = 0) -> None:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
+@pytest.fixture(params=["compiled", "by PyTorch"])
+def is_compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if request.param == "compiled" and not is_native_used():
+        pytest.skip("policy/native.c is not used here")
+    monkeypatch.setattr(prepared_sampler, "is_native_used", lambda: request.param == "compiled")
+    return bool(request.param == "compiled")
+
+
 @pytest.mark.parametrize("rows", [1, 4, 32])
 @pytest.mark.parametrize(("schedule", "num_steps"), [("cosine", 20), ("cosine", 5), ("vp", 20), ("vp", 50)])
-@pytest.mark.parametrize("hidden", [(16,), (64, 48, 64)])
-def test_a_prepared_chain_is_the_samplers(schedule: Any, num_steps: int, rows: int, hidden: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("hidden", [(16,), (64, 48, 64), (40,)])
+def test_a_prepared_chain_is_the_samplers(
+    schedule: Any, num_steps: int, rows: int, hidden: tuple[int, ...], is_compiled: bool
+) -> None:
     config = replace(CONFIG, schedule=schedule, denoising_steps=num_steps, denoiser_hidden=hidden)
     denoiser, coefficients = make_denoiser(ANT, config), make_noise_schedule(schedule, num_steps)
     like_trained(denoiser)
@@ -56,7 +68,9 @@ def test_a_prepared_chain_is_the_samplers(schedule: Any, num_steps: int, rows: i
     feature = torch.randn(1, 27, generator=generator)
     noise = draw_noise(coefficients, rows, 8, generator)
     untouched = noise.clone()
-    actions = PreparedChain(denoiser, coefficients).sample(feature, noise)
+    chain = PreparedChain(denoiser, coefficients)
+    assert (chain._compiled is not None) == (is_compiled and hidden != (40,))
+    actions = chain.sample(feature, noise)
     expected = sample(denoiser, coefficients, feature.expand(rows, -1), noise)
     torch.testing.assert_close(actions, expected, rtol=0, atol=1e-5)
     assert expected.abs().lt(1).any(), "actions at their bounds alone would compare nothing"
@@ -76,18 +90,20 @@ def test_a_prepared_chain_is_the_samplers(schedule: Any, num_steps: int, rows: i
     ],
     ids=lambda changes: " ".join(changes) or "mish",
 )
-def test_a_prepared_critic_values_as_the_ensemble_does(changes: dict[str, Any], rows: int) -> None:
+def test_a_prepared_critic_values_as_the_ensemble_does(changes: dict[str, Any], rows: int, is_compiled: bool) -> None:
     config = replace(CONFIG, **changes)
     critic = make_critic(ANT, config)
     like_trained(critic)
     generator = torch.Generator().manual_seed(1)
     feature, actions = torch.randn(1, 27, generator=generator), torch.rand(rows, 8, generator=generator)
-    values = PreparedCritic(critic, config.drop_quantiles).value(feature, actions)
+    chooser = PreparedCritic(critic, config.drop_quantiles)
+    assert (chooser._compiled is not None) == (is_compiled and config.critic_activation == "mish")
+    values = chooser.value(feature, actions)
     expected = conservative_value(critic(feature.expand(rows, -1), actions), config.drop_quantiles)
     torch.testing.assert_close(values, expected.detach(), rtol=1e-5, atol=1e-5)
 
 
-def test_sums_of_any_size_pass_through_mish() -> None:
+def test_sums_of_any_size_pass_through_mish(is_compiled: bool) -> None:
     """An identity in exact arithmetic could overflow or cancel at the ends."""
     denoiser = make_denoiser(ANT, replace(CONFIG, denoiser_hidden=(64,)))
     parameters = dict(denoiser.named_parameters())
@@ -189,7 +205,7 @@ def test_a_prepared_form_keeps_nothing_of_the_networks_it_was_made_of() -> None:
     assert torch.equal(chooser.value(feature, actions), values)
 
 
-def test_an_observation_that_is_not_finite_gives_an_action_that_is_not() -> None:
+def test_an_observation_that_is_not_finite_gives_an_action_that_is_not(is_compiled: bool) -> None:
     """The actor then holds (actor/policy_runner.py); a number made up instead would move the arm."""
     policy = ActingPolicy(ANT, CONFIG, seed=0)
     assert not np.isfinite(policy.select_action({"position": np.full(27, np.nan, np.float32)})).any()
