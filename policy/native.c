@@ -1,7 +1,8 @@
 /* The inner loops of updates on a CPU, float32: matrix products, and what takes PyTorch several operations in one pass over
- * memory. policy/native_kernels.py checks what it passes and calls them; without them the same numbers come from PyTorch.
+ * memory; and the networks that act, each in one call. policy/native_kernels.py checks what it passes and calls them; without them the same numbers come from PyTorch.
  *
- * Arguments are addresses and counts. Memory is contiguous but for x of `product`, whose strides are given. Outputs may be
+ * Arguments are addresses and counts. Memory is contiguous but for x of `product`, whose strides are given, and the panels
+ * of policy/native_acting.h. Outputs may be
  * inputs of the same shape. The compiler turns the loops into vectors, for each kind of processor where it can.
  */
 #define PY_SSIZE_T_CLEAN
@@ -257,9 +258,13 @@ static int network_of(PyObject *const *arguments, Py_ssize_t given, Network *net
     }
     if (!numbers_of(arguments, given, given, n)) return 0;
     *network = (Network){.spare = AT(0), .rows = n[1], .inputs = n[2], .is_normed = n[3] != 0, .num_layers = given - 4};
+    if (network->rows < 1 || network->inputs < 1) {
+        PyErr_Format(PyExc_ValueError, "a network of %zd rows and %zd inputs", network->rows, network->inputs);
+        return 0;
+    }
     for (Py_ssize_t i = 0; i < network->num_layers; i++) {
         const Py_ssize_t width = network->widths[i] = n[4 + i];
-        if (width % 16) {
+        if (width < 16 || width % 16) {
             PyErr_Format(PyExc_ValueError, "a layer of width %zd, no multiple of 16", width);
             return 0;
         }

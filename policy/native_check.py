@@ -1,6 +1,7 @@
 """Whether policy.native_kernels are used on this machine: only after answers that PyTorch knows, too, were right."""
 
 import functools
+import itertools
 import logging
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -139,14 +140,23 @@ def _conservative_value() -> Iterator[Trial]:
 
 
 def _forward_each() -> Iterator[Trial]:
-    x, first_bias, norm = _random(_ROWS, 3), _random(2, 32), [_random(2, 1, 32), _random(1, 1, 32).expand(2, 1, 32)]
-    first, last, bias = _random(2, 3, 32), _random(2, 32, 16), _random(2, 1, 16)
-    sums = first_bias[:, None] + x @ first
-    normed = torch.sigmoid(norm[0] * F.layer_norm(sums, (32,)) + norm[1])
-    for own, values in (([], F.mish(-sums)), (norm, normed)):
-        weights = native_kernels.packed([first, *own, last, bias], 16)
-        answer = native_kernels.forward_each(first_bias, x, weights, (32, 16), is_normed=own is norm)
-        yield Trial("forward_each", (answer,), (values @ last + bias,))
+    """With tiles of each kind: 4 + 2 rows, panels side by side and alone, more steps than one block has."""
+    widths = (272, 80, 16)
+    first, *others = (_random(2, fan_in, width) / fan_in**0.5 for fan_in, width in itertools.pairwise((3, *widths)))
+    biases, norms = ([_random(2, 1, width) for width in each] for each in (widths[1:], widths[:-1]))
+    x, first_bias = _random(10, 3), _random(2, widths[0])
+    for is_normed in (False, True):
+        parts, values = [first], first_bias[:, None] + x @ first
+        for weight, bias, norm in zip(others, biases, norms, strict=True):
+            normed = torch.sigmoid(norm * F.layer_norm(values, values.shape[-1:]) + norm)
+            values = (normed if is_normed else F.mish(-values)) @ weight + bias
+            parts += [norm, norm, weight, bias] if is_normed else [weight, bias]
+        weights = native_kernels.packed(parts, widths[-1])
+        yield Trial(
+            "forward_each",
+            (native_kernels.forward_each(first_bias, x, weights, widths, is_normed=is_normed),),
+            (values,),
+        )
 
 
 def _denoise() -> Trial:

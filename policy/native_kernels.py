@@ -141,7 +141,7 @@ def packed(parts: Sequence[Tensor], width: int) -> Tensor:
 
 def runs(widths: Sequence[int]) -> bool:
     """Whether `forward_each` and `denoise` take networks with layers of these widths."""
-    return 2 <= len(widths) <= MAX_LAYERS and all(width % 16 == 0 for width in widths)
+    return 2 <= len(widths) <= MAX_LAYERS and all(width > 0 and width % 16 == 0 for width in widths)
 
 
 def forward_each(first_bias: Tensor, x: Tensor, weights: Tensor, widths: Sequence[int], *, is_normed: bool) -> Tensor:

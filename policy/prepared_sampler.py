@@ -3,11 +3,12 @@
 A decision is hundreds of operations on a few rows, which cost more to start than to compute. So what depends on the
 weights alone is computed once per version of them (the first layer's part of each denoising step, the gains of each
 level as plain numbers), what depends on the state alone once per decision, and all that remains in one call of
-policy/native.c for the chain and one for the critic. Where that was not compiled, or for widths that it does not take,
-PyTorch's operations do the same. Everything here is a copy: weights that change later need a new preparation.
+policy/native.c for the chain and one for the critic. Where policy.native_check says no, and for networks that those do
+not take (a critic with relu, widths that are no multiple of 16), single operations do the same. Everything here is a
+copy: weights that change later need a new preparation.
 
-Measured on one core, AMD Zen 4, with 4 rows of paper_mujoco at Ant size, caches cold: 1.1 ms, by PyTorch's operations
-2.3 ms, unprepared 6 ms. ONNX Runtime took longer than PyTorch's operations on a Zen 5 (0.95 against 0.8 ms), and 4 s to
+Measured on one core, AMD Zen 4, with 4 rows of paper_mujoco at Ant size, caches cold: 1.1 ms, by single operations
+2.3 ms, unprepared 6 ms. ONNX Runtime took longer than single operations on a Zen 5 (0.95 against 0.8 ms), and 4 s to
 export each version of the weights.
 """
 
@@ -76,7 +77,7 @@ class PreparedChain:
         first_bias = self._time_part + feature @ self._to_state
         if self._compiled is not None:
             weights, levels, widths = self._compiled
-            return native_kernels.denoise(first_bias, noise, weights, levels, widths)
+            return native_kernels.denoise(first_bias, noise.contiguous(), weights, levels, widths)
         x = noise[-1]
         for step, level in reversed(list(enumerate(self._levels))):
             hidden = self._mish_of_negated(torch.addmm(first_bias[step], x, self._to_action))
@@ -123,7 +124,9 @@ class PreparedCritic:
         state_part = torch.baddbmm(self._first_bias, feature.expand(num_critics, -1, -1), to_state)
         if self._compiled is not None:
             weights, widths, is_normed = self._compiled
-            every = native_kernels.forward_each(state_part[:, 0], action, weights, widths, is_normed=is_normed)
+            every = native_kernels.forward_each(
+                state_part[:, 0], action.contiguous(), weights, widths, is_normed=is_normed
+            )
             return conservative_value(every[..., : self._num_quantiles].transpose(0, 1), self._num_dropped)
         x = torch.baddbmm(state_part, action.expand(num_critics, -1, -1), to_action)
         for activation, weight, bias in self._layers:

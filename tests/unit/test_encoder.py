@@ -1,5 +1,6 @@
 """The image encoder against its published architecture, written out once more in NumPy, and its refusals."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -245,10 +246,17 @@ def test_frozen_convolutions_compute_what_they_were_made_of(count: int, size: tu
     pixels = images(count, *size)
     expected = backbone(pixels)
     tolerance = 1e-5 * float(expected.abs().max())
+    layers = [layer for layer in frozen.modules() if isinstance(layer, FrozenConvolution)]
+    torch.testing.assert_close(frozen(pixels), expected, rtol=1e-5, atol=tolerance)
+    assert all(layer._ordered is None for layer in layers), "a pass that may be differentiated takes the weights"
+    ordered = []
     with torch.no_grad():
         for _ in range(2):
             torch.testing.assert_close(frozen(pixels), expected, rtol=1e-5, atol=tolerance)
-    torch.testing.assert_close(frozen(pixels), expected, rtol=1e-5, atol=tolerance)
+            ordered.append([layer._ordered for layer in layers])
+    assert None not in ordered[0]
+    assert all(first is second for first, second in zip(*ordered, strict=True)), "ordered once"
+    torch.testing.assert_close(copy.deepcopy(frozen)(pixels), expected, rtol=1e-5, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +270,9 @@ def test_a_convolution_that_answers_wrongly_is_not_used(operator: object, monkey
     assert not is_ordering_used.__wrapped__()
 
 
-@pytest.mark.parametrize("changes", [{"bias": True}, {"groups": 3}, {"dilation": 2}, {"padding": "same"}])
+@pytest.mark.parametrize(
+    "changes", [{"bias": True}, {"groups": 3}, {"dilation": 2}, {"padding": "same"}, {"padding_mode": "reflect"}]
+)
 def test_convolutions_of_another_kind_are_not_frozen(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="only for convolutions without bias"):
         FrozenConvolution(nn.Conv2d(3, 6, 3, **{"bias": False} | changes))

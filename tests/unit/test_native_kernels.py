@@ -161,16 +161,20 @@ def test_products(rows: int, steps: int, width: int, order: str) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("inputs", [5, 300])
 @pytest.mark.parametrize("is_normed", [False, True])
-@pytest.mark.parametrize(("rows", "hidden", "outputs"), [(1, (16,), 16), (4, (64, 48, 80), 25), (7, (256, 256), 3)])
-def test_networks_of_few_rows(rows: int, hidden: tuple[int, ...], outputs: int, is_normed: bool) -> None:
-    count, inputs, widths = 2, 5, (*hidden, native_kernels.padded(outputs))
+@pytest.mark.parametrize(
+    ("rows", "hidden", "outputs"), [(1, (16,), 16), (4, (64, 48, 80), 25), (7, (256, 256), 3), (5, (272, 512), 25)]
+)
+def test_networks_of_few_rows(rows: int, hidden: tuple[int, ...], outputs: int, is_normed: bool, inputs: int) -> None:
+    count, widths = 2, (*hidden, native_kernels.padded(outputs))
     x, first_bias = random(rows, inputs) / 3, random(count, hidden[0], seed=1)
-    parts = [random(count, inputs, hidden[0], seed=2) / 9]
+    parts = [random(count, inputs, hidden[0], seed=2) / (3 * inputs**0.5)]
     values = first_bias[:, None].double() + x.double() @ parts[0].double()
     for seed, (fan_in, width) in enumerate(itertools.pairwise((*hidden, outputs))):
         gain, shift = (random(count, 1, fan_in, seed=9 * seed + kind) for kind in (3, 4))
-        weight, bias = random(count, fan_in, width, seed=9 * seed + 5) / 9, random(count, 1, width, seed=9 * seed + 6)
+        weight = random(count, fan_in, width, seed=9 * seed + 5) / (3 * fan_in**0.5)
+        bias = random(count, 1, width, seed=9 * seed + 6)
         if is_normed:
             parts += [gain, shift]
             values = torch.sigmoid(gain * F.layer_norm(values, (fan_in,)) + shift)
@@ -316,16 +320,32 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
         lambda: network(first_bias=random(3, 32)),
         lambda: network(first_bias=random(2, 48)),
         lambda: network(weights=random(2, 1551)),
-        lambda: network(widths=(32, 17)),
-        lambda: network(widths=(32,)),
+        lambda: network(x=random(0, 32)),
         lambda: chain(noise=random(5, 4, 16)),
         lambda: chain(noise=random(4, 4, 17)),
         lambda: chain(levels=random(3, 4)),
         lambda: chain(widths=(32, 33)),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match=r"compiled kernel got|no product|rows of|layers? "):
+        with pytest.raises(ValueError, match=r"compiled kernel got|no product|rows of|0 rows|a last layer"):
             call()
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ((32,), "1 layers, not 2 to 8"),
+        ((16,) * 9, "9 layers, not 2 to 8"),
+        ((32, 17), "a layer of width 17, no multiple of 16"),
+        ((0, 16), "a layer of width 0, no multiple of 16"),
+    ],
+)
+def test_layers_that_a_network_cannot_have_are_refused(widths: tuple[int, ...], message: str) -> None:
+    size = sum(fan_in * width for fan_in, width in itertools.pairwise((32, *widths))) + sum(widths[1:])
+    with pytest.raises(ValueError, match=message):
+        network(first_bias=random(2, widths[0]), weights=random(2, size), widths=widths)
+    assert not native_kernels.runs(widths)
 
 
 @needs_native
