@@ -21,8 +21,8 @@ from policy.layers import bounded_mlp
 from policy.resnet import MAP_CHANNELS, map_size
 from policy.spec import ImageField, Observation, Specs
 
-# Images in one pass. On a CPU 4 are fastest: 3.5 ms an image on one core, against 4.7 ms one by one and 5.9 ms in
-# batches of 64. On a GPU the limit bounds the memory of a pass, about 4 MB an image.
+# Images in one pass. On a CPU few are fastest: with 4 to 8 7 ms an image on one core (AMD Zen 4), one by one 7.5 ms, in
+# batches of 64 9.5 ms. On a GPU the limit bounds the memory of a pass, about 4 MB an image.
 _CPU_BATCH, _GPU_BATCH = 4, 512
 
 
