@@ -1,5 +1,6 @@
 /* The inner loops of updates on a CPU, float32: matrix products, and what takes PyTorch several operations in one pass over
- * memory; and the networks that act, each in one call. policy/native_kernels.py checks what it passes and calls them; without them the same numbers come from PyTorch.
+ * memory; and the networks that act, each in one call. policy/native_kernels.py checks what it passes and calls them; without
+ * them the same numbers come from PyTorch.
  *
  * Arguments are addresses and counts. Memory is contiguous but for x of `product`, whose strides are given, and the panels
  * of policy/native_acting.h. Outputs may be
