@@ -49,7 +49,7 @@ can_load() { # Usage: can_load LIBRARY...
   for library; do grep -qF "$library" <<<"$libraries" || return 1; done
 }
 
-# evdev, for gamepads and among gym-hil's dependencies, is compiled on installation. So is policy/native.c, which pip
+# evdev, for gamepads and among gym-hil's dependencies, is compiled on installation. So is policy/fast/native.c, which pip
 # leaves out where that fails: updates on a CPU then take longer.
 can_compile() {
   command -v gcc >/dev/null && [[ -e /usr/include/linux/input.h ]] &&
@@ -64,7 +64,7 @@ flock 9 # a learner and an actor may be started at the same moment
 fingerprint() {
   local compiler=none
   can_compile && compiler=gcc
-  printf '%s %s %s' "$(cat pyproject.toml constraints.txt policy/native*.[ch] | sha256sum | cut -c1-16)" "$compiler" "$PWD"
+  printf '%s %s %s' "$(cat pyproject.toml constraints.txt policy/fast/native*.[ch] | sha256sum | cut -c1-16)" "$compiler" "$PWD"
 }
 
 installed=""

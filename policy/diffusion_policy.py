@@ -8,8 +8,8 @@ from policy.critic_network import CriticEnsemble
 from policy.denoiser import Denoiser
 from policy.encoder import feature_dim
 from policy.errors import ConfigError
+from policy.fast.prepared_sampler import PreparedChain, PreparedCritic
 from policy.noise_schedule import make_noise_schedule
-from policy.prepared_sampler import PreparedChain, PreparedCritic
 from policy.sampler import draw_noise
 from policy.spec import Specs
 

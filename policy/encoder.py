@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from policy.config import PolicyConfig
 from policy.encoder_weights import load_backbone
 from policy.errors import ConfigError
-from policy.frozen_convolution import freeze_convolutions
+from policy.fast.convolution import freeze_convolutions
 from policy.image_codec import CodedImage, Image
 from policy.layers import bounded_mlp
 from policy.resnet import MAP_CHANNELS, map_size

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from learner.config import LearnerConfig
-from policy import native_kernels
 from policy.encoder import feature_dim
+from policy.fast import native_kernels
 from policy.spec import Specs
 
 _FIRST_SUMS, _PRODUCT = native_kernels.first_sums, native_kernels.product

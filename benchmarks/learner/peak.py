@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.learner.race import Clock
-from policy.native_check import is_product_used
-from policy.native_kernels import product
+from policy.fast.native_check import is_product_used
+from policy.fast.native_kernels import product
 
 # (rows, fan in, fan out): large square ones, where any library is at its best, and the layers of these networks.
 SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (1024, 256, 256), (2816, 256, 256), (256, 256, 256))

@@ -2,8 +2,8 @@
 
 What makes them faster, each exact: first layers split into parts of the state, the level and the action; the steps
 before guidance computed once for both chains; gradients written out, none where nothing can move. On a CPU also
-compiled activations and matrix products (policy/native.c), and rows in groups that stay in the cache, one agent after
-the other; on a GPU all agents and critics at once, in kernels that one CUDA graph can hold.
+compiled activations and matrix products (policy.fast), and rows in groups that stay in the cache, one agent after the
+other; on a GPU all agents and critics at once, in kernels that one CUDA graph can hold.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,12 +26,12 @@ from learner.kernels.fast_critic import CriticAt, FastCritic
 from learner.kernels.fast_guidance import GuidedPair
 from learner.kernels.fast_losses import quantile_huber_loss
 from learner.kernels.plain import PlainKernels
-from policy import fast_chain
 from policy.critic_network import CriticEnsemble
 from policy.denoiser import Denoiser
-from policy.fast_chain import DenoiserAt, FastDenoiser, FastRegressor, Levels
-from policy.fast_linear import is_onednn_used
-from policy.native_check import is_native_used, is_product_used, why_unused
+from policy.fast import chain
+from policy.fast.chain import DenoiserAt, FastDenoiser, FastRegressor, Levels
+from policy.fast.native_check import is_native_used, is_product_used, why_unused
+from policy.fast.products import is_onednn_used
 from policy.noise_schedule import make_noise_schedule
 
 
@@ -81,9 +81,7 @@ class FastKernels:
         with torch.inference_mode():  # starts operations sooner than no_grad; what is made in it stays in it
             per_state = noise.shape[-2] // feature.shape[-2]
             each = zip(self._denoisers(denoiser, feature), self._each(noise, dim=1), strict=True)
-            actions.copy_(
-                self._joined([fast_chain.sample(own, self._levels, chains, per_state) for own, chains in each])
-            )
+            actions.copy_(self._joined([chain.sample(own, self._levels, chains, per_state) for own, chains in each]))
         return actions
 
     def sample_pair(

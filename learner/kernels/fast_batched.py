@@ -1,6 +1,6 @@
 """All agents and critics at once, as a GPU wants it: few kernels, static shapes, nothing that waits for the device.
 
-The same interface as policy.fast_chain.DenoiserAt and learner.kernels.fast_critic.CriticAt, with the leading axes
+The same interface as policy.fast.chain.DenoiserAt and learner.kernels.fast_critic.CriticAt, with the leading axes
 `...` of learner.agents; it runs on a CPU too, where those are faster.
 """
 
@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from learner.kernels.fast_critic import listed
-from policy.activations import Kept, Layer
 from policy.critic_network import conservative_value
-from policy.fast_chain import layers_of
+from policy.fast.activations import Kept, Layer
+from policy.fast.chain import layers_of
 
 
 class CriticLayers:
@@ -29,7 +29,7 @@ class CriticLayers:
 
 
 class BatchedDenoiser:
-    """See policy.fast_chain.ChainDenoiser. Shapes (..., R, A) and so on."""
+    """See policy.fast.chain.ChainDenoiser. Shapes (..., R, A) and so on."""
 
     def __init__(self, tensors: Mapping[str, Tensor], feature: Tensor) -> None:
         """tensors of the agents' denoisers by name; feature (..., B, F)."""

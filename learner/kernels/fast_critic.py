@@ -5,14 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from policy import native_kernels
-from policy.activations import Kept
-from policy.arranged_layers import MlpParameters
-from policy.fast_linear import first_sums, linear
-from policy.fast_mlp import FastMlp, FastMlps
-from policy.native_check import is_native_used
+from policy.fast import native_kernels
+from policy.fast.activations import Kept
+from policy.fast.arranged_layers import MlpParameters
+from policy.fast.mlp import FastMlp, FastMlps
+from policy.fast.native_check import is_native_used
+from policy.fast.products import first_sums, linear
 
-_GROUP_FLOATS = 1 << 18  # of one hidden layer, as in policy.fast_chain
+_GROUP_FLOATS = 1 << 18  # of one hidden layer, as in policy.fast.chain
 _FAR = 1e30  # below every quantile
 
 

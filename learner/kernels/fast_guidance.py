@@ -11,8 +11,8 @@ from torch import Tensor
 
 from learner.algorithm_config import GuidanceConfig
 from learner.guidance import ValueGuide, clip_ascent
-from policy.activations import Kept
-from policy.fast_chain import ChainDenoiser, Level, Levels, denoise, run
+from policy.fast.activations import Kept
+from policy.fast.chain import ChainDenoiser, Level, Levels, denoise, run
 
 
 class AscentCritic(Protocol):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policy.native_check import is_native_used
-from policy.native_kernels import quantile_huber
+from policy.fast.native_check import is_native_used
+from policy.fast.native_kernels import quantile_huber
 
 _GROUP_PAIRS = 1 << 16  # on a CPU: few enough that three buffers of them stay in a core's second-level cache
 
@@ -51,7 +51,7 @@ class _RowLoss(torch.autograd.Function):
 
 
 def _sums(quantiles: Tensor, targets: Tensor, tau: Tensor, kappa: float) -> tuple[Tensor, Tensor]:
-    """policy.native_kernels.quantile_huber by PyTorch's operations."""
+    """policy.fast.native_kernels.quantile_huber by PyTorch's operations."""
     group = len(targets)
     if targets.device.type == "cpu":
         group = max(1, _GROUP_PAIRS // (len(tau) * targets.shape[-1]))

@@ -18,7 +18,7 @@ from policy.config import PolicyConfig
 from policy.encoder import EncoderInput, ObservationEncoder, ObservationHeads, feature_dim
 from policy.encoder_weights import DIRECTORY_VARIABLE, file_name, load_backbone
 from policy.errors import ConfigError, WeightsError
-from policy.frozen_convolution import FrozenConvolution, freeze_convolutions, is_ordering_used
+from policy.fast.convolution import FrozenConvolution, freeze_convolutions, is_ordering_used
 from policy.image_codec import encode_image
 from policy.resnet import ResNet10, map_size
 from policy.spec import ActionSpec, Field, ImageField, ObservationSpec, Specs

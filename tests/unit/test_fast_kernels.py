@@ -19,11 +19,11 @@ from learner.kernels import Kernels, fast_critic, fast_losses, make_kernels
 from learner.kernels.fast import FastKernels
 from learner.kernels.plain import PlainKernels
 from learner.replay import Batch
-from policy import activations, arranged_layers, fast_linear, fast_mlp, native_check, native_kernels
-from policy.activations import Mish
 from policy.diffusion_policy import make_critic, make_denoiser
 from policy.encoder import EncoderInput
-from policy.fast_mlp import FastMlp
+from policy.fast import activations, arranged_layers, mlp, native_check, native_kernels, products
+from policy.fast.activations import Mish
+from policy.fast.mlp import FastMlp
 from tests.oracles import gaussian, make_specs, random_batch, small_config
 
 FEATURE_DIM, ACTION_DIM, STATES = 5, 3, 7
@@ -60,13 +60,13 @@ GUIDANCE: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True, params=["compiled", "compiled but for products", "not compiled"])
 def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What of policy/native.c is used."""
+    """What of policy/fast/native.c is used."""
     is_used, is_product_used = request.param != "not compiled", request.param == "compiled"
     if is_used and native_kernels.native is None:
-        pytest.skip("policy/native.c was not compiled here")
+        pytest.skip("policy/fast/native.c was not compiled here")
     for module in (activations, fast_critic, fast_losses, native_check):
         monkeypatch.setattr(module, "is_native_used", lambda: is_used)
-    for module in (arranged_layers, fast_mlp, native_check):
+    for module in (arranged_layers, mlp, native_check):
         monkeypatch.setattr(module, "is_product_used", lambda: is_product_used)
 
 
@@ -313,11 +313,11 @@ def test_updates_stay_together(tables: dict[str, Any], population: bool) -> None
 
 def test_without_onednn_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    for module in (arranged_layers, fast_mlp, native_check):
+    for module in (arranged_layers, mlp, native_check):
         monkeypatch.setattr(module, "is_product_used", lambda: False)
     case = Case(states=40, policy=WIDE)
     with_onednn = case.results(FastKernels(case.agents))
-    monkeypatch.setattr(fast_linear, "is_onednn_used", lambda: asked.append(1))
+    monkeypatch.setattr(products, "is_onednn_used", lambda: asked.append(1))
     without = case.check()
     assert asked
     assert_close(without, with_onednn)
@@ -335,8 +335,8 @@ def test_products_of_every_layout(rows: int) -> None:
         for of_weights in layouts:
             x, weight = of_inputs(wide), of_weights(weights)
             expected = (x.double() @ weight.double().t()).float()
-            assert_close(fast_linear.linear(x, weight), expected)
-            assert_close(fast_linear.linear(x, weight, bias), expected + bias)
+            assert_close(products.linear(x, weight), expected)
+            assert_close(products.linear(x, weight, bias), expected + bias)
 
 
 def test_mish_and_its_slope_far_from_zero_too() -> None:

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policy import native_check, native_kernels
 from policy.critic_network import conservative_value
-from policy.native_check import trials
-from policy.native_kernels import first_sums, mish_and_slope, mish_of_negated, norm_sigmoid, norm_sigmoid_back
+from policy.fast import native_check, native_kernels
+from policy.fast.native_check import trials
+from policy.fast.native_kernels import first_sums, mish_and_slope, mish_of_negated, norm_sigmoid, norm_sigmoid_back
 
 HAS_HEADER = (Path(sysconfig.get_path("include")) / "Python.h").exists()
 CAN_COMPILE = platform.machine() == "x86_64" and bool(shutil.which("gcc")) and HAS_HEADER
 
-needs_native = pytest.mark.skipif(native_kernels.native is None, reason="policy/native.c was not compiled here")
+needs_native = pytest.mark.skipif(native_kernels.native is None, reason="policy/fast/native.c was not compiled here")
 WIDTHS = (1, 7, 16, 33, 128, 300)  # around the number of lanes that a processor computes at once
 FAR = torch.tensor([-1e38, -1e36, -1e5, -300, -88, -30, -20, -1.19, -1e-4, 0, 1e-4, 0.7, 20, 30, 88, 300, 1e5])
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from policy import activations, native_check, prepared_sampler
 from policy.acting import ActingPolicy
 from policy.config import PolicyConfig
 from policy.critic_network import conservative_value
 from policy.diffusion_policy import make_critic, make_denoiser
 from policy.encoder import ObservationEncoder, ObservationHeads
 from policy.errors import WeightsError
+from policy.fast import activations, native_check, prepared_sampler
+from policy.fast.native_check import is_native_used
+from policy.fast.prepared_sampler import PreparedChain, PreparedCritic
 from policy.gripper_critic import GripperCritic, element_of
-from policy.native_check import is_native_used
 from policy.noise_schedule import make_noise_schedule
-from policy.prepared_sampler import PreparedChain, PreparedCritic
 from policy.sampler import draw_noise, sample
 from policy.spec import Field, ImageField, Observation, ObservationSpec, Specs
 from tests.oracles import make_specs, with_gripper
@@ -50,7 +50,7 @@ def like_trained(module: nn.Module, seed: int = 0) -> None:
 @pytest.fixture(params=["compiled", "by PyTorch"])
 def is_compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     if request.param == "compiled" and not is_native_used():
-        pytest.skip("policy/native.c is not used here")
+        pytest.skip("policy/fast/native.c is not used here")
     if request.param != "compiled":  # as on a machine without a compiler: also of the single operations
         for module in (prepared_sampler, activations, native_check):
             monkeypatch.setattr(module, "is_native_used", lambda: False)

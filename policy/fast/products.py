@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from policy import native_check, native_kernels
+from policy.fast import native_check, native_kernels
 
 _MIN_WORK = 1 << 20  # multiply-adds; measured: at 64 x 128 x 128 and at 16 x 256 x 256 both take the same time
 _NARROW = 32  # MKL takes as long for fewer columns as for this many
@@ -28,7 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def first_sums(states: Tensor, level: Tensor | None, x: Tensor, weights: Tensor) -> Tensor:
-    """A first layer of which the states' and the level's part are known: see policy.native_kernels.first_sums."""
+    """A first layer of which the states' and the level's part are known: see policy.fast.native_kernels.first_sums."""
     if native_check.is_native_used() and x.dtype == torch.float32:
         return native_kernels.first_sums(states, level, x.contiguous(), weights)
     per_state = x.shape[0] // states.shape[0]

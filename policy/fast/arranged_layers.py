@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from policy.activations import Activation, Layer, Mish, NormTanh, Relu
-from policy.native_check import is_product_used
+from policy.fast.activations import Activation, Layer, Mish, NormTanh, Relu
+from policy.fast.native_check import is_product_used
 
 
 class MlpParameters(NamedTuple):

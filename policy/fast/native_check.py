@@ -1,4 +1,4 @@
-"""Whether policy.native_kernels are used on this machine: only after answers that PyTorch knows, too, were right."""
+"""Whether the native_kernels are used on this machine: only after answers that PyTorch knows, too, were right."""
 
 import functools
 import itertools
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policy import native_kernels
 from policy.critic_network import conservative_value
+from policy.fast import native_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ def _has_avx512() -> bool:
 def why_unused() -> str | None:
     """What is wrong with the compiled kernels, in words, or None."""
     if native_kernels.native is None:
-        return "policy/native.c was not compiled, which launch/setup.sh does where gcc and python3-dev are"
+        return "policy/fast/native.c was not compiled, which launch/setup.sh does where gcc and python3-dev are"
     if getattr(native_kernels.native, "VERSION", 0) != native_kernels.VERSION:
-        return "policy/native.c has changed since it was compiled: run launch/setup.sh"
+        return "policy/fast/native.c has changed since it was compiled: run launch/setup.sh"
     if not native_kernels.native.HAS_CLONES:
-        return "policy/native.c was not compiled by gcc for x86-64, for which its loops are written"
+        return "policy/fast/native.c was not compiled by gcc for x86-64, for which its loops are written"
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return "this processor has no AVX2, without which PyTorch's operations are faster"
     wrong = [trial.kernel for trial in trials() if not trial.is_passed()]

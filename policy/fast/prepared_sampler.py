@@ -2,10 +2,10 @@
 
 A decision is hundreds of operations on a few rows, which cost more to start than to compute. So what depends on the
 weights alone is computed once per version of them (the first layer's part of each denoising step, the gains of each
-level as plain numbers), what depends on the state alone once per decision, and all that remains in one call of
-policy/native.c for the chain and one for the critic. Where policy.native_check says no, and for networks that those do
-not take (a critic with relu, widths that are no multiple of 16), single operations do the same. Everything here is a
-copy: weights that change later need a new preparation.
+level as plain numbers), what depends on the state alone once per decision, and all that remains in one call of native.c
+for the chain and one for the critic. Where native_check says no, and for networks that those do not take (a critic with
+relu, widths that are no multiple of 16), single operations do the same. Everything here is a copy: weights that change
+later need a new preparation.
 
 Measured on one core, AMD Zen 4, with 4 rows of paper_mujoco at Ant size, caches cold: 1.1 ms, by single operations
 2.3 ms, unprepared 6 ms. ONNX Runtime took longer than single operations on a Zen 5 (0.95 against 0.8 ms), and 4 s to
@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policy import native_kernels
-from policy.activations import Mish
 from policy.critic_network import CriticEnsemble, conservative_value
 from policy.denoiser import Denoiser
-from policy.fast_linear import linear
-from policy.native_check import is_native_used
+from policy.fast import native_kernels
+from policy.fast.activations import Mish
+from policy.fast.native_check import is_native_used
+from policy.fast.products import linear
 from policy.noise_schedule import NoiseSchedule
 
 Activation = Callable[[Tensor], Tensor]

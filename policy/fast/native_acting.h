@@ -48,7 +48,7 @@ static inline float clamped(float x) {
     return (bits & 0x7fffffffu) > 0x7f800000u ? x : within;
 }
 
-/* Of each denoising step; policy/prepared_sampler.py says what they are. */
+/* Of each denoising step; prepared_sampler.py says what they are. */
 enum { NOISY_GAIN, PREDICTION_GAIN, CLEAN_COEFFICIENT, NOISY_COEFFICIENT, SIGMA, LEVEL };
 
 /* x (K, A): the end of the chain from noise (T + 1, K, A), with first_bias (T, H), levels (T, LEVEL) and room for what the

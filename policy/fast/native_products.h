@@ -1,4 +1,4 @@
-/* Matrix products, and for which processors the loops of policy/native.c are compiled. */
+/* Matrix products, and for which processors the loops of native.c are compiled. */
 #pragma once
 #include <Python.h>
 

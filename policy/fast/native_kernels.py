@@ -1,4 +1,4 @@
-"""The compiled kernels of policy/native.c on tensors; policy.native_check says whether they are to be used.
+"""The compiled kernels of native.c on tensors; policy.fast.native_check says whether they are to be used.
 
 Matrix products, and what takes PyTorch three to eight operations in one pass over memory: half the time for mish and
 its slope, a tenth for the quantile loss. One thread, float32, on a CPU, without autograd. Anything else raises
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 try:
-    from policy import native as native
+    from policy.fast import native as native
 except ImportError:  # set-up found no C compiler
     native = None  # type: ignore[assignment]
 
@@ -130,7 +130,7 @@ def padded(width: int) -> int:
 
 
 def packed(parts: Sequence[Tensor], width: int) -> Tensor:
-    """The weights (N, size) of N networks as policy/native_acting.h wants them, the last layer made `width` wide.
+    """The weights (N, size) of N networks as native_acting.h wants them, the last layer made `width` wide.
 
     parts, in its order: weights (N, in, out), biases, gains and shifts (N, 1, out).
     """
@@ -145,7 +145,7 @@ def runs(widths: Sequence[int]) -> bool:
 
 
 def forward_each(first_bias: Tensor, x: Tensor, weights: Tensor, widths: Sequence[int], *, is_normed: bool) -> Tensor:
-    """The outputs (N, K, P) of N networks for x (K, in): see policy/native_acting.h.
+    """The outputs (N, K, P) of N networks for x (K, in): see native_acting.h.
 
     first_bias (N, H), weights (N, size) of `packed`, widths (H, ..., P).
     """
@@ -159,7 +159,7 @@ def forward_each(first_bias: Tensor, x: Tensor, weights: Tensor, widths: Sequenc
 
 
 def denoise(first_bias: Tensor, noise: Tensor, weights: Tensor, levels: Tensor, widths: Sequence[int]) -> Tensor:
-    """The end (K, A) of a reverse chain from noise (T + 1, K, A): see policy/native_acting.h.
+    """The end (K, A) of a reverse chain from noise (T + 1, K, A): see native_acting.h.
 
     first_bias (T, H), weights (size,) of `packed`, levels (T, 5), widths (H, ..., P) with P >= A.
     """

@@ -1,10 +1,10 @@
-/* The inner loops of updates on a CPU, float32: matrix products, and what takes PyTorch several operations in one pass over
- * memory; and the networks that act, each in one call. policy/native_kernels.py checks what it passes and calls them; without
- * them the same numbers come from PyTorch.
+/* The inner loops of updates on a CPU, float32: matrix products, and what takes PyTorch several operations in one pass
+ * over memory; and the networks that act, each in one call. native_kernels.py checks what it passes and calls them;
+ * without them the same numbers come from PyTorch.
  *
- * Arguments are addresses and counts. Memory is contiguous but for x of `product`, whose strides are given, and the panels
- * of policy/native_acting.h. Outputs may be
- * inputs of the same shape. The compiler turns the loops into vectors, for each kind of processor where it can.
+ * Arguments are addresses and counts. Memory is contiguous but for x of `product`, whose strides are given, and the
+ * panels of native_acting.h. Outputs may be inputs of the same shape. The compiler turns the loops into vectors, for
+ * each kind of processor where it can.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -12,7 +12,7 @@
 
 #include "native_acting.h"
 
-#define VERSION 3 /* as in policy/native_kernels.py; another one for other functions or arguments */
+#define VERSION 3 /* as in native_kernels.py; another one for other functions or arguments */
 #define LANES 32
 #define MAX_DROPPED 16
 

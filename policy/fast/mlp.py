@@ -1,4 +1,4 @@
-"""MLPs on a CPU: forward and backward written out over policy.activations and policy.fast_linear."""
+"""MLPs on a CPU: forward and backward written out over policy.fast.activations and policy.fast.products."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policy.activations import Kept, Layer
-from policy.arranged_layers import ArrangedLayers, Member, MlpParameters, arrange
-from policy.fast_linear import linear
-from policy.native_check import is_product_used
+from policy.fast.activations import Kept, Layer
+from policy.fast.arranged_layers import ArrangedLayers, Member, MlpParameters, arrange
+from policy.fast.native_check import is_product_used
+from policy.fast.products import linear
 
 
 class Base(NamedTuple):
@@ -113,8 +113,8 @@ class FastMlps:
     """
 
     def __init__(self, parameters: MlpParameters, activation: str, first_columns: int | None = None) -> None:
-        """activation as policy.arranged_layers.arrange takes it. first_columns: the inputs that the first layers are
-        given, where others are added to their sums; the parameters given to `run` are then narrowed like that, too."""
+        """activation as policy.fast.arranged_layers.arrange takes it. first_columns: the inputs that the first layers
+        are given, where others are added to their sums; so narrowed are then the parameters given to `run`, too."""
         self._arranged = arrange(parameters, activation)
         self.is_stacked = parameters.weights[0].dim() == 3  # weights (N, in, out)
         self._tensors = parameters.flat()

@@ -1,8 +1,8 @@
 """Activations of hidden layers on a CPU in few passes over memory, with their derivatives written out.
 
 PyTorch's own mish evaluates an exponential, a logarithm and a tanh and takes five times as long as the one here, its
-tanh six times as long as a sigmoid; where policy.native_kernels were compiled, those take half of that again. Each
-activation may want its layers in another form (policy.arranged_layers): then it takes such a layer's sums and its
+tanh six times as long as a sigmoid; where policy.fast.native_kernels were compiled, those take half of that again. Each
+activation may want its layers in another form (policy.fast.arranged_layers): then it takes such a layer's sums and its
 values go into the next. All of it is without autograd; sums are overwritten.
 """
 
@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from policy import native_kernels
-from policy.native_check import is_native_used
+from policy.fast import native_kernels
+from policy.fast.native_check import is_native_used
 
 _ONE = torch.ones(())
 _NORM_EPS = 1e-5  # of torch.nn.functional.layer_norm
