@@ -18,9 +18,11 @@ from torch.utils.flop_counter import flop_registry
 from learner.config import LearnerConfig
 from policy.encoder import feature_dim
 from policy.fast import native_kernels
+from policy.fast.native_kernels import Network
 from policy.spec import Specs
 
 _FIRST_SUMS, _PRODUCT = native_kernels.first_sums, native_kernels.product
+_FORWARD_EACH, _DENOISE = native_kernels.forward_each, native_kernels.denoise
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,13 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
         self._depth = 0
-        self._ours = mock.patch.multiple(native_kernels, first_sums=self._first_sums, product=self._product)
+        self._ours = mock.patch.multiple(
+            native_kernels,
+            first_sums=self._first_sums,
+            product=self._product,
+            forward_each=self._forward_each,
+            denoise=self._denoise,
+        )
         aten = torch.ops.aten
         self._formulas: dict[Any, Callable[..., int]] = dict(flop_registry)
         for in_place, other in ((aten.addmm_, aten.addmm), (aten.baddbmm_, aten.baddbmm)):
@@ -208,6 +216,16 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.total += _linear_products(x, weight)
         return _PRODUCT(x, weight, bias)
 
+    def _forward_each(self, network: Network, states: Tensor, x: Tensor) -> Tensor:
+        self.total += network.num_networks * len(x) * _network_operations(network)
+        return _FORWARD_EACH(network, states, x)
+
+    def _denoise(
+        self, network: Network, states: Tensor | None, level_sums: Tensor, levels: Tensor, noise: Tensor, stop: int = 0
+    ) -> Tensor:
+        self.total += (len(level_sums) - stop) * noise.shape[1] * _network_operations(network)
+        return _DENOISE(network, states, level_sums, levels, noise, stop)
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -230,6 +248,11 @@ def count(step: Callable[[], object]) -> int:
     with counter:
         step()
     return counter.total
+
+
+def _network_operations(network: Network) -> int:
+    """Of one row, without the outputs that are padding."""
+    return _operations(network.inputs, *network.widths[:-1], network.outputs)
 
 
 def _linear_products(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:

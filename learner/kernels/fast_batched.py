@@ -13,7 +13,7 @@ from torch import Tensor
 from learner.kernels.fast_critic import listed
 from policy.critic_network import conservative_value
 from policy.fast.activations import Kept, Layer
-from policy.fast.chain import layers_of
+from policy.fast.chain import Levels, layers_of
 
 
 class CriticLayers:
@@ -55,6 +55,9 @@ class BatchedDenoiser:
         for layer, (sums,) in zip(reversed(self._others), reversed(slopes), strict=True):
             gradient = torch.ops.aten.mish_backward(gradient @ layer.weight, sums)
         return gradient @ self._to_action
+
+    def run(self, levels: Levels, noise: Tensor, group: slice, stop: int) -> Tensor | None:
+        return None
 
     def _run(self, x: Tensor, states: Tensor, step: int) -> list[Tensor]:
         """The sums of each layer, the last of which is the predicted noise."""

@@ -33,11 +33,13 @@ class FastCritic:
         self._mlps = FastMlps(_parameters_of(tensors), activation)
         self._num_dropped = num_dropped
         self._members = [_Member(mlp, feature_dim) for mlp in self._mlps.members]
+        self._network = self._mlps.network(slice(feature_dim, None))
 
     def at(self, feature: Tensor) -> "CriticAt":
         """The ensemble as it is now and the states feature (B, F). Without autograd; drop it when weights change."""
         self._mlps.follow()
-        return CriticAt([(member, member.state_part(feature)) for member in self._members], self._num_dropped)
+        members = [(member, member.state_part(feature)) for member in self._members]
+        return CriticAt(members, self._network, self._num_dropped)
 
     def quantiles(self, tensors: Mapping[str, Tensor], feature: Tensor, action: Tensor) -> Tensor:
         """Quantiles (B, N, M) of feature (B, F) and action (B, A).
@@ -54,14 +56,20 @@ def _parameters_of(tensors: Mapping[str, Tensor]) -> MlpParameters:
 class CriticAt:
     """An ensemble and the states it is asked about."""
 
-    def __init__(self, members: list[tuple["_Member", Tensor]], num_dropped: int) -> None:
-        """Each member with the states' part of its first sums (B, H)."""
-        self._members, self._num_dropped = members, num_dropped
+    def __init__(
+        self, members: list[tuple["_Member", Tensor]], network: native_kernels.Network | None, num_dropped: int
+    ) -> None:
+        """Each member with the states' part of its first sums (B, H). network: all of them for compiled kernels."""
+        self._members, self._network, self._num_dropped = members, network, num_dropped
         _, state_part = members[0]
         self._num_states, self._width = state_part.shape
 
     def value(self, action: Tensor) -> Tensor:
         """Conservative value (B K,) of action (B K, A)."""
+        if self._network is not None and action.dtype == torch.float32:
+            states = torch.stack([part for _, part in self._members])
+            quantiles = native_kernels.forward_each(self._network, states, action.contiguous())
+            return conservative_value_of(quantiles.mT.contiguous(), self._num_dropped)
         per_state = action.shape[0] // self._num_states
         size = max(1, _GROUP_FLOATS // (self._width * per_state))
         values = []

@@ -49,12 +49,10 @@ class GuidedPair(NamedTuple):
         begin = min(self.config.steps, len(self.levels))
         states = self.denoiser.states(group, 1)
         both_states = torch.cat([states, states], dim=-2)
-        fresh, own = self.levels.scaled(noise), guided_noise[:begin].unbind()
-        if self.shares_prefix:
-            x = guided_x = run(self.denoiser, self.levels, fresh, states, stop=begin)
-        else:
-            both = self.levels.scaled(torch.cat([guided_noise, noise], dim=-2))
-            guided_x, x = run(self.denoiser, self.levels, both, both_states, stop=begin).chunk(2, dim=-2)
+        fresh, own = self.levels.scaled(noise)[:begin], guided_noise[:begin].unbind()
+        x = guided_x = run(self.denoiser, self.levels, noise, group, 1, begin)
+        if not self.shares_prefix:
+            guided_x = run(self.denoiser, self.levels, guided_noise, group, 1, begin)
         for step in range(begin - 1, 0, -1):
             guided_x, x = self._step(guided_x, x, step, own[step], fresh[step], both_states, group)
         # the last step has sigma = 0: nothing could move

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from policy.fast.activations import Activation, Layer, Mish, NormTanh, Relu
 from policy.fast.native_check import is_product_used
+from policy.fast.native_kernels import Network, network_of, padded, runs
 
 
 class MlpParameters(NamedTuple):
@@ -48,10 +49,31 @@ class ArrangedLayers:
     """What `arrange` returns."""
 
     members: list[Member]
+    has_network = True
 
     def follow(self) -> None:
         """Copy the parameters as they are now."""
         self._is_back_current = False
+
+    def follow_network(self) -> None:
+        """Then do the same for `network`."""
+        if self._padded:
+            torch._foreach_copy_(self._padded, self._padded_sources)
+
+    def network(self, columns: slice) -> Network | None:
+        """The layers for the kernels that run whole networks, the first one narrowed to some of its inputs; None where
+        they do not."""
+        first, *others = (weight if weight.dim() == 3 else weight.t()[None] for weight in self._arranged.weights)
+        biases = [bias if bias.dim() == 3 else bias[None, None] for bias in self._arranged.biases[1:]]
+        outputs = others[-1].shape[2]
+        last, last_bias = (part.new_zeros((*part.shape[:2], padded(outputs))) for part in (others[-1], biases[-1]))
+        widths = [first.shape[2], *(weight.shape[2] for weight in others[:-1]), last.shape[2]]
+        if not (self.has_network and first.dtype == torch.float32 and is_product_used() and runs(widths)):
+            return None
+        self._padded, self._padded_sources = [last[..., :outputs], last_bias[..., :outputs]], [others[-1], biases[-1]]
+        weights = [first[:, columns], *others[:-1], last]
+        norms = list(zip(self._arranged.gains, self._arranged.shifts, strict=True))
+        return network_of(weights, [*biases[:-1], last_bias], norms, outputs)
 
     def follow_back(self) -> None:
         """Make `backs` current, if they are not."""
@@ -65,6 +87,7 @@ class ArrangedLayers:
 
     def _make_members(self, arranged: MlpParameters, activations: Sequence[Activation]) -> None:
         """arranged: weights and biases as copies or as they are."""
+        self._arranged, self._padded, self._padded_sources = arranged, [], []
         pairs = zip(_weights_of_each(arranged.weights), _vectors_of_each(arranged.biases), strict=True)
         layers = [[Layer(*own) for own in zip(*pair, strict=True)] for pair in pairs]
         by_output = [weight if weight.dim() == 2 else weight.mT for weight in arranged.weights[1:]]
@@ -93,6 +116,8 @@ def arrange(parameters: MlpParameters, activation: str) -> ArrangedLayers:
 
 class _PlainLayers(ArrangedLayers):
     """For Relu: the parameters themselves."""
+
+    has_network = False
 
     def __init__(self, parameters: MlpParameters) -> None:
         self._make_members(parameters, [Relu()] * _count(parameters))
@@ -132,7 +157,8 @@ class _NormedLayers(ArrangedLayers):
         weights, gains = self._copies[:count], self._copies[count : count + num_hidden]
         shifts = self._copies[count + num_hidden :]
         self._arranged_biases = [torch.empty_like(bias) for bias in self._biases]
-        arranged = MlpParameters([parameters.weights[0], *weights], [parameters.biases[0], *self._arranged_biases])
+        biases = [parameters.biases[0], *self._arranged_biases]
+        arranged = MlpParameters([parameters.weights[0], *weights], biases, gains, shifts)
         norms = zip(_vectors_of_each(gains), _vectors_of_each(shifts), strict=True)
         self._make_members(arranged, [NormTanh(*norm) for norm in norms])
 

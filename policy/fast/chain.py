@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from policy.fast import native_kernels
 from policy.fast.activations import Kept, Layer
 from policy.fast.arranged_layers import MlpParameters
 from policy.fast.mlp import Base, FastMlps
@@ -47,6 +48,7 @@ class Levels:
             schedule.sigma,
         )
         self.steps = [Level(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        self.table = torch.tensor(self.steps, dtype=torch.float32)  # (T, 5), for the compiled chain
         self._sigma = schedule.sigma.to(device)
 
     def __len__(self) -> int:
@@ -86,6 +88,9 @@ class ChainDenoiser(Protocol):
     def back(self, gradient: Tensor, slopes: list[Kept]) -> Tensor:
         """Gradient with respect to x (..., rows, A) from that with respect to the predicted noise (..., rows, A)."""
 
+    def run(self, levels: Levels, noise: Tensor, group: slice, stop: int) -> Tensor | None:
+        """As `run` below in one go, or None where there is no such way."""
+
 
 class FastDenoiser:
     """One denoiser, kept in the form that a CPU wants. Parameters are read at every call."""
@@ -101,12 +106,13 @@ class FastDenoiser:
         to_action, to_time, to_state = first.weight.tensor_split(ends, dim=1)
         self.to_action = to_action.t()  # (A, H)
         self._bias, self._to_time, self._to_state = first.bias, to_time.t(), to_state
+        self.network = self._mlps.network(slice(self._action_dim))
 
     def at(self, feature: Tensor) -> "DenoiserAt":
         """The denoiser as it is now and the states feature (B, F). Without autograd; drop it when weights change."""
         self._mlps.follow()
         time_part = torch.addmm(self._bias, self._embedding(self._tensors), self._to_time)  # (T, H)
-        return DenoiserAt(self, time_part.unbind(), linear(feature, self._to_state))
+        return DenoiserAt(self, time_part, time_part.unbind(), linear(feature, self._to_state))
 
     def predict_noise(
         self, tensors: Mapping[str, Tensor], noisy_action: Tensor, step: Tensor, feature: Tensor
@@ -133,7 +139,8 @@ class DenoiserAt(NamedTuple):
     """See ChainDenoiser; one agent's."""
 
     denoiser: FastDenoiser
-    time_part: tuple[Tensor, ...]  # (H,) for each level
+    time_part: Tensor  # (T, H)
+    levels: tuple[Tensor, ...]  # its rows
     state_part: Tensor  # (B, H)
 
     def groups(self, rows_per_state: int) -> Iterator[slice]:
@@ -158,7 +165,15 @@ class DenoiserAt(NamedTuple):
         return linear(self.denoiser.mlp.back(gradient, slopes), self.denoiser.to_action)
 
     def _sums(self, x: Tensor, states: Tensor, step: int) -> Tensor:
-        return first_sums(states, self.time_part[step], x, self.denoiser.to_action)
+        return first_sums(states, self.levels[step], x, self.denoiser.to_action)
+
+    def run(self, levels: Levels, noise: Tensor, group: slice, stop: int) -> Tensor | None:
+        if self.denoiser.network is None or noise.dtype != torch.float32:
+            return None
+        states = self.state_part[group]
+        return native_kernels.denoise(
+            self.denoiser.network, states, self.time_part, levels.table, noise.contiguous(), stop
+        )
 
 
 def denoise(x: Tensor, error: Tensor, level: Level, fresh: Tensor) -> Tensor:
@@ -171,16 +186,21 @@ def sample(denoiser: ChainDenoiser, levels: Levels, noise: Tensor, rows_per_stat
     """Without autograd: actions (..., B K, A) in [-1, 1] for the denoiser's states and noise (T + 1, ..., B K, A)."""
     actions = torch.empty_like(noise[0])
     for group in denoiser.groups(rows_per_state):
-        states = denoiser.states(group, rows_per_state)
         rows = slice(group.start * rows_per_state, group.stop * rows_per_state)
-        x = run(denoiser, levels, levels.scaled(noise[..., rows, :]), states)
+        x = run(denoiser, levels, noise[..., rows, :], group, rows_per_state)
         actions[..., rows, :] = x.clamp_(-1, 1)
     return actions
 
 
-def run(denoiser: ChainDenoiser, levels: Levels, fresh: list[Tensor], states: Tensor, stop: int = 0) -> Tensor:
-    """Steps T - 1 to `stop` of unguided chains: x (..., R, A) for Levels.scaled noise and states (..., R, H)."""
-    x = fresh[-1]
+def run(
+    denoiser: ChainDenoiser, levels: Levels, noise: Tensor, group: slice, rows_per_state: int, stop: int = 0
+) -> Tensor:
+    """Steps T - 1 to `stop` of unguided chains: x (..., R, A) for a group of states and noise (T + 1, ..., R, A)."""
+    x = denoiser.run(levels, noise, group, stop)
+    if x is not None:
+        return x
+    states = denoiser.states(group, rows_per_state)
+    *fresh, x = levels.scaled(noise)
     for step in range(len(levels) - 1, stop - 1, -1):
         x = denoise(x, denoiser.error(x, states, step), levels.steps[step], fresh[step])
     return x

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from policy.fast.activations import Kept, Layer
 from policy.fast.arranged_layers import ArrangedLayers, Member, MlpParameters, arrange
 from policy.fast.native_check import is_product_used
+from policy.fast.native_kernels import Network
 from policy.fast.products import linear
 
 
@@ -131,7 +132,12 @@ class FastMlps:
         versions = [tensor._version for tensor in self._tensors]
         if versions != self._versions:
             self._arranged.follow()
+            self._arranged.follow_network()
             self._versions = versions
+
+    def network(self, columns: slice) -> Network | None:
+        """All MLPs for policy.fast.native_kernels, the first layers narrowed to some inputs: see ArrangedLayers."""
+        return self._arranged.network(columns)
 
     def run(self, inputs: Tensor, base: Base | None, parameters: MlpParameters) -> Tensor:
         """Outputs (R, N, out) for inputs (R, in), differentiable once in all tensors but base.step.

@@ -1,18 +1,18 @@
 /* The inner loops of updates on a CPU, float32: matrix products, and what takes PyTorch several operations in one pass
- * over memory; and the networks that act, each in one call. native_kernels.py checks what it passes and calls them;
+ * over memory; and whole networks in one call. native_kernels.py checks what it passes and calls them;
  * without them the same numbers come from PyTorch.
  *
  * Arguments are addresses and counts. Memory is contiguous but for x of `product`, whose strides are given, and the
- * panels of native_acting.h. Outputs may be inputs of the same shape. The compiler turns the loops into vectors, for
+ * panels of native_networks.h. Outputs may be inputs of the same shape. The compiler turns the loops into vectors, for
  * each kind of processor where it can.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <float.h>
 
-#include "native_acting.h"
+#include "native_networks.h"
 
-#define VERSION 3 /* as in native_kernels.py; another one for other functions or arguments */
+#define VERSION 4 /* as in native_kernels.py; another one for other functions or arguments */
 #define LANES 32
 #define MAX_DROPPED 16
 
@@ -250,21 +250,24 @@ static PyObject *call_value_weights(PyObject *self, PyObject *const *arguments, 
     return call_of_columns(value_weights, arguments, given);
 }
 
-/* From (spare, rows, inputs, is_normed, widths ...); returns 0 after setting an exception. */
+/* From (spare, block, inputs, is_packed), and of each layer (weights, bias, gain, shift, stride, width); returns 0 after
+ * setting an exception. */
 static int network_of(PyObject *const *arguments, Py_ssize_t given, Network *network) {
-    Py_ssize_t n[4 + MAX_LAYERS];
-    if (given < 6 || given > 4 + MAX_LAYERS) {
-        PyErr_Format(PyExc_ValueError, "%zd layers, not 2 to %d", given - 4, MAX_LAYERS);
+    const Py_ssize_t each = 6, num_layers = (given - 4) / each;
+    Py_ssize_t n[4 + 6 * MAX_LAYERS];
+    if (num_layers < 2 || num_layers > MAX_LAYERS || given != 4 + each * num_layers) {
+        PyErr_Format(PyExc_ValueError, "%zd numbers are not those of 2 to %d layers", given, MAX_LAYERS);
         return 0;
     }
     if (!numbers_of(arguments, given, given, n)) return 0;
-    *network = (Network){.spare = AT(0), .rows = n[1], .inputs = n[2], .is_normed = n[3] != 0, .num_layers = given - 4};
-    if (network->rows < 1 || network->inputs < 1) {
-        PyErr_Format(PyExc_ValueError, "a network of %zd rows and %zd inputs", network->rows, network->inputs);
+    *network = (Network){.spare = AT(0), .block = n[1], .inputs = n[2], .is_packed = n[3] != 0, .num_layers = num_layers};
+    if (network->block < 1 || network->inputs < 1) {
+        PyErr_Format(PyExc_ValueError, "blocks of %zd rows, %zd inputs", network->block, network->inputs);
         return 0;
     }
-    for (Py_ssize_t i = 0; i < network->num_layers; i++) {
-        const Py_ssize_t width = network->widths[i] = n[4 + i];
+    for (Py_ssize_t i = 0; i < num_layers; i++) {
+        const Py_ssize_t first = 4 + each * i, width = n[first + 5];
+        network->layers[i] = (Layer){AT(first), AT(first + 1), AT(first + 2), AT(first + 3), n[first + 4], width};
         if (width < 16 || width % 16) {
             PyErr_Format(PyExc_ValueError, "a layer of width %zd, no multiple of 16", width);
             return 0;
@@ -274,12 +277,21 @@ static int network_of(PyObject *const *arguments, Py_ssize_t given, Network *net
     return 1;
 }
 
+/* Rows in blocks of whole states; returns 0 after setting an exception. */
+static int fits(Base base, Py_ssize_t rows, const Network *network) {
+    if (base.per_state >= 1 && rows >= 1 && rows % base.per_state == 0 && network->block % base.per_state == 0) return 1;
+    PyErr_Format(PyExc_ValueError, "%zd rows in blocks of %zd, %zd of each state", rows, network->block, base.per_state);
+    return 0;
+}
+
 static PyObject *call_denoise(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
-    Py_ssize_t n[7];
+    Py_ssize_t n[9];
     Network denoiser;
-    if (!numbers_of(arguments, given < 7 ? given : 7, 7, n) || !network_of(arguments + 7, given - 7, &denoiser)) return NULL;
+    if (!numbers_of(arguments, given < 9 ? given : 9, 9, n) || !network_of(arguments + 9, given - 9, &denoiser)) return NULL;
+    const Base base = {.states = AT(0), .per_state = n[1], .level = AT(2)};
+    if (!fits(base, n[6], &denoiser)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    denoise(&denoiser, AT(0), AT(1), AT(2), AT(3), AT(4), AT(5), n[6]);
+    denoise(&denoiser, base, AT(3), AT(4), AT(5), n[6], n[7], n[8]);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -288,19 +300,19 @@ static PyObject *call_forward_each(PyObject *self, PyObject *const *arguments, P
     Py_ssize_t n[6];
     Network network;
     if (!numbers_of(arguments, given < 6 ? given : 6, 6, n) || !network_of(arguments + 6, given - 6, &network)) return NULL;
-    const Py_ssize_t outputs = network.rows * network.widths[network.num_layers - 1];
+    const Base base = {.states = AT(0), .per_state = n[1]};
+    if (!fits(base, n[5], &network)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; i < n[4]; i++)
-        forward(&network, AT(0) + i * n[5], AT(1) + i * network.widths[0], AT(2), AT(3) + i * outputs);
+    forward_each(&network, base, AT(2), AT(3), n[4], n[5]);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
     {"denoise", (PyCFunction)(void (*)(void))call_denoise, METH_FASTCALL,
-     "(weights, first_bias, levels, noise, x, predicted, steps, spare, rows, action_dim, is_normed, widths ...)"},
+     "(states or 0, rows per state, level sums, levels, noise, x, rows, steps, stop, network ...)"},
     {"forward_each", (PyCFunction)(void (*)(void))call_forward_each, METH_FASTCALL,
-     "(weights, first_bias, x, out, networks, weights of each, spare, rows, inputs, is_normed, widths ...)"},
+     "(states, rows per state, x, out, networks, rows, network ...)"},
     {"product", (PyCFunction)(void (*)(void))call_product, METH_FASTCALL,
      "(x, its strides by row and by step, weights, bias or 0, out, rows, steps, width)"},
     {"conservative_value", (PyCFunction)(void (*)(void))call_conservative_value, METH_FASTCALL,

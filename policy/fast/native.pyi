@@ -1,25 +1,28 @@
-# See native.c: addresses, strides and counts of float32 memory. network: spare, rows, inputs, is_normed, widths ...
+# See native.c: addresses, strides and counts of float32 memory, 0 for none. network: spare, block, inputs, is_packed,
+# and of each layer weights, bias, gain, shift, stride, width.
 VERSION: int
 HAS_CLONES: int
 
 def denoise(
-    weights: int,
-    first_bias: int,
+    states: int,
+    per_state: int,
+    level_sums: int,
     levels: int,
     noise: int,
     x: int,
-    predicted: int,
+    rows: int,
     steps: int,
+    stop: int,
     /,
     *network: int,
 ) -> None: ...
 def forward_each(
-    weights: int,
-    first_bias: int,
+    states: int,
+    per_state: int,
     x: int,
     out: int,
     count: int,
-    size: int,
+    rows: int,
     /,
     *network: int,
 ) -> None: ...

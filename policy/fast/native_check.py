@@ -142,31 +142,29 @@ def _conservative_value() -> Iterator[Trial]:
 def _forward_each() -> Iterator[Trial]:
     """With tiles of each kind: 4 + 2 rows, panels side by side and alone, more steps than one block has."""
     widths = (272, 80, 16)
-    first, *others = (_random(2, fan_in, width) / fan_in**0.5 for fan_in, width in itertools.pairwise((3, *widths)))
+    first, *others = weights = [_random(2, *pair) / pair[0] ** 0.5 for pair in itertools.pairwise((3, *widths))]
     biases, norms = ([_random(2, 1, width) for width in each] for each in (widths[1:], widths[:-1]))
-    x, first_bias = _random(10, 3), _random(2, widths[0])
-    for is_normed in (False, True):
-        parts, values = [first], first_bias[:, None] + x @ first
+    x, states = _random(10, 3), _random(2, 5, widths[0])
+    sums = states.repeat_interleave(2, dim=1) + x @ first
+    for is_normed, make in itertools.product((False, True), (native_kernels.network_of, native_kernels.packed_network)):
+        values = sums
         for weight, bias, norm in zip(others, biases, norms, strict=True):
             normed = torch.sigmoid(norm * F.layer_norm(values, values.shape[-1:]) + norm)
             values = (normed if is_normed else F.mish(-values)) @ weight + bias
-            parts += [norm, norm, weight, bias] if is_normed else [weight, bias]
-        weights = native_kernels.packed(parts, widths[-1])
-        yield Trial(
-            "forward_each",
-            (native_kernels.forward_each(first_bias, x, weights, widths, is_normed=is_normed),),
-            (values,),
-        )
+        network = make(weights, biases, [(norm, norm) for norm in norms] if is_normed else ())
+        yield Trial("forward_each", (native_kernels.forward_each(network, states, x),), (values,))
 
 
 def _denoise() -> Trial:
-    first_bias, noise, levels = _random(3, 32), _random(4, _ROWS, 5), _random(3, 5)
-    first, last, bias = _random(5, 32), _random(32, 5), _random(1, 5)
-    x = noise[3]
+    """In two blocks."""
+    rows = native_kernels.BLOCK + 2
+    states, level_sums, noise, levels = _random(rows // 2, 32), _random(3, 32), _random(4, rows, 5), _random(3, 5).abs()
+    first, last, bias = _random(1, 5, 32), _random(1, 32, 16), _random(1, 1, 16)
+    *fresh, x = noise
     for step in (2, 1, 0):
-        gain, prediction_gain, clean_coefficient, noisy_coefficient, sigma = levels[step]
-        prediction = F.mish(-(first_bias[step] + x @ first)) @ last + bias
-        clean = (gain * x + prediction_gain * prediction).clamp(-1, 1)
-        x = sigma * noise[step] + noisy_coefficient * x + clean_coefficient * clean
-    weights = native_kernels.packed([part[None] for part in (first, last, bias)], 16)[0]
-    return Trial("denoise", (native_kernels.denoise(first_bias, noise, weights, levels, (32, 16)),), (x.clamp(-1, 1),))
+        error_gain, bound, clipped_weight, noisy_weight, sigma = levels[step].tolist()
+        error = F.mish(-(states.repeat_interleave(2, dim=0) + level_sums[step] + x @ first[0])) @ last[0] + bias[0]
+        clipped = (x - error_gain * error[:, :5]).clamp(-bound, bound)
+        x = sigma * fresh[step] + noisy_weight * x + clipped_weight * clipped
+    network = native_kernels.network_of([first, last], [bias])
+    return Trial("denoise", (native_kernels.denoise(network, states, level_sums, levels, noise),), (x,))

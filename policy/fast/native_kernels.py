@@ -5,8 +5,8 @@ its slope, a tenth for the quantile loss. One thread, float32, on a CPU, without
 ValueError, for the kernels themselves would read memory that is not theirs.
 """
 
-import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,8 @@ except ImportError:  # set-up found no C compiler
     native = None  # type: ignore[assignment]
 
 MAX_DROPPED, MAX_WIDTH, MAX_LAYERS = 16, 8192, 8  # as in native.c and what it includes
-VERSION = 3  # of native.c that this file calls; what was compiled before an update may be older
+BLOCK = 96  # rows that go through a network together; a multiple of the six that a product's tile has
+VERSION = 4  # of native.c that this file calls; what was compiled before an update may be older
 
 
 def multiplies(x: Tensor, weight: Tensor) -> bool:
@@ -46,9 +47,7 @@ def first_sums(states: Tensor, level: Tensor | None, x: Tensor, weights: Tensor)
     """states (B, H), each for its K neighbouring rows, + level (H,) + x @ weights (B K, H), for x (B K, in) of few
     inputs and weights (in, H)."""
     (rows, inputs), (num_states, width) = x.shape, states.shape
-    per_state = rows // num_states if num_states else 0
-    if per_state * num_states != rows or rows == 0:
-        raise ValueError(f"{rows} rows of {num_states} states")
+    per_state = _rows_per_state(rows, num_states)
     sums = states.new_empty((rows, width))
     level_at = 0 if level is None else _at(level, (width,))
     places = (_at(states), level_at, _at(x), _at(weights, (inputs, width)), _at(sums))
@@ -124,61 +123,131 @@ def value_weights(columns: Tensor, num_dropped: int) -> Tensor:
     return weights
 
 
+class Network(NamedTuple):
+    """N networks of one shape as `forward_each` and `denoise` take them. Its tensors may change in place."""
+
+    inputs: int
+    widths: tuple[int, ...]
+    outputs: int  # of the last layer's; the others pad it
+    num_networks: int
+    is_packed: bool
+    layers: tuple[int, ...]  # six numbers of each, as native.c has them
+    tensors: tuple[Tensor, ...]  # whose addresses are among them
+
+
 def padded(width: int) -> int:
     """The least multiple of 16 that has room for as many."""
     return -(-width // 16) * 16
 
 
-def packed(parts: Sequence[Tensor], width: int) -> Tensor:
-    """The weights (N, size) of N networks as native_acting.h wants them, the last layer made `width` wide.
-
-    parts, in its order: weights (N, in, out), biases, gains and shifts (N, 1, out).
-    """
-    padding = (0, width - parts[-1].shape[2])
-    every = [*parts[:-2], *(F.pad(part, padding) for part in parts[-2:])]
-    return torch.cat([part.reshape(*part.shape[:2], -1, 16).transpose(1, 2).flatten(1) for part in every], dim=1)
-
-
 def runs(widths: Sequence[int]) -> bool:
-    """Whether `forward_each` and `denoise` take networks with layers of these widths."""
+    """Whether networks with layers of these widths can be had."""
     return 2 <= len(widths) <= MAX_LAYERS and all(width > 0 and width % 16 == 0 for width in widths)
 
 
-def forward_each(first_bias: Tensor, x: Tensor, weights: Tensor, widths: Sequence[int], *, is_normed: bool) -> Tensor:
-    """The outputs (N, K, P) of N networks for x (K, in): see native_acting.h.
+def network_of(
+    weights: Sequence[Tensor], biases: Sequence[Tensor], norms: Sequence[tuple[Tensor, Tensor]] = (), outputs: int = 0
+) -> Network:
+    """Networks with weights (N, in, out), neighbours in memory but for gaps between networks, and biases (N, 1, out) of
+    all layers but the first.
 
-    first_bias (N, H), weights (N, size) of `packed`, widths (H, ..., P).
+    norms: gain and shift (N, 1, out) of each hidden layer, without which it has mish. outputs: how many of the last
+    layer's are wanted; 0 for all.
     """
-    (count, _), (rows, inputs) = first_bias.shape, x.shape
-    out = x.new_empty((count, rows, widths[-1]))
-    size = _size(inputs, widths, is_normed)
-    given = (_at(weights, (count, size)), _at(first_bias, (count, widths[0])), _at(x), _at(out))
-    spare = x.new_empty(rows * (2 * max(widths) + 1))
-    native.forward_each(*given, count, size, _at(spare), rows, inputs, is_normed, *widths)
-    return out
+    return _network_of(weights, biases, norms, outputs or weights[-1].shape[2], is_packed=False)
 
 
-def denoise(first_bias: Tensor, noise: Tensor, weights: Tensor, levels: Tensor, widths: Sequence[int]) -> Tensor:
-    """The end (K, A) of a reverse chain from noise (T + 1, K, A): see native_acting.h.
+def packed_network(
+    weights: Sequence[Tensor], biases: Sequence[Tensor], norms: Sequence[tuple[Tensor, Tensor]] = ()
+) -> Network:
+    """As `network_of`, of copies in the order that few rows are computed from soonest, and of any number of outputs."""
+    outputs = biases[-1].shape[2]
+    padding = (0, padded(outputs) - outputs)
+    weights, biases = (
+        [part.contiguous() for part in (*parts[:-1], F.pad(parts[-1], padding))] for parts in (weights, biases)
+    )
+    return _network_of(weights, biases, norms, outputs, is_packed=True)
 
-    first_bias (T, H), weights (size,) of `packed`, levels (T, 5), widths (H, ..., P) with P >= A.
+
+def _network_of(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    norms: Sequence[tuple[Tensor, Tensor]],
+    outputs: int,
+    *,
+    is_packed: bool,
+) -> Network:
+    count, inputs, _ = weights[0].shape
+    widths = tuple(weight.shape[2] for weight in weights)
+    if not runs(widths):
+        raise ValueError(f"no network of {len(widths)} layers of widths {widths}: 2 to {MAX_LAYERS}, multiples of 16")
+    tensors: list[Tensor] = []
+    numbers: list[int] = []
+    nothing: list[tuple[Tensor | None, Tensor | None]] = [(None, None)]
+    each_norm = [*(norms or nothing * len(biases)), *nothing]
+    others = [(bias, *norm) for bias, norm in zip([None, *biases], each_norm, strict=True)]
+    for weight, fan_in, width, added in zip(weights, (inputs, *widths), widths, others, strict=False):
+        if weight.shape != (count, fan_in, width) or weight.stride()[1:] != (width, 1):
+            raise ValueError(f"a layer from {fan_in} to {width} cannot have weights {_form(weight)}")
+        if is_packed:
+            weight = weight.view(count, fan_in, -1, 16).transpose(1, 2).contiguous()
+        present = [None if tensor is None else tensor.detach() for tensor in added]
+        places = [0 if tensor is None else _at(tensor, (count, 1, width)) for tensor in present]
+        numbers += [_at(weight[0]), *places, weight.stride(0), width]
+        tensors += [weight, *(tensor for tensor in present if tensor is not None)]
+    return Network(inputs, widths, outputs, count, is_packed, tuple(numbers), tuple(tensors))
+
+
+def forward_each(network: Network, states: Tensor, x: Tensor) -> Tensor:
+    """The outputs (N, R, out) of N networks for x (R, in), R = B K, the first layers' sums without x being states
+    (N, B, H)."""
+    rows, (num_networks, num_states, _) = len(x), states.shape
+    per_state = _rows_per_state(rows, num_states)
+    states_at = _at(states, (network.num_networks, num_states, network.widths[0]))
+    out = x.new_empty((num_networks, rows, network.widths[-1]))
+    spare, block = _spare(network, rows, per_state)
+    how = (_at(spare), block, network.inputs, network.is_packed)
+    x_at = _at(x, (rows, network.inputs))
+    native.forward_each(states_at, per_state, x_at, _at(out), num_networks, rows, *how, *network.layers)
+    return out[..., : network.outputs]
+
+
+def denoise(
+    network: Network, states: Tensor | None, level_sums: Tensor, levels: Tensor, noise: Tensor, stop: int = 0
+) -> Tensor:
+    """Steps T - 1 to `stop` of reverse chains from noise (T + 1, R, A), R = B K: x (R, A).
+
+    The denoiser's first sums without x are states (B, H), if any, + level_sums (T, H); levels (T, 5) as chain.Level.
     """
-    num_steps, (_, rows, action_dim) = len(first_bias), noise.shape
-    if widths[-1] < action_dim:
-        raise ValueError(f"a last layer of {widths[-1]} for an action of {action_dim}")
-    x, predicted = noise.new_empty((rows, action_dim)), noise.new_empty((rows, widths[-1]))
-    prepared = (_at(weights, (_size(action_dim, widths, False),)), _at(first_bias, (num_steps, widths[0])))
-    given = (_at(levels, (num_steps, 5)), _at(noise, (num_steps + 1, rows, action_dim)), _at(x), _at(predicted))
-    spare = x.new_empty(rows * (2 * max(widths) + 1))
-    native.denoise(*prepared, *given, num_steps, _at(spare), rows, action_dim, False, *widths)
+    num_steps, (_, rows, action_dim) = len(level_sums), noise.shape
+    if network.widths[-1] < action_dim or network.num_networks != 1:
+        raise ValueError(
+            f"{network.num_networks} networks of {network.widths[-1]} outputs for an action of {action_dim}"
+        )
+    if not 0 <= stop <= num_steps:
+        raise ValueError(f"a chain of {num_steps} steps cannot stop at {stop}")
+    per_state, width, states_at = 1, network.widths[0], 0
+    if states is not None:
+        per_state, states_at = _rows_per_state(rows, len(states)), _at(states, (len(states), width))
+    x = noise.new_empty((rows, network.inputs))
+    spare, block = _spare(network, rows, per_state)
+    given = (_at(level_sums, (num_steps, width)), _at(levels, (num_steps, 5)), _at(noise, (num_steps + 1, *x.shape)))
+    how = (_at(spare), block, network.inputs, network.is_packed)
+    native.denoise(states_at, per_state, *given, _at(x), rows, num_steps, stop, *how, *network.layers)
     return x
 
 
-def _size(inputs: int, widths: Sequence[int], is_normed: bool) -> int:
-    """How many numbers the weights of a network are."""
-    layers = itertools.pairwise((inputs, *widths))
-    norms = 2 * sum(widths[:-1]) if is_normed else 0
-    return sum(fan_in * width for fan_in, width in layers) + sum(widths[1:]) + norms
+def _spare(network: Network, rows: int, per_state: int) -> tuple[Tensor, int]:
+    """Memory to compute in, and how many rows a block has."""
+    block = min(max(1, BLOCK // per_state) * per_state, rows)
+    return network.tensors[0].new_empty(block * (3 * max(network.widths) + 1)), block
+
+
+def _rows_per_state(rows: int, num_states: int) -> int:
+    per_state = rows // num_states if num_states else 0
+    if per_state * num_states != rows or rows == 0:
+        raise ValueError(f"{rows} rows of {num_states} states")
+    return per_state
 
 
 def _at(tensor: Tensor, shape: tuple[int, ...] | None = None) -> int:

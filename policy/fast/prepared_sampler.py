@@ -14,7 +14,6 @@ export each version of the weights.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,26 +22,14 @@ from torch import Tensor, nn
 from policy.critic_network import CriticEnsemble, conservative_value
 from policy.denoiser import Denoiser
 from policy.fast import native_kernels
-from policy.fast.activations import Mish
+from policy.fast.activations import Layer, Mish
+from policy.fast.chain import Levels, denoise
 from policy.fast.native_check import is_native_used
+from policy.fast.native_kernels import Network, packed_network, padded, runs
 from policy.fast.products import linear
 from policy.noise_schedule import NoiseSchedule
 
 Activation = Callable[[Tensor], Tensor]
-
-
-class _Level(NamedTuple):
-    """One reverse step with its coefficients multiplied out; `prediction` is what the denoiser gives.
-
-    clean = noisy_gain x + prediction_gain prediction, cut off at -1 and 1; the next x is clean_coefficient clean +
-    noisy_coefficient x + sigma noise (CGPO Eq 4, policy.sampler.reverse_mean).
-    """
-
-    noisy_gain: float
-    prediction_gain: float
-    clean_coefficient: float
-    noisy_coefficient: float
-    sigma: float
 
 
 class PreparedChain:
@@ -57,38 +44,30 @@ class PreparedChain:
         self._mish_of_negated = _make_mish_of_negated()
         # Layers before a mish are negated, which is how it wants its input.
         self._time_part, self._to_state, self._to_action = -time_part, -to_state.t(), -to_action.t().contiguous()
-        self._middle = [(-layer.weight.t().contiguous().t(), -layer.bias) for layer in middle]
-        self._last, self._last_bias = last.weight.t().clone(), last.bias.clone()
-        signal, noise = schedule.sqrt_alpha_bar, schedule.sqrt_one_minus_alpha_bar
-        gains = (1 / signal, -noise / signal, schedule.clean_coefficient, schedule.noisy_coefficient, schedule.sigma)
-        levels = torch.stack(gains, dim=1)
-        self._levels = [_Level(*level) for level in levels.tolist()]
-        self._compiled: tuple[Tensor, Tensor, tuple[int, ...]] | None = None
-        widths = (*(layer.out_features for layer in (first, *middle)), native_kernels.padded(action_dim))
-        if is_native_used() and native_kernels.runs(widths):
-            hidden = (part for weight, bias in self._middle for part in (weight.t(), bias[None]))
-            parts = (self._to_action, *hidden, self._last, self._last_bias[None])
-            weights = native_kernels.packed([part[None] for part in parts], widths[-1])
-            self._compiled = (weights[0], levels, widths)
+        self._middle = [Layer(-layer.weight.t().contiguous().t(), -layer.bias) for layer in middle]
+        self._last = Layer(last.weight.clone(), last.bias.clone())
+        self._levels = Levels(schedule, first.weight.device)
+        self._network: Network | None = None
+        widths = (*(layer.out_features for layer in (first, *middle)), padded(action_dim))
+        if is_native_used() and runs(widths):
+            weights, biases = zip(*self._middle, self._last, strict=True)
+            each = [self._to_action, *(weight.t() for weight in weights)]
+            self._network = packed_network([weight[None] for weight in each], [bias[None, None] for bias in biases])
 
     @torch.no_grad()
     def sample(self, feature: Tensor, noise: Tensor) -> Tensor:
         """Return K actions (K, A) in [-1, 1] for the state feature (1, F) and noise (T + 1, K, A) of draw_noise."""
-        first_bias = self._time_part + feature @ self._to_state
-        if self._compiled is not None:
-            weights, levels, widths = self._compiled
-            return native_kernels.denoise(first_bias, noise.contiguous(), weights, levels, widths)
-        x = noise[-1]
-        for step, level in reversed(list(enumerate(self._levels))):
-            hidden = self._mish_of_negated(torch.addmm(first_bias[step], x, self._to_action))
-            for weight, bias in self._middle:
-                hidden = self._mish_of_negated(linear(hidden, weight, bias))
-            gain = level.prediction_gain
-            clean = torch.addmm(self._last_bias, hidden, self._last, beta=gain, alpha=gain)
-            clean.add_(x, alpha=level.noisy_gain).clamp_(-1, 1)
-            x = torch.mul(x, level.noisy_coefficient).add_(clean, alpha=level.clean_coefficient)
-            x.add_(noise[step], alpha=level.sigma)
-        return x.clamp(-1, 1)
+        level_sums, levels = self._time_part + feature @ self._to_state, self._levels
+        if self._network is not None:
+            x = native_kernels.denoise(self._network, None, level_sums, levels.table, noise.contiguous())
+            return x.clamp_(-1, 1)
+        *fresh, x = levels.scaled(noise)
+        for step in reversed(range(len(levels))):
+            hidden = self._mish_of_negated(torch.addmm(level_sums[step], x, self._to_action))
+            for layer in self._middle:
+                hidden = self._mish_of_negated(linear(hidden, *layer))
+            x = denoise(x, F.linear(hidden, *self._last), levels.steps[step], fresh[step])
+        return x.clamp_(-1, 1)
 
 
 class PreparedCritic:
@@ -103,18 +82,19 @@ class PreparedCritic:
         biases = [sign * bias for sign, bias in zip(signs, critic.biases, strict=True)]
         self._first, self._first_bias = weights[0], biases[0]  # (N, F + A, H), (N, 1, H)
         self._layers = list(zip(activations, weights[1:], biases[1:], strict=True))
-        self._num_quantiles = critic.num_quantiles
-        self._compiled: tuple[Tensor, tuple[int, ...], bool] | None = None
-        widths = (*(weight.shape[2] for weight in weights[:-1]), native_kernels.padded(critic.num_quantiles))
+        self._network: Network | None = None
+        widths = (*(weight.shape[2] for weight in weights[:-1]), padded(critic.num_quantiles))
         is_normed = len(critic.norm_gains) > 0
-        if is_native_used() and native_kernels.runs(widths) and (is_normed or critic.activation == "mish"):
-            parts = [self._first[:, -critic.action_dim :]]
-            for index, (_, weight, bias) in enumerate(self._layers):
-                if is_normed:  # its kernel's values v stand for 2 v - 1
-                    parts += [2 * critic.norm_gains[index], 2 * critic.norm_biases[index]]
-                    weight, bias = 2 * weight, bias - weight.sum(dim=1, keepdim=True)
-                parts += [weight, bias]
-            self._compiled = (native_kernels.packed(parts, widths[-1]), widths, is_normed)
+        if is_native_used() and runs(widths) and (is_normed or critic.activation == "mish"):
+            norms = []
+            if is_normed:  # its kernel's values v stand for 2 v - 1
+                norms = [
+                    (2 * gain, 2 * shift) for gain, shift in zip(critic.norm_gains, critic.norm_biases, strict=True)
+                ]
+                biases = [bias - weight.sum(dim=1, keepdim=True) for weight, bias in zip(weights, biases, strict=True)]
+                weights = [2 * weight for weight in weights]
+            to_action = self._first[:, -critic.action_dim :]
+            self._network = packed_network([to_action, *weights[1:]], biases[1:], norms)
 
     @torch.no_grad()
     def value(self, feature: Tensor, action: Tensor) -> Tensor:
@@ -122,12 +102,9 @@ class PreparedCritic:
         num_critics, feature_dim = len(self._first), feature.shape[1]
         to_state, to_action = self._first.tensor_split((feature_dim,), dim=1)
         state_part = torch.baddbmm(self._first_bias, feature.expand(num_critics, -1, -1), to_state)
-        if self._compiled is not None:
-            weights, widths, is_normed = self._compiled
-            every = native_kernels.forward_each(
-                state_part[:, 0], action.contiguous(), weights, widths, is_normed=is_normed
-            )
-            return conservative_value(every[..., : self._num_quantiles].transpose(0, 1), self._num_dropped)
+        if self._network is not None:
+            every = native_kernels.forward_each(self._network, state_part, action.contiguous())
+            return conservative_value(every.transpose(0, 1), self._num_dropped)
         x = torch.baddbmm(state_part, action.expand(num_critics, -1, -1), to_action)
         for activation, weight, bias in self._layers:
             x = torch.baddbmm(bias, activation(x), weight)

@@ -311,6 +311,37 @@ def test_updates_stay_together(tables: dict[str, Any], population: bool) -> None
 # --- products, activations and the choice of kernels --------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("policy", "runs_whole"),
+    [
+        (WIDE, True),
+        ({**WIDE, "critic_layer_norm": True}, True),
+        ({"denoiser_hidden": [24], "critic_hidden": [24]}, False),
+    ],
+)
+def test_networks_run_whole_where_compiled_products_do_and_their_widths_allow(
+    policy: dict[str, Any], runs_whole: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    called: set[str] = set()
+
+    def noticed(name: str) -> Callable[..., Tensor]:
+        kernel = getattr(native_kernels, name)
+
+        def call(*given: Any) -> Tensor:
+            called.add(name)
+            result: Tensor = kernel(*given)
+            return result
+
+        return call
+
+    for name in ("denoise", "forward_each"):
+        monkeypatch.setattr(native_kernels, name, noticed(name))
+    case = Case(policy=policy)
+    case.results(FastKernels(case.agents))
+    is_compiled = request.node.callspec.params["compiled"] == "compiled"
+    assert called == ({"denoise", "forward_each"} if runs_whole and is_compiled else set())
+
+
 def test_without_onednn_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     for module in (arranged_layers, mlp, native_check):

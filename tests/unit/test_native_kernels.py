@@ -8,7 +8,6 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +17,15 @@ from torch import Tensor
 from policy.critic_network import conservative_value
 from policy.fast import native_check, native_kernels
 from policy.fast.native_check import trials
-from policy.fast.native_kernels import first_sums, mish_and_slope, mish_of_negated, norm_sigmoid, norm_sigmoid_back
+from policy.fast.native_kernels import (
+    first_sums,
+    mish_and_slope,
+    mish_of_negated,
+    network_of,
+    norm_sigmoid,
+    norm_sigmoid_back,
+    packed_network,
+)
 
 HAS_HEADER = (Path(sysconfig.get_path("include")) / "Python.h").exists()
 CAN_COMPILE = platform.machine() == "x86_64" and bool(shutil.which("gcc")) and HAS_HEADER
@@ -160,32 +167,88 @@ def test_products(rows: int, steps: int, width: int, order: str) -> None:
         assert_close(native_kernels.product(ORDERS[order](x), weights.t(), added), expected, 1e-5)
 
 
+BUILDERS = {"packed": packed_network, "as it is": network_of}
+
+
 @needs_native
+@pytest.mark.parametrize("build", BUILDERS)
 @pytest.mark.parametrize("inputs", [5, 300])
 @pytest.mark.parametrize("is_normed", [False, True])
-@pytest.mark.parametrize(
-    ("rows", "hidden", "outputs"), [(1, (16,), 16), (4, (64, 48, 80), 25), (7, (256, 256), 3), (5, (272, 512), 25)]
-)
-def test_networks_of_few_rows(rows: int, hidden: tuple[int, ...], outputs: int, is_normed: bool, inputs: int) -> None:
-    count, widths = 2, (*hidden, native_kernels.padded(outputs))
-    x, first_bias = random(rows, inputs) / 3, random(count, hidden[0], seed=1)
-    parts = [random(count, inputs, hidden[0], seed=2) / (3 * inputs**0.5)]
-    values = first_bias[:, None].double() + x.double() @ parts[0].double()
+@pytest.mark.parametrize(("num_states", "per_state"), [(1, 1), (1, 4), (7, 1), (3, 33), (2, 150), (100, 2), (197, 1)])
+@pytest.mark.parametrize(("hidden", "outputs"), [((16,), 16), ((64, 48, 80), 25), ((256, 272), 3)])
+def test_networks(
+    num_states: int, per_state: int, hidden: tuple[int, ...], outputs: int, is_normed: bool, inputs: int, build: str
+) -> None:
+    """Of one row and of several blocks, which may end within a block and hold more than one state or one."""
+    count, rows = 2, num_states * per_state
+    x, states = random(rows, inputs) / 3, random(count, num_states, hidden[0], seed=1)
+    weights = [random(count, inputs, hidden[0], seed=2) / (3 * inputs**0.5)]
+    biases, norms = [], []
+    values = states.double().repeat_interleave(per_state, dim=1) + x.double() @ weights[0].double()
     for seed, (fan_in, width) in enumerate(itertools.pairwise((*hidden, outputs))):
         gain, shift = (random(count, 1, fan_in, seed=9 * seed + kind) for kind in (3, 4))
-        weight = random(count, fan_in, width, seed=9 * seed + 5) / (3 * fan_in**0.5)
-        bias = random(count, 1, width, seed=9 * seed + 6)
+        weights.append(random(count, fan_in, width, seed=9 * seed + 5) / (3 * fan_in**0.5))
+        biases.append(random(count, 1, width, seed=9 * seed + 6))
         if is_normed:
-            parts += [gain, shift]
+            norms.append((gain, shift))
             values = torch.sigmoid(gain * F.layer_norm(values, (fan_in,)) + shift)
         else:
             values = F.mish(-values)
-        parts += [weight, bias]
-        values = values @ weight.double() + bias
-    weights = native_kernels.packed(parts, widths[-1])
-    actual = native_kernels.forward_each(first_bias, x, weights, widths, is_normed=is_normed)
-    assert_close(actual[..., :outputs], values, 2e-5)
-    assert not actual[..., outputs:].any()
+        values = values @ weights[-1].double() + biases[-1]
+    if build != "packed":
+        padding = (0, native_kernels.padded(outputs) - outputs)
+        weights[-1], biases[-1] = F.pad(weights[-1], padding), F.pad(biases[-1], padding)
+        apart = torch.cat([weights[0], weights[0]], dim=1)  # gaps between the networks' first layers
+        network = network_of([apart[:, inputs:], *weights[1:]], biases, norms, outputs)
+    else:
+        network = packed_network(weights, biases, norms)
+    actual = native_kernels.forward_each(network, states, x)
+    assert_close(actual, values, 2e-5)
+
+
+@needs_native
+@pytest.mark.parametrize("stop", [0, 2, 5])
+@pytest.mark.parametrize(("num_states", "per_state"), [(None, 4), (None, 100), (7, 1), (50, 3), (2, 150)])
+def test_chains(num_states: int | None, per_state: int, stop: int) -> None:
+    num_steps, action_dim, rows = 5, 3, (num_states or 1) * per_state
+    weights = [random(1, *shape, seed=seed) / 50 for seed, shape in enumerate(((action_dim, 48), (48, 32), (32, 16)))]
+    biases = [random(1, 1, width, seed=width) for width in (32, 16)]
+    levels, level_sums = random(num_steps, 5, seed=5).abs(), random(num_steps, 48, seed=6)
+    noise = random(num_steps + 1, rows, action_dim, seed=7)
+    states = None if num_states is None else random(num_states, 48, seed=8)
+    x = noise[-1].double()
+    for step in range(num_steps - 1, stop - 1, -1):
+        error_gain, bound, clipped_weight, noisy_weight, sigma = levels[step].double()
+        values = level_sums[step].double() + x @ weights[0][0].double()
+        if states is not None:
+            values = values + states.double().repeat_interleave(per_state, dim=0)
+        for weight, bias in zip(weights[1:], biases, strict=True):
+            values = F.mish(-values) @ weight[0].double() + bias[0]
+        clipped = (x - error_gain * values[:, :action_dim]).clamp(-bound, bound)
+        x = sigma * noise[step] + noisy_weight * x + clipped_weight * clipped
+    actual = native_kernels.denoise(network_of(weights, biases), states, level_sums, levels, noise, stop)
+    torch.testing.assert_close(actual.double(), x, rtol=1e-5, atol=1e-5)
+
+
+@needs_native
+def test_a_network_follows_weights_that_change_in_place_and_a_packed_one_does_not() -> None:
+    weights, biases = [random(2, 4, 32), random(2, 32, 16)], [random(2, 1, 16)]
+    networks = {name: build(weights, biases) for name, build in BUILDERS.items()}
+    states, x = random(2, 1, 32), random(6, 4)
+    before = {name: native_kernels.forward_each(network, states, x) for name, network in networks.items()}
+    weights[1].zero_()
+    after = {name: native_kernels.forward_each(network, states, x) for name, network in networks.items()}
+    assert torch.equal(before["packed"], after["packed"])
+    assert torch.equal(after["as it is"], biases[0].expand(2, 6, 16))
+
+
+@needs_native
+def test_a_chain_that_is_not_a_number_stays_so() -> None:
+    weights, biases = [random(1, 3, 32) / 9, random(1, 32, 16) / 9], [random(1, 1, 16)]
+    noise = random(3, 4, 3)
+    noise[2, 1, 0] = torch.nan
+    end = native_kernels.denoise(network_of(weights, biases), None, random(2, 32), random(2, 5).abs(), noise)
+    assert end.isnan().any(dim=1).tolist() == [False, True, False, False]
 
 
 def test_networks_of_other_widths_are_left_to_pytorch() -> None:
@@ -275,33 +338,25 @@ def test_other_memory_is_refused(wrong: Callable[[Tensor], Tensor]) -> None:
         mish_of_negated(wrong(random(4, 6)))
 
 
-def network(**changes: Any) -> Tensor:
+def forward(width: int = 32, outputs: int = 16, **changes: Tensor) -> Tensor:
     """Two networks of 32 inputs."""
-    given: dict[str, Any] = {
-        "first_bias": random(2, 32),
-        "x": random(4, 32),
-        "weights": random(2, 32 * 32 + 33 * 16),
-        "widths": (32, 16),
-    }
-    return native_kernels.forward_each(**(given | changes), is_normed=False)
+    given = {"states": random(2, 2, 32), "x": random(4, 32)} | changes
+    network = network_of([random(2, 32, width), random(2, width, outputs)], [random(2, 1, outputs)])
+    return native_kernels.forward_each(network, **given)
 
 
-def chain(**changes: Any) -> Tensor:
-    """Three steps with an action of 16."""
-    given: dict[str, Any] = {
-        "first_bias": random(3, 32),
-        "noise": random(4, 4, 16),
-        "weights": random(16 * 32 + 33 * 16),
-        "levels": random(3, 5),
-    }
-    return native_kernels.denoise(**(given | {"widths": (32, 16)} | changes))
+def chain(count: int = 1, stop: int = 0, **changes: Tensor) -> Tensor:
+    """Three steps with an action of 5."""
+    given = {"states": random(2, 32), "level_sums": random(3, 32), "levels": random(3, 5), "noise": random(4, 4, 5)}
+    network = network_of([random(count, 5, 32), random(count, 32, 16)], [random(count, 1, 16)])
+    return native_kernels.denoise(network, **(given | changes), stop=stop)
 
 
 @needs_native
 def test_shapes_that_do_not_belong_together_are_refused() -> None:
     rows, wide, narrow = random(4, 32), random(32), random(31)
-    assert network().shape == (2, 4, 16)
-    assert chain().shape == (4, 16)
+    assert forward().shape == (2, 4, 16)
+    assert chain().shape == (4, 5)
     calls: list[Callable[[], object]] = [
         lambda: native_kernels.product(rows, random(30, 48).t(), None),
         lambda: native_kernels.product(rows, random(32, 48).t(), narrow),
@@ -317,35 +372,55 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
         lambda: norm_sigmoid_back(rows, rows, rows, random(3), wide, has_parameters=True),
         lambda: native_kernels.quantile_huber(rows, random(3, 5), wide, 1.0),
         lambda: native_kernels.quantile_huber(rows, random(4, 5), narrow, 1.0),
-        lambda: network(first_bias=random(3, 32)),
-        lambda: network(first_bias=random(2, 48)),
-        lambda: network(weights=random(2, 1551)),
-        lambda: network(x=random(0, 32)),
-        lambda: chain(noise=random(5, 4, 16)),
+        lambda: forward(states=random(3, 2, 32)),
+        lambda: forward(states=random(2, 2, 48)),
+        lambda: forward(states=random(2, 3, 32)),
+        lambda: forward(x=random(4, 31)),
+        lambda: forward(x=random(0, 32)),
+        lambda: forward(width=40),
+        lambda: forward(outputs=25),
+        lambda: network_of([random(2, 32, 32), random(2, 48, 16)], [random(2, 1, 16)]),
+        lambda: network_of([random(2, 32, 32), random(3, 32, 16)], [random(3, 1, 16)]),
+        lambda: network_of([random(2, 32, 32), random(2, 16, 32).mT], [random(2, 1, 16)]),
+        lambda: network_of([random(2, 32, 32), random(2, 32, 16)], [random(2, 1, 32)]),
+        lambda: network_of([random(2, 32, 32), random(2, 32, 16)], [random(2, 1, 16)], [(random(2, 1, 16),) * 2]),
+        lambda: network_of([random(2, 32, 32).double(), random(2, 32, 16)], [random(2, 1, 16)]),
+        lambda: chain(states=random(3, 32)),
+        lambda: chain(states=random(2, 48)),
+        lambda: chain(level_sums=random(3, 48)),
+        lambda: chain(noise=random(5, 4, 5)),
+        lambda: chain(noise=random(4, 4, 6)),
         lambda: chain(noise=random(4, 4, 17)),
         lambda: chain(levels=random(3, 4)),
-        lambda: chain(widths=(32, 33)),
+        lambda: chain(count=2),
+        lambda: chain(stop=4),
+        lambda: chain(stop=-1),
     ]
+    messages = r"compiled kernel got|no product|rows of|no network|a layer from|an action of|cannot stop"
     for call in calls:
-        with pytest.raises(ValueError, match=r"compiled kernel got|no product|rows of|0 rows|a last layer"):
+        with pytest.raises(ValueError, match=messages):
             call()
 
 
 @needs_native
 @pytest.mark.parametrize(
-    ("widths", "message"),
+    ("numbers", "message"),
     [
-        ((32,), "1 layers, not 2 to 8"),
-        ((16,) * 9, "9 layers, not 2 to 8"),
-        ((32, 17), "a layer of width 17, no multiple of 16"),
-        ((0, 16), "a layer of width 0, no multiple of 16"),
+        ((0, 6, 5, 0, *(0, 0, 0, 0, 0, 16)), "10 numbers are not those of 2 to 8 layers"),
+        ((0, 6, 5, 0, *(0, 0, 0, 0, 0, 16) * 9), "58 numbers are not those of 2 to 8 layers"),
+        ((0, 6, 5, 0, *(0, 0, 0, 0, 0, 16) * 2, 1), "17 numbers are not those of 2 to 8 layers"),
+        ((0, 6, 5, 0, *(0, 0, 0, 0, 0, 17) * 2), "a layer of width 17, no multiple of 16"),
+        ((0, 6, 5, 0, *(0, 0, 0, 0, 0, 0) * 2), "a layer of width 0, no multiple of 16"),
+        ((0, 0, 5, 0, *(0, 0, 0, 0, 0, 16) * 2), "blocks of 0 rows, 5 inputs"),
+        ((0, 5, 5, 0, *(0, 0, 0, 0, 0, 16) * 2), "4 rows in blocks of 5, 2 of each state"),
     ],
 )
-def test_layers_that_a_network_cannot_have_are_refused(widths: tuple[int, ...], message: str) -> None:
-    size = sum(fan_in * width for fan_in, width in itertools.pairwise((32, *widths))) + sum(widths[1:])
+def test_networks_that_cannot_be_are_refused(numbers: tuple[int, ...], message: str) -> None:
+    assert native_kernels.native is not None
     with pytest.raises(ValueError, match=message):
-        network(first_bias=random(2, widths[0]), weights=random(2, size), widths=widths)
-    assert not native_kernels.runs(widths)
+        native_kernels.native.forward_each(0, 2, 0, 0, 1, 4, *numbers)
+    with pytest.raises(ValueError, match=message):
+        native_kernels.native.denoise(0, 2, 0, 0, 0, 0, 4, 1, 0, *numbers)
 
 
 @needs_native

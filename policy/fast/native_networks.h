@@ -1,0 +1,109 @@
+/* Networks of linear layers, all layers of some rows in one call, and a denoiser's reverse chains. */
+#pragma once
+#include "native_activations.h"
+
+#define MAX_LAYERS 8
+
+/* Of one network or of several side by side: the pointers are the first one's. Widths are multiples of 16. Behind a hidden
+ * layer comes norm_sigmoid if it has a gain, else mish of its negated sums. */
+typedef struct {
+    const float *weights, *bias, *gain, *shift; /* (inputs, width), the others (width); the first layer has no bias */
+    Py_ssize_t stride, width; /* stride: of the weights, from one network to the next */
+} Layer;
+
+/* Rows go through all layers in blocks that stay in the second-level cache, with the weights. */
+typedef struct {
+    float *spare; /* room for a block's rows, each three times the widest layer and one number more */
+    Py_ssize_t block, inputs, num_layers, widest;
+    int is_packed; /* weights lie in panels of 16 columns: few rows read all of them once, and so one behind the other */
+    Layer layers[MAX_LAYERS];
+} Network;
+
+/* What is added to the first layer's sums; NULL for none. */
+typedef struct {
+    const float *states, *level; /* (states, width) and (width) */
+    Py_ssize_t per_state; /* neighbouring rows of one state; a block holds whole states */
+} Base;
+
+/* out (rows, the last width) of x (rows, inputs), at most a block's. */
+static void forward(const Network *network, Py_ssize_t index, Base base, const float *x, float *out, Py_ssize_t rows) {
+    float *values = network->spare, *others = values + network->block * network->widest;
+    float *stds = others + network->block * network->widest;
+    Factors at = {.x = x, .row_stride = network->inputs, .step_stride = 1, .start = base.states, .bias = base.level,
+                  .rows_per_start = base.per_state, .rows = rows, .steps = network->inputs};
+    for (Py_ssize_t i = 0; i < network->num_layers; i++) {
+        const Layer *layer = network->layers + i;
+        const Py_ssize_t width = layer->width;
+        at.weights = layer->weights + index * layer->stride, at.width = width;
+        at.weight_stride = network->is_packed ? 16 : width, at.panel_stride = network->is_packed ? 16 * at.steps : 16;
+        if (i) at.start = NULL, at.bias = layer->bias + index * width;
+        at.out = i + 1 < network->num_layers ? values : out;
+        product(at);
+        if (at.out == out) return;
+        if (layer->gain)
+            norm_sigmoid(values, layer->gain + index * width, layer->shift + index * width, values, stds, rows, width);
+        else
+            mish(values, values, rows * width);
+        at.x = values, at.row_stride = at.steps = width;
+        values = others, others = (float *)at.x;
+    }
+}
+
+/* The base of a block that begins at `row`. */
+static inline Base base_from(Base base, Py_ssize_t row, Py_ssize_t width) {
+    if (base.states) base.states += row / base.per_state * width;
+    return base;
+}
+
+static inline Py_ssize_t block_of(const Network *network, Py_ssize_t row, Py_ssize_t rows) {
+    return rows - row < network->block ? rows - row : network->block;
+}
+
+/* out (networks, rows, the last width) of x (rows, inputs) and states (networks, states, the first width). */
+static void forward_each(const Network *network, Base base, const float *x, float *out, Py_ssize_t count,
+                         Py_ssize_t rows) {
+    const Py_ssize_t width = network->layers[0].width, outputs = network->layers[network->num_layers - 1].width;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        for (Py_ssize_t row = 0; row < rows; row += network->block)
+            forward(network, i, base_from(base, row, width), x + row * network->inputs, out + row * outputs,
+                    block_of(network, row, rows));
+        out += rows * outputs, base.states += rows / base.per_state * width;
+    }
+}
+
+/* To [-bound, bound]; what is not a number stays so. */
+static inline float clamped(float x, float bound) {
+    const float within = x > bound ? bound : x < -bound ? -bound : x;
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (bits & 0x7fffffffu) > 0x7f800000u ? x : within;
+}
+
+/* Of each denoising step; chain.py says what they are. */
+enum { ERROR_GAIN, BOUND, CLIPPED_WEIGHT, NOISY_WEIGHT, SIGMA, LEVEL };
+
+/* x (rows, A): steps T - 1 to `stop` of chains from noise (T + 1, rows, A), with level sums (T, the first width). */
+static void denoise(const Network *denoiser, Base base, const float *levels, const float *noise, float *x,
+                    Py_ssize_t rows, Py_ssize_t steps, Py_ssize_t stop) {
+    const Py_ssize_t action_dim = denoiser->inputs, width = denoiser->layers[0].width;
+    const Py_ssize_t padded = denoiser->layers[denoiser->num_layers - 1].width;
+    const float *level_sums = base.level;
+    float *predicted = denoiser->spare + denoiser->block * (2 * denoiser->widest + 1);
+    for (Py_ssize_t row = 0; row < rows; row += denoiser->block) {
+        const Py_ssize_t count = block_of(denoiser, row, rows);
+        float *own = x + row * action_dim;
+        Base at = base_from(base, row, width);
+        memcpy(own, noise + (steps * rows + row) * action_dim, sizeof(float) * count * action_dim);
+        for (Py_ssize_t step = steps - 1; step >= stop; step--) {
+            const float *level = levels + step * LEVEL, *fresh = noise + (step * rows + row) * action_dim;
+            at.level = level_sums + step * width;
+            forward(denoiser, 0, at, own, predicted, count);
+            for (Py_ssize_t r = 0; r < count; r++)
+                for (Py_ssize_t a = 0; a < action_dim; a++) {
+                    const Py_ssize_t i = r * action_dim + a;
+                    const float clean = clamped(own[i] - level[ERROR_GAIN] * predicted[r * padded + a], level[BOUND]);
+                    own[i] = level[SIGMA] * fresh[i] + level[NOISY_WEIGHT] * own[i] + level[CLIPPED_WEIGHT] * clean;
+                }
+        }
+    }
+}
