@@ -22,7 +22,7 @@ from policy.fast.native_kernels import Network
 from policy.spec import Specs
 
 _FIRST_SUMS, _PRODUCT = native_kernels.first_sums, native_kernels.product
-_FORWARD_EACH, _DENOISE = native_kernels.forward_each, native_kernels.denoise
+_FORWARD_EACH, _DENOISE, _ASCENT = native_kernels.forward_each, native_kernels.denoise, native_kernels.ascent
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,7 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             product=self._product,
             forward_each=self._forward_each,
             denoise=self._denoise,
+            ascent=self._ascent,
         )
         aten = torch.ops.aten
         self._formulas: dict[Any, Callable[..., int]] = dict(flop_registry)
@@ -219,6 +220,10 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _forward_each(self, network: Network, states: Tensor, x: Tensor) -> Tensor:
         self.total += network.num_networks * len(x) * _network_operations(network)
         return _FORWARD_EACH(network, states, x)
+
+    def _ascent(self, network: Network, states: Tensor, x: Tensor, num_dropped: int) -> Tensor:
+        self.total += 2 * network.num_networks * len(x) * _network_operations(network)  # there and back
+        return _ASCENT(network, states, x, num_dropped)
 
     def _denoise(
         self, network: Network, states: Tensor | None, level_sums: Tensor, levels: Tensor, noise: Tensor, stop: int = 0

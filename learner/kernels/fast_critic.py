@@ -1,6 +1,7 @@
 """One agent's critic ensemble on a CPU: conservative values, and their gradient in the action, written out."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class FastCritic:
         """The ensemble as it is now and the states feature (B, F). Without autograd; drop it when weights change."""
         self._mlps.follow()
         members = [(member, member.state_part(feature)) for member in self._members]
-        return CriticAt(members, self._network, self._num_dropped)
+        return CriticAt(members, self._network, self._mlps.follow_back, self._num_dropped)
 
     def quantiles(self, tensors: Mapping[str, Tensor], feature: Tensor, action: Tensor) -> Tensor:
         """Quantiles (B, N, M) of feature (B, F) and action (B, A).
@@ -57,18 +58,22 @@ class CriticAt:
     """An ensemble and the states it is asked about."""
 
     def __init__(
-        self, members: list[tuple["_Member", Tensor]], network: native_kernels.Network | None, num_dropped: int
+        self,
+        members: list[tuple["_Member", Tensor]],
+        network: native_kernels.Network | None,
+        follow_back: Callable[[], None],
+        num_dropped: int,
     ) -> None:
-        """Each member with the states' part of its first sums (B, H). network: all of them for compiled kernels."""
-        self._members, self._network, self._num_dropped = members, network, num_dropped
+        """Each member with the states' part of its first sums (B, H). network: all of them for compiled kernels, which
+        follow_back makes ready for the way back."""
+        self._members, self._network, self._follow_back, self._num_dropped = members, network, follow_back, num_dropped
         _, state_part = members[0]
         self._num_states, self._width = state_part.shape
 
     def value(self, action: Tensor) -> Tensor:
         """Conservative value (B K,) of action (B K, A)."""
         if self._network is not None and action.dtype == torch.float32:
-            states = torch.stack([part for _, part in self._members])
-            quantiles = native_kernels.forward_each(self._network, states, action.contiguous())
+            quantiles = native_kernels.forward_each(self._network, self._states, action.contiguous())
             return conservative_value_of(quantiles.mT.contiguous(), self._num_dropped)
         per_state = action.shape[0] // self._num_states
         size = max(1, _GROUP_FLOATS // (self._width * per_state))
@@ -82,11 +87,24 @@ class CriticAt:
 
     def ascent(self, action: Tensor, group: slice) -> Tensor:
         """Gradient (R, A) of the conservative value in the action, one row for each state of a group."""
+        if self._network is not None and action.dtype == torch.float32 and self._is_ascended(self._network):
+            self._follow_back()
+            states = self._states[:, group].contiguous()
+            return native_kernels.ascent(self._network, states, action.contiguous(), self._num_dropped)
         passes = [member.quantiles_and_slopes(action, states[group]) for member, states in self._members]
         weights = value_weights(torch.stack([quantiles for quantiles, _ in passes]), self._num_dropped).unbind()
         parts = zip(self._members, weights, passes, strict=True)
         ascents = [member.back(weight, slopes) for (member, _), weight, (_, slopes) in parts]
         return torch.stack(ascents).sum(dim=0).t().contiguous()
+
+    def _is_ascended(self, network: native_kernels.Network) -> bool:
+        """Whether the compiled gradient is of the value that these critics have."""
+        return network.outputs > 1 and self._num_dropped <= native_kernels.MAX_DROPPED
+
+    @functools.cached_property
+    def _states(self) -> Tensor:
+        """The states' parts of all members' first sums (N, B, H)."""
+        return torch.stack([part for _, part in self._members])
 
 
 class _Member:

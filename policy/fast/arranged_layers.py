@@ -73,7 +73,7 @@ class ArrangedLayers:
         self._padded, self._padded_sources = [last[..., :outputs], last_bias[..., :outputs]], [others[-1], biases[-1]]
         weights = [first[:, columns], *others[:-1], last]
         norms = list(zip(self._arranged.gains, self._arranged.shifts, strict=True))
-        return network_of(weights, [*biases[:-1], last_bias], norms, outputs)
+        return network_of(weights, [*biases[:-1], last_bias], norms, self._each_back, outputs)
 
     def follow_back(self) -> None:
         """Make `backs` current, if they are not."""
@@ -99,10 +99,10 @@ class ArrangedLayers:
                 backs.append(torch.empty_like(weight, memory_format=torch.contiguous_format))
                 self._backs.append(backs[-1])
                 self._back_sources.append(weight)
-        each_back = _of_each([back if back.dim() == 3 else back[None] for back in backs])
+        self._each_back = [back if back.dim() == 3 else back[None] for back in backs]  # (N, out, in)
         self.members = [
             Member(own, [weight.t() for weight in own_backs], activation)
-            for own, own_backs, activation in zip(layers, each_back, activations, strict=True)
+            for own, own_backs, activation in zip(layers, _of_each(self._each_back), activations, strict=True)
         ]
 
 

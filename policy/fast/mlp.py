@@ -117,6 +117,7 @@ class FastMlps:
         """activation as policy.fast.arranged_layers.arrange takes it. first_columns: the inputs that the first layers
         are given, where others are added to their sums; so narrowed are then the parameters given to `run`, too."""
         self._arranged = arrange(parameters, activation)
+        self.follow_back = self._arranged.follow_back
         self.is_stacked = parameters.weights[0].dim() == 3  # weights (N, in, out)
         self._tensors = parameters.flat()
         self._versions: list[int] = []

@@ -8,13 +8,11 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
-#include <float.h>
 
 #include "native_networks.h"
 
 #define VERSION 4 /* as in native_kernels.py; another one for other functions or arguments */
 #define LANES 32
-#define MAX_DROPPED 16
 
 /* sums = the state's part, once for each of its `per_state` rows, + the level's part if any + x weights: a first layer of
  * few inputs (rows, inputs), weights (inputs, width). For widths and processors that `product` is not for. */
@@ -250,24 +248,26 @@ static PyObject *call_value_weights(PyObject *self, PyObject *const *arguments, 
     return call_of_columns(value_weights, arguments, given);
 }
 
-/* From (spare, block, inputs, is_packed), and of each layer (weights, bias, gain, shift, stride, width); returns 0 after
- * setting an exception. */
+/* From (spare, block, inputs, outputs, is_packed), and of each layer (weights, bias, gain, shift, back, stride, width);
+ * returns 0 after setting an exception. */
 static int network_of(PyObject *const *arguments, Py_ssize_t given, Network *network) {
-    const Py_ssize_t each = 6, num_layers = (given - 4) / each;
-    Py_ssize_t n[4 + 6 * MAX_LAYERS];
-    if (num_layers < 2 || num_layers > MAX_LAYERS || given != 4 + each * num_layers) {
+    enum { FIRST = 5, EACH = 7 };
+    const Py_ssize_t num_layers = (given - FIRST) / EACH;
+    Py_ssize_t n[FIRST + EACH * MAX_LAYERS];
+    if (num_layers < 2 || num_layers > MAX_LAYERS || given != FIRST + EACH * num_layers) {
         PyErr_Format(PyExc_ValueError, "%zd numbers are not those of 2 to %d layers", given, MAX_LAYERS);
         return 0;
     }
     if (!numbers_of(arguments, given, given, n)) return 0;
-    *network = (Network){.spare = AT(0), .block = n[1], .inputs = n[2], .is_packed = n[3] != 0, .num_layers = num_layers};
+    *network = (Network){.spare = AT(0), .block = n[1], .inputs = n[2], .outputs = n[3], .is_packed = n[4] != 0,
+                         .num_layers = num_layers};
     if (network->block < 1 || network->inputs < 1) {
         PyErr_Format(PyExc_ValueError, "blocks of %zd rows, %zd inputs", network->block, network->inputs);
         return 0;
     }
     for (Py_ssize_t i = 0; i < num_layers; i++) {
-        const Py_ssize_t first = 4 + each * i, width = n[first + 5];
-        network->layers[i] = (Layer){AT(first), AT(first + 1), AT(first + 2), AT(first + 3), n[first + 4], width};
+        const Py_ssize_t at = FIRST + EACH * i, width = n[at + 6];
+        network->layers[i] = (Layer){AT(at), AT(at + 1), AT(at + 2), AT(at + 3), AT(at + 4), n[at + 5], width};
         if (width < 16 || width % 16) {
             PyErr_Format(PyExc_ValueError, "a layer of width %zd, no multiple of 16", width);
             return 0;
@@ -308,7 +308,27 @@ static PyObject *call_forward_each(PyObject *self, PyObject *const *arguments, P
     Py_RETURN_NONE;
 }
 
+static PyObject *call_ascent(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
+    Py_ssize_t n[7];
+    Network critics;
+    if (!numbers_of(arguments, given < 7 ? given : 7, 7, n) || !network_of(arguments + 7, given - 7, &critics)) return NULL;
+    const Base base = {.states = AT(0), .per_state = n[1]};
+    if (!fits(base, n[5], &critics)) return NULL;
+    if (n[6] < 0 || n[6] > MAX_DROPPED || n[6] >= critics.outputs)
+        return PyErr_Format(PyExc_ValueError, "%zd of %zd quantiles dropped, not 0 to %d", n[6], critics.outputs,
+                            MAX_DROPPED);
+    for (Py_ssize_t i = 1; i < critics.num_layers; i++)
+        if (!critics.layers[i].back || critics.is_packed)
+            return PyErr_Format(PyExc_ValueError, "critics without a way back");
+    Py_BEGIN_ALLOW_THREADS
+    ascent(&critics, base, AT(2), AT(3), n[4], n[5], n[6]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
+    {"ascent", (PyCFunction)(void (*)(void))call_ascent, METH_FASTCALL,
+     "(states, rows per state, x, gradient, networks, rows, dropped, network ...)"},
     {"denoise", (PyCFunction)(void (*)(void))call_denoise, METH_FASTCALL,
      "(states or 0, rows per state, level sums, levels, noise, x, rows, steps, stop, network ...)"},
     {"forward_each", (PyCFunction)(void (*)(void))call_forward_each, METH_FASTCALL,

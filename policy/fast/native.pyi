@@ -1,5 +1,5 @@
-# See native.c: addresses, strides and counts of float32 memory, 0 for none. network: spare, block, inputs, is_packed,
-# and of each layer weights, bias, gain, shift, stride, width.
+# See native.c: addresses, strides and counts of float32 memory, 0 for none. network: spare, block, inputs, outputs,
+# is_packed, and of each layer weights, bias, gain, shift, back, stride, width.
 VERSION: int
 HAS_CLONES: int
 
@@ -23,6 +23,17 @@ def forward_each(
     out: int,
     count: int,
     rows: int,
+    /,
+    *network: int,
+) -> None: ...
+def ascent(
+    states: int,
+    per_state: int,
+    x: int,
+    gradient: int,
+    count: int,
+    rows: int,
+    num_dropped: int,
     /,
     *network: int,
 ) -> None: ...

@@ -74,6 +74,7 @@ def trials() -> Iterator[Trial]:
         yield _quantile_huber()
         yield from _conservative_value()
         yield from _forward_each()
+        yield _ascent()
         yield _denoise()
 
 
@@ -153,6 +154,16 @@ def _forward_each() -> Iterator[Trial]:
             values = (normed if is_normed else F.mish(-values)) @ weight + bias
         network = make(weights, biases, [(norm, norm) for norm in norms] if is_normed else ())
         yield Trial("forward_each", (native_kernels.forward_each(network, states, x),), (values,))
+
+
+def _ascent() -> Trial:
+    first, last, bias, states = _random(2, 3, 48), _random(2, 48, 16), _random(2, 1, 16), _random(2, 5, 48)
+    with torch.enable_grad():
+        x = _random(10, 3).requires_grad_()
+        quantiles = F.mish(-(states.repeat_interleave(2, dim=1) + x @ first)) @ last + bias
+        (expected,) = torch.autograd.grad(conservative_value(quantiles.transpose(0, 1), 2).sum(), x)
+    network = native_kernels.network_of([first, last], [bias], (), [last.mT.contiguous()])
+    return Trial("ascent", (native_kernels.ascent(network, states, x.detach(), 2),), (expected,))
 
 
 def _denoise() -> Trial:

@@ -131,7 +131,7 @@ class Network(NamedTuple):
     outputs: int  # of the last layer's; the others pad it
     num_networks: int
     is_packed: bool
-    layers: tuple[int, ...]  # six numbers of each, as native.c has them
+    layers: tuple[int, ...]  # numbers of each, as native.c has them
     tensors: tuple[Tensor, ...]  # whose addresses are among them
 
 
@@ -146,15 +146,19 @@ def runs(widths: Sequence[int]) -> bool:
 
 
 def network_of(
-    weights: Sequence[Tensor], biases: Sequence[Tensor], norms: Sequence[tuple[Tensor, Tensor]] = (), outputs: int = 0
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    norms: Sequence[tuple[Tensor, Tensor]] = (),
+    backs: Sequence[Tensor] = (),
+    outputs: int = 0,
 ) -> Network:
     """Networks with weights (N, in, out), neighbours in memory but for gaps between networks, and biases (N, 1, out) of
     all layers but the first.
 
     norms: gain and shift (N, 1, out) of each hidden layer, without which it has mish. outputs: how many of the last
-    layer's are wanted; 0 for all.
+    layer's are wanted; 0 for all. backs: for `ascent` the weights (N, out, in) of all layers but the first.
     """
-    return _network_of(weights, biases, norms, outputs or weights[-1].shape[2], is_packed=False)
+    return _network_of(weights, biases, norms, backs, outputs or weights[-1].shape[2], is_packed=False)
 
 
 def packed_network(
@@ -166,13 +170,14 @@ def packed_network(
     weights, biases = (
         [part.contiguous() for part in (*parts[:-1], F.pad(parts[-1], padding))] for parts in (weights, biases)
     )
-    return _network_of(weights, biases, norms, outputs, is_packed=True)
+    return _network_of(weights, biases, norms, (), outputs, is_packed=True)
 
 
 def _network_of(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     norms: Sequence[tuple[Tensor, Tensor]],
+    backs: Sequence[Tensor],
     outputs: int,
     *,
     is_packed: bool,
@@ -183,33 +188,58 @@ def _network_of(
         raise ValueError(f"no network of {len(widths)} layers of widths {widths}: 2 to {MAX_LAYERS}, multiples of 16")
     tensors: list[Tensor] = []
     numbers: list[int] = []
-    nothing: list[tuple[Tensor | None, Tensor | None]] = [(None, None)]
-    each_norm = [*(norms or nothing * len(biases)), *nothing]
-    others = [(bias, *norm) for bias, norm in zip([None, *biases], each_norm, strict=True)]
-    for weight, fan_in, width, added in zip(weights, (inputs, *widths), widths, others, strict=False):
+
+    def at(tensor: Tensor, *shape: int) -> int:
+        tensors.append(tensor.detach())
+        return _at(tensors[-1], (count, *shape))
+
+    for index, (weight, fan_in, width) in enumerate(zip(weights, (inputs, *widths), widths, strict=False)):
         if weight.shape != (count, fan_in, width) or weight.stride()[1:] != (width, 1):
             raise ValueError(f"a layer from {fan_in} to {width} cannot have weights {_form(weight)}")
         if is_packed:
             weight = weight.view(count, fan_in, -1, 16).transpose(1, 2).contiguous()
-        present = [None if tensor is None else tensor.detach() for tensor in added]
-        places = [0 if tensor is None else _at(tensor, (count, 1, width)) for tensor in present]
-        numbers += [_at(weight[0]), *places, weight.stride(0), width]
-        tensors += [weight, *(tensor for tensor in present if tensor is not None)]
+        is_last = index == len(widths) - 1
+        bias_at = at(biases[index - 1], 1, width) if index else 0
+        norm_at = (0, 0) if is_last or not norms else tuple(at(part, 1, width) for part in norms[index])
+        back_at = at(backs[index - 1], outputs if is_last else width, fan_in) if index and backs else 0
+        numbers += [_at(weight[0]), bias_at, *norm_at, back_at, weight.stride(0), width]
+        tensors.append(weight)
     return Network(inputs, widths, outputs, count, is_packed, tuple(numbers), tuple(tensors))
 
 
 def forward_each(network: Network, states: Tensor, x: Tensor) -> Tensor:
     """The outputs (N, R, out) of N networks for x (R, in), R = B K, the first layers' sums without x being states
     (N, B, H)."""
-    rows, (num_networks, num_states, _) = len(x), states.shape
+    given, rows, per_state = _states_and_rows(network, states, x)
+    out = x.new_empty((network.num_networks, rows, network.widths[-1]))
+    spare, block = _spare(network, rows, per_state)
+    native.forward_each(*given, _at(out), network.num_networks, rows, _at(spare), block, *_numbers(network))
+    return out[..., : network.outputs]
+
+
+def ascent(network: Network, states: Tensor, x: Tensor, num_dropped: int) -> Tensor:
+    """The gradient (R, in) in x (R, in) of the conservative value, of which the outputs are the quantiles (N, R, out).
+
+    states as in `forward_each`; 0 to MAX_DROPPED quantiles of each network dropped.
+    """
+    given, rows, per_state = _states_and_rows(network, states, x)
+    gradient = torch.empty_like(x)
+    block = _block(rows, per_state)
+    kept = sum(2 * width + 1 for width in network.widths) + 2 * max(
+        network.widths
+    )  # of every layer, and on the way back
+    spare = x.new_empty(block * kept)
+    how = (network.num_networks, rows, num_dropped, _at(spare), block)
+    native.ascent(*given, _at(gradient), *how, *_numbers(network))
+    return gradient
+
+
+def _states_and_rows(network: Network, states: Tensor, x: Tensor) -> tuple[tuple[int, int, int], int, int]:
+    """What both take, and the numbers of all rows and of one state's."""
+    rows, num_states = len(x), states.shape[1]
     per_state = _rows_per_state(rows, num_states)
     states_at = _at(states, (network.num_networks, num_states, network.widths[0]))
-    out = x.new_empty((num_networks, rows, network.widths[-1]))
-    spare, block = _spare(network, rows, per_state)
-    how = (_at(spare), block, network.inputs, network.is_packed)
-    x_at = _at(x, (rows, network.inputs))
-    native.forward_each(states_at, per_state, x_at, _at(out), num_networks, rows, *how, *network.layers)
-    return out[..., : network.outputs]
+    return (states_at, per_state, _at(x, (rows, network.inputs))), rows, per_state
 
 
 def denoise(
@@ -232,15 +262,22 @@ def denoise(
     x = noise.new_empty((rows, network.inputs))
     spare, block = _spare(network, rows, per_state)
     given = (_at(level_sums, (num_steps, width)), _at(levels, (num_steps, 5)), _at(noise, (num_steps + 1, *x.shape)))
-    how = (_at(spare), block, network.inputs, network.is_packed)
-    native.denoise(states_at, per_state, *given, _at(x), rows, num_steps, stop, *how, *network.layers)
+    native.denoise(states_at, per_state, *given, _at(x), rows, num_steps, stop, _at(spare), block, *_numbers(network))
     return x
+
+
+def _numbers(network: Network) -> tuple[int, ...]:
+    return (network.inputs, network.outputs, network.is_packed, *network.layers)
 
 
 def _spare(network: Network, rows: int, per_state: int) -> tuple[Tensor, int]:
     """Memory to compute in, and how many rows a block has."""
-    block = min(max(1, BLOCK // per_state) * per_state, rows)
+    block = _block(rows, per_state)
     return network.tensors[0].new_empty(block * (3 * max(network.widths) + 1)), block
+
+
+def _block(rows: int, per_state: int) -> int:
+    return min(max(1, BLOCK // per_state) * per_state, rows)
 
 
 def _rows_per_state(rows: int, num_states: int) -> int:

@@ -1,20 +1,24 @@
 /* Networks of linear layers, all layers of some rows in one call, and a denoiser's reverse chains. */
 #pragma once
+#include <float.h>
+
 #include "native_activations.h"
 
 #define MAX_LAYERS 8
+#define MAX_DROPPED 16
 
 /* Of one network or of several side by side: the pointers are the first one's. Widths are multiples of 16. Behind a hidden
  * layer comes norm_sigmoid if it has a gain, else mish of its negated sums. */
 typedef struct {
     const float *weights, *bias, *gain, *shift; /* (inputs, width), the others (width); the first layer has no bias */
+    const float *back; /* the weights the other way round (width, inputs), of all but the first layer; for `ascent` alone */
     Py_ssize_t stride, width; /* stride: of the weights, from one network to the next */
 } Layer;
 
 /* Rows go through all layers in blocks that stay in the second-level cache, with the weights. */
 typedef struct {
-    float *spare; /* room for a block's rows, each three times the widest layer and one number more */
-    Py_ssize_t block, inputs, num_layers, widest;
+    float *spare; /* room for a block's rows: see native_kernels.py */
+    Py_ssize_t block, inputs, outputs, num_layers, widest; /* outputs: of the last layer's, the others pad it */
     int is_packed; /* weights lie in panels of 16 columns: few rows read all of them once, and so one behind the other */
     Layer layers[MAX_LAYERS];
 } Network;
@@ -106,4 +110,101 @@ static void denoise(const Network *denoiser, Base base, const float *levels, con
                 }
         }
     }
+}
+
+/* The derivative of the mean of all quantiles but the `dropped` highest, in place of the quantiles (rows, quantiles), rows
+ * `stride` apart and the derivative times `scale`. Of equal ones the first are dropped. */
+static void weights_of(float *quantiles, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t num_quantiles, Py_ssize_t dropped,
+                       float scale) {
+    for (float *q = quantiles, *end = quantiles + rows * stride; q < end; q += stride) {
+        float highest[MAX_DROPPED], bound = FLT_MAX;
+        Py_ssize_t left = 0;
+        for (Py_ssize_t k = 0; k < dropped; k++) highest[k] = -FLT_MAX;
+        for (Py_ssize_t m = 0; m < num_quantiles; m++) {
+            float rest = q[m];
+            for (Py_ssize_t k = 0; k < dropped; k++) {
+                const float held = highest[k];
+                highest[k] = held > rest ? held : rest;
+                rest = held > rest ? rest : held;
+            }
+        }
+        if (dropped) bound = highest[dropped - 1];
+        for (Py_ssize_t k = 0; k < dropped; k++) left += highest[k] == bound;
+        for (Py_ssize_t m = 0; m < num_quantiles; m++) {
+            const int goes = q[m] == bound && left > 0;
+            left -= goes;
+            q[m] = q[m] > bound || goes ? 0.0f : scale;
+        }
+    }
+}
+
+/* gradient = gradient times the derivative of mish, from its slopes. */
+VECTORISED static void mish_back(float *gradient, const float *slopes, Py_ssize_t count) {
+#pragma omp simd
+    for (Py_ssize_t i = 0; i < count; i++) gradient[i] -= 2.0f * gradient[i] * slopes[i];
+}
+
+/* gradient (rows, inputs) += sums (rows, width) weights (inputs, width) transposed: few inputs. */
+VECTORISED static void add_to_inputs(const float *sums, const float *weights, float *gradient, Py_ssize_t rows,
+                                     Py_ssize_t inputs, Py_ssize_t width) {
+    for (Py_ssize_t row = 0; row < rows; row++)
+        for (Py_ssize_t input = 0; input < inputs; input++) {
+            float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+            for (Py_ssize_t i = 0; i < width; i++) total += sums[row * width + i] * weights[input * width + i];
+            gradient[row * inputs + input] += total;
+        }
+}
+
+/* gradient (rows, inputs), of a block, += one critic's part of the derivative of the conservative value in x. */
+static void add_ascent(const Network *critic, Py_ssize_t index, Base base, const float *x, float *gradient, Py_ssize_t rows,
+                       Py_ssize_t dropped, float scale) {
+    const Py_ssize_t last = critic->num_layers - 1;
+    float *sums[MAX_LAYERS], *values[MAX_LAYERS], *stds[MAX_LAYERS], *free = critic->spare;
+    Factors at = {.x = x, .row_stride = critic->inputs, .step_stride = 1, .start = base.states,
+                  .rows_per_start = base.per_state, .rows = rows, .steps = critic->inputs, .panel_stride = 16};
+    for (Py_ssize_t i = 0; i <= last; i++) {
+        const Layer *layer = critic->layers + i;
+        const Py_ssize_t width = layer->width;
+        sums[i] = free, values[i] = sums[i] + rows * width, stds[i] = values[i] + rows * width, free = stds[i] + rows;
+        at.weights = layer->weights + index * layer->stride, at.weight_stride = at.width = width, at.out = sums[i];
+        if (i) at.start = NULL, at.bias = layer->bias + index * width;
+        product(at);
+        if (i == last) break;
+        if (layer->gain)
+            norm_sigmoid(sums[i], layer->gain + index * width, layer->shift + index * width, values[i], stds[i], rows, width);
+        else
+            mish_and_slope(sums[i], values[i], sums[i], rows * width);
+        at.x = values[i], at.row_stride = at.steps = width;
+    }
+    weights_of(sums[last], rows, critic->layers[last].width, critic->outputs, dropped, scale);
+    float *other = free + rows * critic->widest;
+    at = (Factors){.x = sums[last], .row_stride = critic->layers[last].width, .step_stride = 1, .rows = rows,
+                   .steps = critic->outputs, .panel_stride = 16, .out = free};
+    for (Py_ssize_t i = last; i > 0; i--) {
+        const Layer *layer = critic->layers + i - 1;
+        const Py_ssize_t width = layer->width;
+        at.weights = critic->layers[i].back + index * at.steps * width, at.weight_stride = at.width = width;
+        product(at);
+        if (layer->gain)
+            norm_sigmoid_back(at.out, values[i - 1], sums[i - 1], stds[i - 1], layer->gain + index * width, NULL, NULL, rows,
+                              width);
+        else
+            mish_back(at.out, sums[i - 1], rows * width);
+        at.x = at.out, at.row_stride = at.steps = width, at.out = other, other = (float *)at.x;
+    }
+    const Layer *first = critic->layers;
+    add_to_inputs(at.x, first->weights + index * first->stride, gradient, rows, critic->inputs, first->width);
+}
+
+/* gradient (rows, inputs) of critics' conservative value, their mean without each one's `dropped` highest quantiles. */
+static void ascent(const Network *critics, Base base, const float *x, float *gradient, Py_ssize_t count, Py_ssize_t rows,
+                   Py_ssize_t dropped) {
+    const Py_ssize_t width = critics->layers[0].width;
+    const float scale = 1.0f / (float)(count * (critics->outputs - dropped));
+    memset(gradient, 0, sizeof(float) * rows * critics->inputs);
+    for (Py_ssize_t i = 0; i < count; i++, base.states += rows / base.per_state * width)
+        for (Py_ssize_t row = 0; row < rows; row += critics->block)
+            add_ascent(critics, i, base_from(base, row, width), x + row * critics->inputs, gradient + row * critics->inputs,
+                       block_of(critics, row, rows), dropped, scale);
 }

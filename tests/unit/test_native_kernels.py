@@ -199,11 +199,53 @@ def test_networks(
         padding = (0, native_kernels.padded(outputs) - outputs)
         weights[-1], biases[-1] = F.pad(weights[-1], padding), F.pad(biases[-1], padding)
         apart = torch.cat([weights[0], weights[0]], dim=1)  # gaps between the networks' first layers
-        network = network_of([apart[:, inputs:], *weights[1:]], biases, norms, outputs)
+        network = network_of([apart[:, inputs:], *weights[1:]], biases, norms, outputs=outputs)
     else:
         network = packed_network(weights, biases, norms)
     actual = native_kernels.forward_each(network, states, x)
     assert_close(actual, values, 2e-5)
+
+
+@needs_native
+@pytest.mark.parametrize("num_dropped", [0, 2, 16])
+@pytest.mark.parametrize("is_normed", [False, True])
+@pytest.mark.parametrize(("num_states", "per_state"), [(1, 1), (7, 1), (50, 3), (2, 150), (197, 1)])
+def test_gradients_of_the_conservative_value(
+    num_states: int, per_state: int, is_normed: bool, num_dropped: int
+) -> None:
+    count, inputs, num_quantiles, widths = 3, 5, 25, (48, 80, 32)
+    weights = [
+        random(count, *shape, seed=seed) / (3 * shape[0] ** 0.5)
+        for seed, shape in enumerate(itertools.pairwise((inputs, *widths)))
+    ]
+    weights[-1][..., num_quantiles:] = 7  # of outputs that are padding
+    biases = [random(count, 1, width, seed=width) for width in widths[1:]]
+    norms = [(random(count, 1, width, seed=8), random(count, 1, width, seed=9)) for width in widths[:-1] if is_normed]
+    backs = [weight.mT.contiguous() for weight in (weights[1], weights[2][..., :num_quantiles])]
+    states, x = random(count, num_states, widths[0], seed=5), random(num_states * per_state, inputs, seed=6) / 3
+    point = x.double().requires_grad_()
+    values = states.double().repeat_interleave(per_state, dim=1) + point @ weights[0].double()
+    for index, (weight, bias) in enumerate(zip(weights[1:], biases, strict=True)):
+        if is_normed:
+            gain, shift = (part.double() for part in norms[index])
+            values = torch.sigmoid(gain * F.layer_norm(values, values.shape[-1:]) + shift)
+        else:
+            values = F.mish(-values)
+        values = values @ weight.double() + bias
+    expected = conservative_value(values[..., :num_quantiles].transpose(0, 1), num_dropped)
+    (gradient,) = torch.autograd.grad(expected.sum(), point)
+    network = network_of(weights, biases, norms, backs, num_quantiles)
+    assert_close(native_kernels.ascent(network, states, x, num_dropped), gradient, 1e-5)
+
+
+@needs_native
+def test_of_equal_quantiles_as_many_are_dropped_as_of_others() -> None:
+    """Twenty equal ones: which of them goes makes no difference, how many does."""
+    first, last = random(1, 5, 32), random(1, 32, 1).repeat(1, 1, 32)
+    network = network_of([first, last], [torch.zeros(1, 1, 32)], (), [last[..., :20].mT.contiguous()], 20)
+    states, x = random(1, 4, 32), random(4, 5)
+    expected = native_kernels.ascent(network, states, x, 0)
+    torch.testing.assert_close(native_kernels.ascent(network, states, x, 3), expected, rtol=1e-5, atol=1e-5)
 
 
 @needs_native
@@ -345,6 +387,13 @@ def forward(width: int = 32, outputs: int = 16, **changes: Tensor) -> Tensor:
     return native_kernels.forward_each(network, **given)
 
 
+def uphill(num_dropped: int = 1, backs: tuple[Tensor, ...] = (random(2, 16, 32),), **changes: Tensor) -> Tensor:
+    """Two critics of 32 inputs and 16 quantiles."""
+    given = {"states": random(2, 2, 32), "x": random(4, 32)} | changes
+    network = network_of([random(2, 32, 32), random(2, 32, 16)], [random(2, 1, 16)], (), backs)
+    return native_kernels.ascent(network, **given, num_dropped=num_dropped)
+
+
 def chain(count: int = 1, stop: int = 0, **changes: Tensor) -> Tensor:
     """Three steps with an action of 5."""
     given = {"states": random(2, 32), "level_sums": random(3, 32), "levels": random(3, 5), "noise": random(4, 4, 5)}
@@ -357,6 +406,7 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
     rows, wide, narrow = random(4, 32), random(32), random(31)
     assert forward().shape == (2, 4, 16)
     assert chain().shape == (4, 5)
+    assert uphill().shape == (4, 32)
     calls: list[Callable[[], object]] = [
         lambda: native_kernels.product(rows, random(30, 48).t(), None),
         lambda: native_kernels.product(rows, random(32, 48).t(), narrow),
@@ -385,6 +435,14 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
         lambda: network_of([random(2, 32, 32), random(2, 32, 16)], [random(2, 1, 32)]),
         lambda: network_of([random(2, 32, 32), random(2, 32, 16)], [random(2, 1, 16)], [(random(2, 1, 16),) * 2]),
         lambda: network_of([random(2, 32, 32).double(), random(2, 32, 16)], [random(2, 1, 16)]),
+        lambda: uphill(states=random(3, 2, 32)),
+        lambda: uphill(x=random(4, 31)),
+        lambda: uphill(backs=(random(2, 32, 16),)),
+        lambda: uphill(backs=(random(2, 32, 16).mT,)),
+        lambda: uphill(backs=()),
+        lambda: uphill(num_dropped=16),
+        lambda: uphill(num_dropped=17),
+        lambda: uphill(num_dropped=-1),
         lambda: chain(states=random(3, 32)),
         lambda: chain(states=random(2, 48)),
         lambda: chain(level_sums=random(3, 48)),
@@ -396,23 +454,30 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
         lambda: chain(stop=4),
         lambda: chain(stop=-1),
     ]
-    messages = r"compiled kernel got|no product|rows of|no network|a layer from|an action of|cannot stop"
+    reasons = ("compiled kernel got", "no product", "rows of", "no network", "a layer from", "an action of")
     for call in calls:
-        with pytest.raises(ValueError, match=messages):
+        with pytest.raises(ValueError, match="|".join((*reasons, "cannot stop", "a way back", "quantiles dropped"))):
             call()
+
+
+HEADER = (5, 16, 0)  # inputs, outputs, is_packed
+
+
+def layers(count: int, width: int = 16) -> tuple[int, ...]:
+    return (0, 0, 0, 0, 0, 0, width) * count
 
 
 @needs_native
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ((0, 6, 5, 0, *(0, 0, 0, 0, 0, 16)), "10 numbers are not those of 2 to 8 layers"),
-        ((0, 6, 5, 0, *(0, 0, 0, 0, 0, 16) * 9), "58 numbers are not those of 2 to 8 layers"),
-        ((0, 6, 5, 0, *(0, 0, 0, 0, 0, 16) * 2, 1), "17 numbers are not those of 2 to 8 layers"),
-        ((0, 6, 5, 0, *(0, 0, 0, 0, 0, 17) * 2), "a layer of width 17, no multiple of 16"),
-        ((0, 6, 5, 0, *(0, 0, 0, 0, 0, 0) * 2), "a layer of width 0, no multiple of 16"),
-        ((0, 0, 5, 0, *(0, 0, 0, 0, 0, 16) * 2), "blocks of 0 rows, 5 inputs"),
-        ((0, 5, 5, 0, *(0, 0, 0, 0, 0, 16) * 2), "4 rows in blocks of 5, 2 of each state"),
+        ((0, 6, *HEADER, *layers(1)), "12 numbers are not those of 2 to 8 layers"),
+        ((0, 6, *HEADER, *layers(9)), "68 numbers are not those of 2 to 8 layers"),
+        ((0, 6, *HEADER, *layers(2), 1), "20 numbers are not those of 2 to 8 layers"),
+        ((0, 6, *HEADER, *layers(2, width=17)), "a layer of width 17, no multiple of 16"),
+        ((0, 6, *HEADER, *layers(2, width=0)), "a layer of width 0, no multiple of 16"),
+        ((0, 0, *HEADER, *layers(2)), "blocks of 0 rows, 5 inputs"),
+        ((0, 5, *HEADER, *layers(2)), "4 rows in blocks of 5, 2 of each state"),
     ],
 )
 def test_networks_that_cannot_be_are_refused(numbers: tuple[int, ...], message: str) -> None:
@@ -421,12 +486,15 @@ def test_networks_that_cannot_be_are_refused(numbers: tuple[int, ...], message: 
         native_kernels.native.forward_each(0, 2, 0, 0, 1, 4, *numbers)
     with pytest.raises(ValueError, match=message):
         native_kernels.native.denoise(0, 2, 0, 0, 0, 0, 4, 1, 0, *numbers)
+    with pytest.raises(ValueError, match=message):
+        native_kernels.native.ascent(0, 2, 0, 0, 1, 4, 1, *numbers)
 
 
 @needs_native
 def test_a_wrong_number_of_arguments_is_an_error() -> None:
     assert native_kernels.native is not None
     for name in (
+        "ascent",
         "denoise",
         "first_sums",
         "forward_each",
