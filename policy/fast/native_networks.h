@@ -166,7 +166,8 @@ static void add_ascent(const Network *critic, Py_ssize_t index, Base base, const
     for (Py_ssize_t i = 0; i <= last; i++) {
         const Layer *layer = critic->layers + i;
         const Py_ssize_t width = layer->width;
-        sums[i] = free, values[i] = sums[i] + rows * width, stds[i] = values[i] + rows * width, free = stds[i] + rows;
+        sums[i] = free, values[i] = sums[i] + rows * width, stds[i] = values[i] + rows * width;
+        free = i == last ? values[i] : stds[i] + rows;
         at.weights = layer->weights + index * layer->stride, at.weight_stride = at.width = width, at.out = sums[i];
         if (i) at.start = NULL, at.bias = layer->bias + index * width;
         product(at);
