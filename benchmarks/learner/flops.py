@@ -175,7 +175,8 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations of the matrix products executed within it, whatever path takes them.
 
     The formulas are torch.utils.flop_counter's; its FlopCounterMode follows modules as well, which autograd.grad inside
-    an update does not let it. Operators that add in place, oneDNN's linear one and our compiled ones are added.
+    an update does not let it. Operators that add in place, oneDNN's linear one and our compiled ones are added; of
+    these what is padding is not counted.
     """
 
     def __init__(self) -> None:
@@ -213,9 +214,9 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.total += 2 * x.numel() * weights.shape[1]
         return _FIRST_SUMS(states, level, x, weights)
 
-    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        self.total += _linear_products(x, weight)
-        return _PRODUCT(x, weight, bias)
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> Tensor:
+        self.total += _linear_products(x, weight[padding:])
+        return _PRODUCT(x, weight, bias, padding)
 
     def _forward_each(self, network: Network, states: Tensor, x: Tensor) -> Tensor:
         self.total += network.num_networks * len(x) * _network_operations(network)

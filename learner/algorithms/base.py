@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from learner.agents import Population
+from learner.agents import Population, parameters_of
 from learner.algorithms.guarded_adam import SkippedSteps
 from learner.noise import Noise
 from learner.replay import Batch
@@ -82,13 +82,13 @@ def update_ema(target: nn.Module, online: nn.Module, rate: float | Tensor) -> No
 
     rate: a number, or () on the device where it depends on the step.
     """
-    parameters = [parameter.detach() for parameter in online.parameters()]
+    targets, parameters = parameters_of(target), [parameter.detach() for parameter in parameters_of(online)]
     if not parameters:  # the heads of an observation without images have none
         return
     if isinstance(rate, Tensor):
-        torch._foreach_lerp_(list(target.parameters()), parameters, [rate] * len(parameters))
+        torch._foreach_lerp_(targets, parameters, [rate] * len(parameters))
     else:
-        torch._foreach_lerp_(list(target.parameters()), parameters, rate)
+        torch._foreach_lerp_(targets, parameters, rate)
 
 
 def frozen_copy(module: Module) -> Module:

@@ -22,7 +22,7 @@ from learner.kernels.fast_batched import (
     batched_predict_noise,
     batched_quantiles,
 )
-from learner.kernels.fast_critic import CriticAt, FastCritic
+from learner.kernels.fast_critic import CompiledAt, CriticAt, FastCritic
 from learner.kernels.fast_guidance import GuidedPair
 from learner.kernels.fast_losses import quantile_huber_loss
 from learner.kernels.plain import PlainKernels
@@ -160,7 +160,7 @@ class FastKernels:
         kept = self._keep(denoiser, FastDenoiser)
         return [own.at(part) for own, part in zip(kept, features, strict=True)]
 
-    def _critics(self, critic: nn.Module, feature: Tensor) -> Sequence[CriticAt | BatchedCritic]:
+    def _critics(self, critic: nn.Module, feature: Tensor) -> Sequence[CriticAt | CompiledAt | BatchedCritic]:
         features = self._each(feature)
         if self._is_batched:
             each = zip(self._parts(critic), features, strict=True)

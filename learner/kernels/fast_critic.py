@@ -1,7 +1,7 @@
 """One agent's critic ensemble on a CPU: conservative values, and their gradient in the action, written out."""
 
-import functools
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,19 +34,29 @@ class FastCritic:
         self._mlps = FastMlps(_parameters_of(tensors), activation)
         self._num_dropped = num_dropped
         self._members = [_Member(mlp, feature_dim) for mlp in self._mlps.members]
-        self._network = self._mlps.network(slice(feature_dim, None))
+        is_native = num_dropped <= native_kernels.MAX_DROPPED and self._mlps.num_outputs > 1
+        self._network = self._mlps.network(slice(feature_dim, None)) if is_native else None
 
-    def at(self, feature: Tensor) -> "CriticAt":
+    def at(self, feature: Tensor) -> "CriticAt | CompiledAt":
         """The ensemble as it is now and the states feature (B, F). Without autograd; drop it when weights change."""
+        return self._members_at(feature) if self._network is None else self._compiled_at(feature, self._network)
+
+    def _compiled_at(self, feature: Tensor, network: native_kernels.Network) -> "CompiledAt":
         self._mlps.follow()
-        members = [(member, member.state_part(feature)) for member in self._members]
-        return CriticAt(members, self._network, self._mlps.follow_back, self._num_dropped)
+        states = torch.stack([member.state_part(feature) for member in self._members])
+        return CompiledAt(network, states, self._mlps.follow_back, self._num_dropped)
+
+    def _members_at(self, feature: Tensor) -> "CriticAt":
+        self._mlps.follow()
+        return CriticAt([(member, member.state_part(feature)) for member in self._members], self._num_dropped)
 
     def quantiles(self, tensors: Mapping[str, Tensor], feature: Tensor, action: Tensor) -> Tensor:
         """Quantiles (B, N, M) of feature (B, F) and action (B, A).
 
         Differentiable in the ensemble's tensors, given once more because gradients go to them, and the inputs.
         """
+        if self._network is not None and not torch.is_grad_enabled():
+            return self._compiled_at(feature, self._network).quantiles(action).transpose(0, 1)
         return self._mlps.run(torch.cat([feature, action], dim=-1), None, _parameters_of(tensors))
 
 
@@ -57,24 +67,14 @@ def _parameters_of(tensors: Mapping[str, Tensor]) -> MlpParameters:
 class CriticAt:
     """An ensemble and the states it is asked about."""
 
-    def __init__(
-        self,
-        members: list[tuple["_Member", Tensor]],
-        network: native_kernels.Network | None,
-        follow_back: Callable[[], None],
-        num_dropped: int,
-    ) -> None:
-        """Each member with the states' part of its first sums (B, H). network: all of them for compiled kernels, which
-        follow_back makes ready for the way back."""
-        self._members, self._network, self._follow_back, self._num_dropped = members, network, follow_back, num_dropped
+    def __init__(self, members: list[tuple["_Member", Tensor]], num_dropped: int) -> None:
+        """Each member with the states' part of its first sums (B, H)."""
+        self._members, self._num_dropped = members, num_dropped
         _, state_part = members[0]
         self._num_states, self._width = state_part.shape
 
     def value(self, action: Tensor) -> Tensor:
         """Conservative value (B K,) of action (B K, A)."""
-        if self._network is not None and action.dtype == torch.float32:
-            quantiles = native_kernels.forward_each(self._network, self._states, action.contiguous())
-            return conservative_value_of(quantiles.mT.contiguous(), self._num_dropped)
         per_state = action.shape[0] // self._num_states
         size = max(1, _GROUP_FLOATS // (self._width * per_state))
         values = []
@@ -87,24 +87,32 @@ class CriticAt:
 
     def ascent(self, action: Tensor, group: slice) -> Tensor:
         """Gradient (R, A) of the conservative value in the action, one row for each state of a group."""
-        if self._network is not None and action.dtype == torch.float32 and self._is_ascended(self._network):
-            self._follow_back()
-            states = self._states[:, group].contiguous()
-            return native_kernels.ascent(self._network, states, action.contiguous(), self._num_dropped)
         passes = [member.quantiles_and_slopes(action, states[group]) for member, states in self._members]
         weights = value_weights(torch.stack([quantiles for quantiles, _ in passes]), self._num_dropped).unbind()
         parts = zip(self._members, weights, passes, strict=True)
         ascents = [member.back(weight, slopes) for (member, _), weight, (_, slopes) in parts]
         return torch.stack(ascents).sum(dim=0).t().contiguous()
 
-    def _is_ascended(self, network: native_kernels.Network) -> bool:
-        """Whether the compiled gradient is of the value that these critics have."""
-        return network.outputs > 1 and self._num_dropped <= native_kernels.MAX_DROPPED
 
-    @functools.cached_property
-    def _states(self) -> Tensor:
-        """The states' parts of all members' first sums (N, B, H)."""
-        return torch.stack([part for _, part in self._members])
+class CompiledAt(NamedTuple):
+    """The same where compiled kernels run whole critics."""
+
+    network: native_kernels.Network
+    states: Tensor  # the states' parts of the first sums (N, B, H)
+    follow_back: Callable[[], None]  # makes the network ready for the way back
+    num_dropped: int
+
+    def quantiles(self, action: Tensor) -> Tensor:
+        """(N, B K, M) of action (B K, A)."""
+        return native_kernels.forward_each(self.network, self.states, action.contiguous())
+
+    def value(self, action: Tensor) -> Tensor:
+        return conservative_value_of(self.quantiles(action).mT.contiguous(), self.num_dropped)
+
+    def ascent(self, action: Tensor, group: slice) -> Tensor:
+        self.follow_back()
+        states = self.states[:, group].contiguous()
+        return native_kernels.ascent(self.network, states, action.contiguous(), self.num_dropped)
 
 
 class _Member:

@@ -38,9 +38,11 @@ class MlpParameters(NamedTuple):
 
 class Member(NamedTuple):
     """One MLP's layers and activation; views that stay valid. `backs`: the transposed weights (in, out) of all layers
-    but the first, in the memory order that a product with them wants."""
+    but the first, in the memory order that a product with them wants. `last`: the last layer with as many outputs more
+    as make it one for our products."""
 
     layers: list[Layer]
+    last: Layer
     backs: list[Tensor]
     activation: Activation
 
@@ -55,25 +57,22 @@ class ArrangedLayers:
         """Copy the parameters as they are now."""
         self._is_back_current = False
 
-    def follow_network(self) -> None:
-        """Then do the same for `network`."""
-        if self._padded:
-            torch._foreach_copy_(self._padded, self._padded_sources)
+    def follow_last(self) -> None:
+        """Then copy the last layers."""
+        if self._lasts:
+            torch._foreach_copy_(self._lasts, self._last_sources)
 
     def network(self, columns: slice) -> Network | None:
         """The layers for the kernels that run whole networks, the first one narrowed to some of its inputs; None where
         they do not."""
-        first, *others = (weight if weight.dim() == 3 else weight.t()[None] for weight in self._arranged.weights)
-        biases = [bias if bias.dim() == 3 else bias[None, None] for bias in self._arranged.biases[1:]]
-        outputs = others[-1].shape[2]
-        last, last_bias = (part.new_zeros((*part.shape[:2], padded(outputs))) for part in (others[-1], biases[-1]))
-        widths = [first.shape[2], *(weight.shape[2] for weight in others[:-1]), last.shape[2]]
-        if not (self.has_network and first.dtype == torch.float32 and is_product_used() and runs(widths)):
-            return None
-        self._padded, self._padded_sources = [last[..., :outputs], last_bias[..., :outputs]], [others[-1], biases[-1]]
+        first, *others = (_stacked(weight) for weight in self._arranged.weights)
+        last, last_bias = self._padded
         weights = [first[:, columns], *others[:-1], last]
+        if not (self.has_network and self._lasts and runs([weight.shape[2] for weight in weights])):
+            return None
+        biases = [*(bias if bias.dim() == 3 else bias[None, None] for bias in self._arranged.biases[1:-1]), last_bias]
         norms = list(zip(self._arranged.gains, self._arranged.shifts, strict=True))
-        return network_of(weights, [*biases[:-1], last_bias], norms, self._each_back, outputs)
+        return network_of(weights, biases, norms, self._each_back, others[-1].shape[2])
 
     def follow_back(self) -> None:
         """Make `backs` current, if they are not."""
@@ -87,7 +86,8 @@ class ArrangedLayers:
 
     def _make_members(self, arranged: MlpParameters, activations: Sequence[Activation]) -> None:
         """arranged: weights and biases as copies or as they are."""
-        self._arranged, self._padded, self._padded_sources = arranged, [], []
+        self._arranged = arranged
+        self._pad_last(_stacked(arranged.weights[-1]), arranged.biases[-1])
         pairs = zip(_weights_of_each(arranged.weights), _vectors_of_each(arranged.biases), strict=True)
         layers = [[Layer(*own) for own in zip(*pair, strict=True)] for pair in pairs]
         by_output = [weight if weight.dim() == 2 else weight.mT for weight in arranged.weights[1:]]
@@ -100,10 +100,21 @@ class ArrangedLayers:
                 self._backs.append(backs[-1])
                 self._back_sources.append(weight)
         self._each_back = [back if back.dim() == 3 else back[None] for back in backs]  # (N, out, in)
+        lasts = [Layer(weight.t(), bias.squeeze(0)) for weight, bias in zip(*self._padded, strict=True)]
+        parts = zip(layers, lasts, _of_each(self._each_back), activations, strict=True)
         self.members = [
-            Member(own, [weight.t() for weight in own_backs], activation)
-            for own, own_backs, activation in zip(layers, _of_each(self._each_back), activations, strict=True)
+            Member(own, last, [weight.t() for weight in own_backs], activation)
+            for own, last, own_backs, activation in parts
         ]
+
+    def _pad_last(self, weight: Tensor, bias: Tensor) -> None:
+        """weight (N, in, out)."""
+        sources = [weight, bias if bias.dim() == 3 else bias[None, None]]
+        self._padded, self._lasts, self._last_sources = sources, list[Tensor](), list[Tensor]()
+        if weight.dtype == torch.float32 and is_product_used():
+            outputs = weight.shape[2]
+            self._padded = [part.new_zeros((*part.shape[:2], padded(outputs))) for part in sources]
+            self._lasts, self._last_sources = [part[..., :outputs] for part in self._padded], sources
 
 
 def arrange(parameters: MlpParameters, activation: str) -> ArrangedLayers:
@@ -176,6 +187,11 @@ class _NormedLayers(ArrangedLayers):
             weight.sub_(bias)
 
 
+def _stacked(weight: Tensor) -> Tensor:
+    """(N, in, out)."""
+    return weight if weight.dim() == 3 else weight.t()[None]
+
+
 def _count(parameters: MlpParameters) -> int:
     first = parameters.weights[0]
     return len(first) if first.dim() == 3 else 1
@@ -183,7 +199,7 @@ def _count(parameters: MlpParameters) -> int:
 
 def _weights_of_each(weights: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     """Each MLP's, (out, in)."""
-    return _of_each([weight.mT if weight.dim() == 3 else weight[None] for weight in weights])
+    return _of_each([_stacked(weight).mT for weight in weights])
 
 
 def _vectors_of_each(tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:

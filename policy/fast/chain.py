@@ -159,7 +159,7 @@ class DenoiserAt(NamedTuple):
     def error_and_slopes(self, x: Tensor, states: Tensor, step: int, rows: int) -> tuple[Tensor, list[Kept]]:
         mlp = self.denoiser.mlp
         values, slopes = mlp.hidden_and_slopes(self._sums(x, states, step), rows)
-        return linear(values[-1], *mlp.last), slopes
+        return mlp.outputs_of(values[-1]), slopes
 
     def back(self, gradient: Tensor, slopes: list[Kept]) -> Tensor:
         return linear(self.denoiser.mlp.back(gradient, slopes), self.denoiser.to_action)

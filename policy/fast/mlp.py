@@ -37,6 +37,7 @@ class FastMlp:
         self._last = len(layers) - 1
         self.first = layers[0]  # what makes the sums that the methods below take
         self.last = layers[-1]  # what follows `hidden`
+        self._padded_last, self._padding = member.last, len(member.last.bias) - len(self.last.bias)
 
     def sums(self, inputs: Tensor, base: Base | None) -> Tensor:
         """What the methods below take (R, H), for inputs (R, in) and a part of the layer's own sums."""
@@ -48,7 +49,11 @@ class FastMlp:
 
     def outputs(self, sums: Tensor) -> Tensor:
         """(R, out) of sums (R, H), which are overwritten."""
-        return linear(self.hidden(sums), *self.last)
+        return self.outputs_of(self.hidden(sums))
+
+    def outputs_of(self, values: Tensor) -> Tensor:
+        """(R, out) of the values (R, H) of the last hidden layer."""
+        return linear(values, *self._padded_last, self._padding)
 
     def hidden(self, sums: Tensor) -> Tensor:
         """The values (R, H) of the last hidden layer."""
@@ -119,6 +124,7 @@ class FastMlps:
         self._arranged = arrange(parameters, activation)
         self.follow_back = self._arranged.follow_back
         self.is_stacked = parameters.weights[0].dim() == 3  # weights (N, in, out)
+        self.num_outputs = parameters.biases[-1].shape[-1]
         self._tensors = parameters.flat()
         self._versions: list[int] = []
         self.whole_firsts = [member.layers[0] for member in self._arranged.members]
@@ -133,7 +139,7 @@ class FastMlps:
         versions = [tensor._version for tensor in self._tensors]
         if versions != self._versions:
             self._arranged.follow()
-            self._arranged.follow_network()
+            self._arranged.follow_last()
             self._versions = versions
 
     def network(self, columns: slice) -> Network | None:
@@ -178,7 +184,7 @@ class _Run(torch.autograd.Function):
         ctx.mlps = mlps
         mlps.follow()
         ctx.passes = [mlp.hidden_and_slopes(mlp.sums(inputs, base), len(inputs)) for mlp in mlps.members]
-        outputs = [linear(values[-1], *mlp.last) for mlp, (values, _) in zip(mlps.members, ctx.passes, strict=True)]
+        outputs = [mlp.outputs_of(values[-1]) for mlp, (values, _) in zip(mlps.members, ctx.passes, strict=True)]
         return _stack(outputs, dim=1)
 
     @staticmethod

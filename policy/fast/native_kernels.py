@@ -30,8 +30,11 @@ def multiplies(x: Tensor, weight: Tensor) -> bool:
     return is_float and width % 16 == 0 and steps == x.shape[1] > 0 and weight.stride() == (1, width)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias for x (R, in) of any strides, weight (out, in) and bias (out,); see `multiplies`."""
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> Tensor:
+    """x @ weight.T + bias for x (R, in) of any strides, weight (out, in) and bias (out,); see `multiplies`.
+
+    Of the outputs the last `padding` are left out.
+    """
     (rows, steps), width = x.shape, weight.shape[0]
     if not multiplies(x, weight):
         raise ValueError(f"no product of {_form(x)} with a weight {_form(weight)}")
@@ -40,7 +43,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     row_stride, step_stride = x.stride()
     factors = (x.data_ptr(), row_stride, step_stride, weight.data_ptr())
     native.product(*factors, bias_at, out.data_ptr(), rows, steps, width)
-    return out
+    return out[:, :-padding] if padding else out
 
 
 def first_sums(states: Tensor, level: Tensor | None, x: Tensor, weights: Tensor) -> Tensor:

@@ -17,8 +17,13 @@ _MIN_WORK = 1 << 20  # multiply-adds; measured: at 64 x 128 x 128 and at 16 x 25
 _NARROW = 32  # MKL takes as long for fewer columns as for this many
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias for x (R, in), weight (out, in) of any strides, bias (out,). Without autograd."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 0) -> Tensor:
+    """x @ weight.T + bias for x (R, in), weight (out, in) of any strides, bias (out,). Without autograd.
+
+    The last `padding` outputs are left out.
+    """
+    if padding:
+        return native_kernels.product(x, weight, bias, padding)
     if native_check.is_product_used() and native_kernels.multiplies(x, weight):
         return native_kernels.product(x, weight, bias)
     if pays(x.shape[0], weight) and x.dtype == torch.float32 and is_onednn_used():
