@@ -72,8 +72,8 @@ class CriticLearner:
         return next_feature_of(batch, self.heads, self.target_heads)
 
     def quantiles(self, feature: Tensor, action: Tensor) -> Tensor:
-        """Return the online critics' quantiles (..., B, N, M), differentiable in the action (..., B, A)."""
-        return self._kernels.quantiles(self.critic, feature, action)
+        """Return the online critics' quantiles (..., B, N, M), differentiable in the action (..., B, A) alone."""
+        return self._kernels.quantiles(self.critic, feature, action, is_frozen=True)
 
     def target_quantiles(self, feature: Tensor, action: Tensor) -> Tensor:
         """Return the target critics' quantiles (..., B, N, M)."""
@@ -91,7 +91,7 @@ class CriticLearner:
     def descend(self, batch: Batch, next_feature: NextFeature, targets: Tensor, critic_loss: CriticLoss) -> Metrics:
         """Take one step of everything here, towards the critics' targets (..., B, L)."""
         feature = self.heads(batch.observation)
-        quantiles = self.quantiles(feature, batch.action[..., : self._action_dim])
+        quantiles = self._kernels.quantiles(self.critic, feature, batch.action[..., : self._action_dim])
         loss = critic_loss(quantiles, targets)
         metrics: Metrics = {
             "critic_loss": loss.detach(),

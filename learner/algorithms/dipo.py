@@ -146,7 +146,7 @@ class Dipo(Resumable):
         """Gradient (..., B, A) of each row's smallest value with respect to its action; no parameter's is touched."""
         with torch.enable_grad():
             action = action.detach().requires_grad_(True)
-            quantiles = self._kernels.quantiles(self._critics.critic, feature, action)
+            quantiles = self._kernels.quantiles(self._critics.critic, feature, action, is_frozen=True)
             (gradient,) = torch.autograd.grad(conservative_value(quantiles, num_dropped=0).sum(), action)
         return gradient
 

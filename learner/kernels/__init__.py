@@ -35,8 +35,11 @@ class Kernels(Protocol):
     def value(self, critic: nn.Module, feature: Tensor, action: Tensor) -> Tensor:
         """Conservative value (..., B K) of action (..., B K, A) in the states feature (..., B, F), without gradient."""
 
-    def quantiles(self, critic: nn.Module, feature: Tensor, action: Tensor) -> Tensor:
-        """Quantiles (..., B, N, M) of feature (..., B, F) and action (..., B, A), differentiable in all three."""
+    def quantiles(self, critic: nn.Module, feature: Tensor, action: Tensor, *, is_frozen: bool = False) -> Tensor:
+        """Quantiles (..., B, N, M) of feature (..., B, F) and action (..., B, A), differentiable in all three.
+
+        is_frozen: of the critic's parameters nobody wants the gradient, which then costs nothing.
+        """
 
     def predict_noise(self, denoiser: nn.Module, noisy_action: Tensor, step: Tensor, feature: Tensor) -> Tensor:
         """eps (..., B K, A) for noisy_action (..., B K, A), step (..., B K), feature (..., B, F).

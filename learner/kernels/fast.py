@@ -112,10 +112,13 @@ class FastKernels:
             values.copy_(self._joined([own.value(actions) for own, actions in each]))
         return values
 
-    def quantiles(self, critic: nn.Module, feature: Tensor, action: Tensor) -> Tensor:
+    def quantiles(self, critic: nn.Module, feature: Tensor, action: Tensor, *, is_frozen: bool = False) -> Tensor:
         if not _is_critic(critic):
-            return self._plain.quantiles(critic, feature, action)
-        each = zip(self._parts(critic), self._each(feature), self._each(action), strict=True)
+            return self._plain.quantiles(critic, feature, action, is_frozen=is_frozen)
+        parts = self._parts(critic)
+        if is_frozen:
+            parts = [{name: tensor.detach() for name, tensor in part.items()} for part in parts]
+        each = zip(parts, self._each(feature), self._each(action), strict=True)
         if self._is_batched:
             return self._joined([batched_quantiles(self._layers(critic, own), *inputs) for own, *inputs in each])
         ensembles = self._ensembles(critic, feature)

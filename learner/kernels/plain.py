@@ -38,7 +38,7 @@ class PlainKernels:
     def value(self, critic: nn.Module, feature: Tensor, action: Tensor) -> Tensor:
         return conservative_value(critic(_each_row(feature, action.shape[-2]), action), self._num_dropped)
 
-    def quantiles(self, critic: nn.Module, feature: Tensor, action: Tensor) -> Tensor:
+    def quantiles(self, critic: nn.Module, feature: Tensor, action: Tensor, *, is_frozen: bool = False) -> Tensor:
         quantiles: Tensor = critic(feature, action)
         return quantiles
 

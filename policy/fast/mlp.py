@@ -192,7 +192,8 @@ class _Run(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, states, levels, step, *parameters = ctx.saved_tensors
         base = None if states is None else Base(states, levels, step)
-        wants_inputs, wants_base, wants_parameters = _wanted(ctx, has_base=base is not None)
+        _, wants_inputs, *needed = ctx.needs_input_grad
+        wants_base, wants_parameters = base is not None and any(needed[:3]), any(needed[3:])
         through: list[tuple[Tensor | None, ...]] = []
         layers: list[list[Layer]] = []
         own: list[list[Kept]] = []
@@ -234,24 +235,3 @@ def layer_gradient(gradient: Tensor, inputs: Tensor, *, is_stacked: bool) -> Lay
     if by_input:
         return Layer(linear(inputs.t(), gradient.t()).t(), bias)
     return Layer(linear(gradient.t(), inputs.t()), bias)
-
-
-def _wanted(ctx: Any, *, has_base: bool) -> tuple[bool, bool, bool]:
-    """Whether the running backward pass goes on to the inputs, to the base and to any parameter.
-
-    A function is only told which tensors require gradients, so without this a step of the action through a critic
-    would pay for the gradients of the critic's parameters.
-    """
-    inputs, *nodes = (node for node, _ in ctx.next_functions)  # one for each tensor
-    base, parameters = (nodes[:3], nodes[3:]) if has_base else ([], nodes)
-    return _goes_on_to(inputs), any(map(_goes_on_to, base)), any(map(_goes_on_to, parameters))
-
-
-def _goes_on_to(node: Any) -> bool:
-    if node is None:
-        return False
-    try:
-        goes_on: bool = torch._C._will_engine_execute_node(node)
-    except (AttributeError, RuntimeError):  # an internal of PyTorch; and it refuses parameters, which are then wanted
-        return True
-    return goes_on
