@@ -6,6 +6,7 @@ Every image here is RED on its left half and BLUE on its right, but for a stripe
 import enum
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -14,12 +15,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from robot.cameras import make_camera
 from robot.cameras.capture import Image
 from robot.errors import RobotError
+from robot.interface import Camera, CameraFrame
 
 HANG_LIMIT_S = 30.0
 RED, BLUE = (200, 20, 20), (20, 20, 200)
 STRIPE_ROWS = 8
+SERIAL = "912112073118"  # of the RealSense
 
 
 def picture(width: int, height: int, number: int = 0) -> Image:
@@ -289,3 +293,42 @@ class _ZedCamera:
 
     def close(self) -> None:
         self.sdk.closed += 1
+
+
+class RealSenseDesk:
+    """An rs.context of which one RealSense can be unplugged: a recording, played by librealsense itself."""
+
+    def __init__(self, recording: Path) -> None:
+        import pyrealsense2 as rs
+
+        self.context = rs.context()
+        self._path = str(recording)
+        self.plug()
+
+    def plug(self) -> None:
+        self.device = self.context.load_device(self._path).as_playback()
+
+    def unplug(self) -> None:
+        self.context.unload_device(self._path)
+
+
+def realsense(desk: RealSenseDesk, device: str = SERIAL, **options: Any) -> Camera:
+    return make_camera("realsense", "third_person", device=device, context=desk.context, **options)
+
+
+def read_until(
+    camera: Camera, condition: Callable[[CameraFrame], bool], advance: Callable[[], None] = lambda: None
+) -> CameraFrame:
+    deadline_s = time.monotonic() + HANG_LIMIT_S
+    while not condition(frame := camera.read()):
+        assert time.monotonic() < deadline_s, frame.sequence
+        time.sleep(0.002)
+        advance()
+    return frame
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + HANG_LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.002)
