@@ -153,8 +153,8 @@ def variable_settings(algorithm: str) -> tuple[str, ...]:
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     """Return a network's parameters and buffers by name; a population's have the leading axis P.
 
-    named_parameters and named_buffers take thirty times as long and this is asked for twenty times per update, so where
-    a network keeps its tensors is looked up once.
+    named_parameters and named_buffers take ten times as long and this is asked for twenty times per update, so where a
+    network keeps its tensors is looked up once: its modules and the names in them must not change afterwards.
     """
     module = network.stacked if isinstance(network, Population) else network
     places = _places.get(module)

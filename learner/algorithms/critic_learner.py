@@ -72,7 +72,7 @@ class CriticLearner:
         return next_feature_of(batch, self.heads, self.target_heads)
 
     def quantiles(self, feature: Tensor, action: Tensor) -> Tensor:
-        """Return the online critics' quantiles (..., B, N, M), differentiable in the action (..., B, A) alone."""
+        """Return the online critics' quantiles (..., B, N, M), differentiable in the action (..., B, A)."""
         return self._kernels.quantiles(self.critic, feature, action, is_frozen=True)
 
     def target_quantiles(self, feature: Tensor, action: Tensor) -> Tensor:

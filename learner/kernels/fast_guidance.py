@@ -12,7 +12,7 @@ from torch import Tensor
 from learner.algorithm_config import GuidanceConfig
 from learner.guidance import ValueGuide, clip_ascent
 from policy.fast.activations import Kept
-from policy.fast.chain import ChainDenoiser, Level, Levels, denoise, run
+from policy.fast.chain import ChainDenoiser, Level, Levels, denoise, run, walk
 
 
 class AscentCritic(Protocol):
@@ -50,9 +50,11 @@ class GuidedPair(NamedTuple):
         states = self.denoiser.states(group, 1)
         both_states = torch.cat([states, states], dim=-2)
         fresh, own = self.levels.scaled(noise)[:begin], guided_noise[:begin].unbind()
-        x = guided_x = run(self.denoiser, self.levels, noise, group, 1, begin)
-        if not self.shares_prefix:
-            guided_x = run(self.denoiser, self.levels, guided_noise, group, 1, begin)
+        if self.shares_prefix:
+            x = guided_x = run(self.denoiser, self.levels, noise, group, 1, begin)
+        else:
+            both = torch.cat([guided_noise, noise], dim=-2)
+            guided_x, x = walk(self.denoiser, self.levels, both, both_states, begin).chunk(2, dim=-2)
         for step in range(begin - 1, 0, -1):
             guided_x, x = self._step(guided_x, x, step, own[step], fresh[step], both_states, group)
         # the last step has sigma = 0: nothing could move

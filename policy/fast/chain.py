@@ -197,9 +197,11 @@ def run(
 ) -> Tensor:
     """Steps T - 1 to `stop` of unguided chains: x (..., R, A) for a group of states and noise (T + 1, ..., R, A)."""
     x = denoiser.run(levels, noise, group, stop)
-    if x is not None:
-        return x
-    states = denoiser.states(group, rows_per_state)
+    return x if x is not None else walk(denoiser, levels, noise, denoiser.states(group, rows_per_state), stop)
+
+
+def walk(denoiser: ChainDenoiser, levels: Levels, noise: Tensor, states: Tensor, stop: int) -> Tensor:
+    """The same step by step, for `states` (..., R, H)."""
     *fresh, x = levels.scaled(noise)
     for step in range(len(levels) - 1, stop - 1, -1):
         x = denoise(x, denoiser.error(x, states, step), levels.steps[step], fresh[step])

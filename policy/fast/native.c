@@ -3,8 +3,8 @@
  * without them the same numbers come from PyTorch.
  *
  * Arguments are addresses and counts. Memory is contiguous but for x of `product`, whose strides are given, and the
- * panels of native_networks.h. Outputs may be inputs of the same shape. The compiler turns the loops into vectors, for
- * each kind of processor where it can.
+ * weights of native_networks.h. Outputs may be inputs of the same shape, but not where there are products. The compiler
+ * turns the loops into vectors, for each kind of processor where it can.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

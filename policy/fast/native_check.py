@@ -74,8 +74,8 @@ def trials() -> Iterator[Trial]:
         yield _quantile_huber()
         yield from _conservative_value()
         yield from _forward_each()
-        yield _ascent()
-        yield _denoise()
+        yield from _ascent()
+        yield from _denoise()
 
 
 def _random(*shape: int) -> Tensor:
@@ -156,17 +156,22 @@ def _forward_each() -> Iterator[Trial]:
         yield Trial("forward_each", (native_kernels.forward_each(network, states, x),), (values,))
 
 
-def _ascent() -> Trial:
+def _ascent() -> Iterator[Trial]:
     first, last, bias, states = _random(2, 3, 48), _random(2, 48, 16), _random(2, 1, 16), _random(2, 5, 48)
-    with torch.enable_grad():
-        x = _random(10, 3).requires_grad_()
-        quantiles = F.mish(-(states.repeat_interleave(2, dim=1) + x @ first)) @ last + bias
-        (expected,) = torch.autograd.grad(conservative_value(quantiles.transpose(0, 1), 2).sum(), x)
-    network = native_kernels.network_of([first, last], [bias], (), [last.mT.contiguous()])
-    return Trial("ascent", (native_kernels.ascent(network, states, x.detach(), 2),), (expected,))
+    norm = _random(2, 1, 48)
+    for is_normed in (False, True):
+        with torch.enable_grad():
+            x = _random(10, 3).requires_grad_()
+            sums = states.repeat_interleave(2, dim=1) + x @ first
+            normed = torch.sigmoid(norm * F.layer_norm(sums, (48,)) + norm)
+            quantiles = (normed if is_normed else F.mish(-sums)) @ last + bias
+            (expected,) = torch.autograd.grad(conservative_value(quantiles.transpose(0, 1), 2).sum(), x)
+        norms = [(norm, norm)] if is_normed else ()
+        network = native_kernels.network_of([first, last], [bias], norms, [last.mT.contiguous()])
+        yield Trial("ascent", (native_kernels.ascent(network, states, x.detach(), 2),), (expected,))
 
 
-def _denoise() -> Trial:
+def _denoise() -> Iterator[Trial]:
     """In two blocks."""
     rows = native_kernels.BLOCK + 2
     states, level_sums, noise, levels = _random(rows // 2, 32), _random(3, 32), _random(4, rows, 5), _random(3, 5).abs()
@@ -177,5 +182,6 @@ def _denoise() -> Trial:
         error = F.mish(-(states.repeat_interleave(2, dim=0) + level_sums[step] + x @ first[0])) @ last[0] + bias[0]
         clipped = (x - error_gain * error[:, :5]).clamp(-bound, bound)
         x = sigma * fresh[step] + noisy_weight * x + clipped_weight * clipped
-    network = native_kernels.network_of([first, last], [bias])
-    return Trial("denoise", (native_kernels.denoise(network, states, level_sums, levels, noise),), (x,))
+    for make in (native_kernels.network_of, native_kernels.packed_network):
+        network = make([first, last], [bias])
+        yield Trial("denoise", (native_kernels.denoise(network, states, level_sums, levels, noise),), (x,))

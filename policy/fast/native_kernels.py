@@ -138,6 +138,9 @@ class Network(NamedTuple):
     layers: tuple[int, ...]  # numbers of each, as native.c has them
     tensors: tuple[Tensor, ...]  # whose addresses are among them
 
+    def __deepcopy__(self, memo: object) -> "Network":
+        raise TypeError("a copy would have the addresses of tensors that are not its own; make another one")
+
 
 def padded(width: int) -> int:
     """The least multiple of 16 that has room for as many."""

@@ -20,7 +20,7 @@ _NARROW = 32  # MKL takes as long for fewer columns as for this many
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 0) -> Tensor:
     """x @ weight.T + bias for x (R, in), weight (out, in) of any strides, bias (out,). Without autograd.
 
-    The last `padding` outputs are left out.
+    The last `padding` outputs are left out; more than 0 only where `multiplies`, as arranged_layers sees to.
     """
     if padding:
         return native_kernels.product(x, weight, bias, padding)

@@ -1,5 +1,6 @@
 """The compiled kernels against PyTorch in double precision, and what they refuse."""
 
+import copy
 import itertools
 import platform
 import shutil
@@ -282,6 +283,12 @@ def test_a_network_follows_weights_that_change_in_place_and_a_packed_one_does_no
     after = {name: native_kernels.forward_each(network, states, x) for name, network in networks.items()}
     assert torch.equal(before["packed"], after["packed"])
     assert torch.equal(after["as it is"], biases[0].expand(2, 6, 16))
+
+
+@needs_native
+def test_a_network_is_not_copied_for_its_addresses_would_be_anothers() -> None:
+    with pytest.raises(TypeError, match="not its own"):
+        copy.deepcopy(network_of([random(1, 4, 32), random(1, 32, 16)], [random(1, 1, 16)]))
 
 
 @needs_native
