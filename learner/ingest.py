@@ -219,6 +219,8 @@ def main() -> None:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda *_: stop.set())
     serve(config, stop)
+    for signal_number in (signal.SIGTERM, signal.SIGINT):  # or one more would end the interpreter while it closes down
+        signal.signal(signal_number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.fault_matrix.ends import Link, Program, check_database, wait_until
 from benchmarks.fault_matrix.oracle import read_log
+from learner import ingest
 from learner.config import ReplayConfig
 from learner.replay import Replay
 from policy.errors import EXIT_INTERRUPTED, EXIT_OK
@@ -162,6 +163,22 @@ def test_signals_at_any_moment_leave_all_files_whole(
     link.ingest.start()
     link.actor.finish()
     assert link.compare().faults == {}
+
+
+def test_one_more_signal_when_all_is_done_is_not_how_ingest_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python gives signals back to the system before it ends, but for those that are ignored."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    monkeypatch.setattr(ingest, "serve", lambda config, stop: None)
+    monkeypatch.setattr("sys.argv", ["ingest", "--run-dir", str(tmp_path), "--policy-json", str(tmp_path / "policy")])
+    try:
+        ingest.main()
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN] * 2
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, EXIT_OK), (signal.SIGKILL, -signal.SIGKILL)])
