@@ -128,7 +128,7 @@ def value_weights(columns: Tensor, num_dropped: int) -> Tensor:
 
 
 class Network(NamedTuple):
-    """N networks of one shape as `forward_each` and `denoise` take them. Its tensors may change in place."""
+    """N networks of one shape as `forward_each`, `ascent` and `denoise` take them. Its tensors may change in place."""
 
     inputs: int
     widths: tuple[int, ...]
