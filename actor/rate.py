@@ -48,6 +48,7 @@ class RateKeeper:
         self._sleep = sleep
         self._bins = np.zeros(_NUM_BINS, dtype=np.int64)
         self._max_s = 0.0
+        self._slept_s = 0.0
         self._overruns = 0
         self._late_in_a_row = 0
         self._has_lapsed = False
@@ -68,11 +69,18 @@ class RateKeeper:
                 self._overruns += 1
                 self._deadline_s = now_s
             else:
-                self._sleep(self._deadline_s - now_s)
+                done_s = now_s
+                self._sleep(self._deadline_s - done_s)
                 now_s = self._clock()
+                self._slept_s += now_s - done_s
             self._deadline_s += self._nominal_s
         self._record(now_s - self._previous_s)
         self._previous_s = now_s
+
+    @property
+    def slept_s(self) -> float:
+        """Time since construction in which nothing was left to do but to wait for a deadline."""
+        return self._slept_s
 
     @property
     def late_in_a_row(self) -> int:

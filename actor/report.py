@@ -29,7 +29,7 @@ class EpisodeReport:
     reward_source: str  # who judged its last step: task, classifier or human
     length: int  # steps
     episode_return: float
-    duration_s: float  # wall time
+    duration_s: float  # wall time, resets included
     robot_s: float  # time on the robot: steps over control rate
     human_s: float  # the part of it in which a human drove
     interventions: int  # number of take-overs
@@ -44,6 +44,7 @@ class EpisodeReport:
     is_discarded: bool  # the operator's word: nothing is learned from it
     is_aborted: bool  # cameras, robot or a fault ended it
     weights_lag_steps: int = 0  # in its last step, learner steps that the learner was ahead of the weights
+    slept_s: float = 0.0  # of duration_s, until the ends of control periods
 
     @property
     def is_counted(self) -> bool:
@@ -58,6 +59,7 @@ def episode_report(
     *,
     stage: Stage | None,
     duration_s: float,
+    slept_s: float,
     control_rate_hz: float,
     backlog: int,
 ) -> EpisodeReport:
@@ -70,6 +72,7 @@ def episode_report(
         length=tally.length,
         episode_return=tally.episode_return,
         duration_s=duration_s,
+        slept_s=slept_s,
         robot_s=tally.length / control_rate_hz,
         human_s=tally.human_steps / control_rate_hz,
         interventions=tally.interventions,
@@ -168,15 +171,19 @@ def intervention_figures(episodes: Iterable[EpisodeReport]) -> dict[str, float]:
     return {"steps": steps, "fraction": steps / max(1, sum(episode.length for episode in training))}
 
 
-def typical_duration_s(episodes: Sequence[EpisodeReport]) -> float:
-    """Return the mean wall time of the latest episodes that the policy drove alone; 0 without episodes.
+def typical_duration_s(episodes: Sequence[EpisodeReport], pace: float) -> float:
+    """Return what the latest episodes that the policy drove alone would take on average at another pace, in wall time.
 
-    Those tell how long it takes, or how long it fails. Before there are any, training episodes or demonstrations serve.
+    Those tell how long it takes, or how long it fails. Before there are any, training episodes or demonstrations serve;
+    0 without episodes. pace as actor.rate.RateKeeper's: at 0 nothing is waited for. At others it is rather too much:
+    work that fits into the control periods is counted beside them.
     """
     training = [episode for episode in episodes if episode.kind == "training"]
     alone = [episode for episode in training if episode.intervention_steps == 0]
     recent = (alone or training or episodes)[-_RECENT_EPISODES:]
-    return sum(episode.duration_s for episode in recent) / max(1, len(recent))
+    busy_s = sum(episode.duration_s - episode.slept_s for episode in recent)
+    periods_s = sum(episode.robot_s for episode in recent) / pace if pace > 0 else 0.0
+    return (busy_s + periods_s) / max(1, len(recent))
 
 
 def percentiles(values: Sequence[float] | Sequence[int]) -> dict[str, float]:

@@ -170,7 +170,7 @@ class Session:
 
     def _run_episode(self, plan: EpisodePlan) -> None:
         gc.collect()  # here, where nothing waits for it, and not in the middle of an episode
-        number, start_s = len(self._episodes), time.monotonic()
+        number, start_s, slept_s = len(self._episodes), time.monotonic(), self._cell.env.rate.slept_s
         tally = self._drive(plan, number - self._episodes_before)
         if tally is None:
             return
@@ -182,6 +182,7 @@ class Session:
             tally,
             stage=plan.stage,
             duration_s=time.monotonic() - start_s,
+            slept_s=self._cell.env.rate.slept_s - slept_s,
             control_rate_hz=self._task.control_rate_hz,
             backlog=self._spool.pending,
         )
@@ -339,9 +340,8 @@ class Session:
 
     def _reserve_s(self) -> float:
         """Return the time to keep for the final evaluation, judged by the latest episodes of this process."""
-        return (
-            _RESERVE_MARGIN * self._config.eval_episodes * typical_duration_s(self._episodes[self._episodes_before :])
-        )
+        typical_s = typical_duration_s(self._episodes[self._episodes_before :], self._config.eval_pace)
+        return _RESERVE_MARGIN * self._config.eval_episodes * typical_s
 
     def _next_interim_evaluation(self) -> int | None:
         every = self._config.eval_every_steps

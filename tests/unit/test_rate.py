@@ -40,6 +40,7 @@ def test_work_does_not_lengthen_the_period(time: VirtualTime) -> None:
     keeper = RateKeeper(0.1, 1.0, time.clock, time.sleep)
     ends = run(time, keeper, [0.01, 0.09, 0.05, 0.0])
     assert ends == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert keeper.slept_s == pytest.approx(0.4 - 0.15)
     statistics = keeper.statistics()
     assert (statistics.overruns, statistics.count) == (0, 4)
     assert statistics.p50_ms == pytest.approx(100, rel=0.01)
