@@ -82,10 +82,10 @@ class Agents:
     def optimiser(
         self, parameters: Iterable[nn.Parameter], learning_rate: Callable[[LearnerConfig], float], eps: float = 1e-8
     ) -> "GuardedAdam | PopulationAdam":
-        rates = [learning_rate(config) for config in self.configs]
+        rates, is_compiled = [learning_rate(config) for config in self.configs], self.config.kernels != "plain"
         if self.is_population:
-            return PopulationAdam(parameters, rates, eps)
-        return GuardedAdam(parameters, rates[0], eps=eps)
+            return PopulationAdam(parameters, rates, eps, is_compiled=is_compiled)
+        return GuardedAdam(parameters, rates[0], eps, is_compiled=is_compiled)
 
     def setting(self, read: Callable[[LearnerConfig], float], num_axes: int) -> "float | Tensor":
         """Return a setting that agents may differ in: a number if they agree, else (P, 1, ...) with `num_axes` ones."""
@@ -129,11 +129,23 @@ class Population(nn.Module):
 class PopulationAdam:
     """GuardedAdam for each agent of a population: one whose step is not finite does not hold up the others."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], learning_rates: Sequence[float], eps: float) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        learning_rates: Sequence[float],
+        eps: float,
+        *,
+        is_compiled: bool = False,
+    ) -> None:
         self._parameters = list(parameters)
         # A member's parameters share the stacked ones' memory.
         self.members = [
-            GuardedAdam([nn.Parameter(stacked.detach()[index]) for stacked in self._parameters], rate, eps=eps)
+            GuardedAdam(
+                [nn.Parameter(stacked.detach()[index]) for stacked in self._parameters],
+                rate,
+                eps,
+                is_compiled=is_compiled,
+            )
             for index, rate in enumerate(learning_rates)
         ]
 

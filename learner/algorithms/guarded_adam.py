@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from learner.data_parallel import average_over_ranks
+from policy.fast.native_check import is_native_used
+from policy.fast.native_kernels import MAX_TENSORS, Learned, adam_step
 
 
 class SkippedSteps(NamedTuple):
@@ -26,11 +28,16 @@ class GuardedAdam(Adam):
     GPU never waits for the answer. skipped_steps() reads it.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, eps: float = 1e-8) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], learning_rate: float, eps: float = 1e-8, *, is_compiled: bool = False
+    ) -> None:
+        """is_compiled: where policy.fast has it, the step is its one, for PyTorch's operations take longer to start."""
         super().__init__(parameters, learning_rate, eps=eps, fused=True, capturable=True)
         self._parameters: list[nn.Parameter] = self.param_groups[0]["params"]
         # total, in a row, loss, gradient norm; always the same tensor, as a captured graph needs it
         self._counters = torch.zeros(4, device=self._parameters[0].device)
+        is_simple = all(p.is_cpu and p.is_contiguous() and p.dtype == torch.float32 for p in self._parameters)
+        self._is_compiled = is_compiled and is_simple and len(self._parameters) <= MAX_TENSORS
 
     def descend(self, loss: Tensor, max_norm: float = 0.0, is_due: Tensor | None = None) -> None:
         """Take one step down `loss`, with the gradient's norm clipped to max_norm unless that is 0.
@@ -48,16 +55,39 @@ class GuardedAdam(Adam):
     ) -> None:
         """Take the step of `descend` from gradients that are known already, one for each parameter."""
         gradients, loss = average_over_ranks(gradients, loss)
+        # Both steps read gradients in the parameter's memory order, whatever their strides say.
+        gradients = [None if gradient is None else gradient.contiguous() for gradient in gradients]
+        if self._is_compiled and is_due is None and is_native_used():
+            self._compiled_step(gradients, loss, max_norm)
+        else:
+            self._fused_step(gradients, loss, max_norm, is_due)
+        torch.autograd.graph.increment_version(self._parameters)  # both leave that out
+
+    def _compiled_step(self, gradients: Sequence[Tensor | None], loss: Tensor, max_norm: float) -> None:
+        learned = []
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            # The fused kernel reads both in the parameter's memory order, whatever the gradient's strides say.
-            parameter.grad = None if gradient is None else gradient.contiguous()
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
+            if gradient is None:
+                continue
+            state = self.state[parameter]
+            if not state:  # as Adam makes it
+                zeros = (torch.zeros_like(parameter, requires_grad=False) for _ in range(2))
+                state.update(zip(("step", "exp_avg", "exp_avg_sq"), (torch.zeros(()), *zeros), strict=True))
+            learned.append(Learned(parameter, gradient, state["exp_avg"], state["exp_avg_sq"], state["step"]))
+        group = self.param_groups[0]
+        how = {name: group[name] for name in ("betas", "eps")}
+        adam_step(learned, loss.detach(), self._counters, learning_rate=group["lr"], max_norm=max_norm, **how)
+
+    def _fused_step(
+        self, gradients: Sequence[Tensor | None], loss: Tensor, max_norm: float, is_due: Tensor | None
+    ) -> None:
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
         if max_norm:
             nn.utils.clip_grads_with_norm_(self._parameters, max_norm, norm)
         is_bad = 1.0 - (loss.detach() + norm).isfinite().float()
         self.found_inf = is_bad if is_due is None else torch.maximum(is_bad, 1.0 - is_due)
         self.step()
-        torch.autograd.graph.increment_version(self._parameters)  # the fused kernel leaves that out
         total, in_a_row, _, _ = self._counters
         latest = torch.stack([total + is_bad, (in_a_row + 1) * is_bad, loss.detach(), norm])
         self._counters.copy_(latest if is_due is None else torch.where(is_due > 0, latest, self._counters))

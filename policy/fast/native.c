@@ -9,9 +9,10 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "native_adam.h"
 #include "native_networks.h"
 
-#define VERSION 4 /* as in native_kernels.py; another one for other functions or arguments */
+#define VERSION 5 /* as in native_kernels.py; another one for other functions or arguments */
 #define LANES 32
 
 /* sums = the state's part, once for each of its `per_state` rows, + the level's part if any + x weights: a first layer of
@@ -326,7 +327,39 @@ static PyObject *call_ascent(PyObject *self, PyObject *const *arguments, Py_ssiz
     Py_RETURN_NONE;
 }
 
+/* From (loss, counters, learning rate, both betas, eps, largest norm), and of each tensor (parameter, gradient, mean,
+ * square, step, count). */
+static PyObject *call_adam_step(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
+    enum { EACH = 6, FIRST = 7 };
+    const Py_ssize_t num_tensors = (given - FIRST) / EACH;
+    Py_ssize_t n[EACH * MAX_TENSORS];
+    double settings[FIRST - 2];
+    if (num_tensors < 1 || num_tensors > MAX_TENSORS || given != FIRST + EACH * num_tensors)
+        return PyErr_Format(PyExc_ValueError, "%zd numbers are not those of 1 to %d tensors", given, MAX_TENSORS);
+    for (int i = 0; i < FIRST - 2; i++) {
+        settings[i] = PyFloat_AsDouble(arguments[2 + i]);
+        if (settings[i] == -1.0 && PyErr_Occurred()) return NULL;
+    }
+    if (!numbers_of(arguments, 2, 2, n)) return NULL;
+    const float loss = *AT(0);
+    float *counters = AT(1);
+    if (!numbers_of(arguments + FIRST, given - FIRST, given - FIRST, n)) return NULL;
+    Learned each[MAX_TENSORS];
+    for (Py_ssize_t i = 0; i < num_tensors; i++) {
+        const Py_ssize_t at = EACH * i;
+        each[i] = (Learned){AT(at), AT(at + 1), AT(at + 2), AT(at + 3), AT(at + 4), n[at + 5]};
+    }
+    Py_BEGIN_ALLOW_THREADS
+    adam_step(each, num_tensors, (AdamSettings){settings[0], settings[1], settings[2], settings[3], settings[4]}, loss,
+              counters);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
+    {"adam_step", (PyCFunction)(void (*)(void))call_adam_step, METH_FASTCALL,
+     "(loss, counters, learning rate, beta 1, beta 2, eps, largest norm, parameter, gradient, mean, square, step, "
+     "count, ...)"},
     {"ascent", (PyCFunction)(void (*)(void))call_ascent, METH_FASTCALL,
      "(states, rows per state, x, gradient, networks, rows, dropped, network ...)"},
     {"denoise", (PyCFunction)(void (*)(void))call_denoise, METH_FASTCALL,

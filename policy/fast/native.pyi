@@ -3,6 +3,17 @@
 VERSION: int
 HAS_CLONES: int
 
+def adam_step(
+    loss: int,
+    counters: int,
+    learning_rate: float,
+    beta_1: float,
+    beta_2: float,
+    eps: float,
+    max_norm: float,
+    /,
+    *each: int,
+) -> None: ...
 def denoise(
     states: int,
     per_state: int,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from policy.critic_network import conservative_value
 from policy.fast import native_kernels
@@ -76,6 +76,7 @@ def trials() -> Iterator[Trial]:
         yield from _forward_each()
         yield from _ascent()
         yield from _denoise()
+        yield _adam_step()
 
 
 def _random(*shape: int) -> Tensor:
@@ -185,3 +186,24 @@ def _denoise() -> Iterator[Trial]:
     for make in (native_kernels.network_of, native_kernels.packed_network):
         network = make([first, last], [bias])
         yield Trial("denoise", (native_kernels.denoise(network, states, level_sums, levels, noise),), (x,))
+
+
+def _adam_step() -> Trial:
+    """Of tensors longer and shorter than a processor computes at once, clipped, a few times."""
+    parameters = [_random(_ROWS, _WIDTH), _random(1)]
+    gradients = [10 * parameter + 1 for parameter in parameters]
+    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    expected, counters = [nn.Parameter(parameter.clone()) for parameter in parameters], torch.zeros(4)
+    adam = torch.optim.Adam(expected, 0.1, (0.8, 0.9), 1e-5)
+    learned = [
+        native_kernels.Learned(*pair, torch.zeros_like(pair[0]), torch.zeros_like(pair[0]), torch.zeros(()))
+        for pair in zip(parameters, gradients, strict=True)
+    ]
+    for parameter, gradient in zip(expected, gradients, strict=True):
+        parameter.grad = gradient / norm
+    for _ in range(3):
+        adam.step()
+        native_kernels.adam_step(
+            learned, torch.tensor(2.0), counters, learning_rate=0.1, betas=(0.8, 0.9), eps=1e-5, max_norm=1.0
+        )
+    return Trial("adam_step", (*parameters, counters), (*expected, torch.tensor([0.0, 0.0, 2.0, norm])))

@@ -18,9 +18,9 @@ try:
 except ImportError:  # set-up found no C compiler
     native = None  # type: ignore[assignment]
 
-MAX_DROPPED, MAX_WIDTH, MAX_LAYERS = 16, 8192, 8  # as in native.c and what it includes
+MAX_DROPPED, MAX_WIDTH, MAX_LAYERS, MAX_TENSORS = 16, 8192, 8, 64  # as in native.c and what it includes
 BLOCK = 96  # rows that go through a network together; a multiple of the six that a product's tile has
-VERSION = 4  # of native.c that this file calls; what was compiled before an update may be older
+VERSION = 5  # of native.c that this file calls; what was compiled before an update may be older
 
 
 def multiplies(x: Tensor, weight: Tensor) -> bool:
@@ -125,6 +125,37 @@ def value_weights(columns: Tensor, num_dropped: int) -> Tensor:
     weights = torch.empty_like(columns)
     native.value_weights(_at(columns), _at(weights), num_critics, num_quantiles, rows, num_dropped)
     return weights
+
+
+class Learned(NamedTuple):
+    """A parameter and what torch.optim.Adam keeps of it, all of its shape but the step ()."""
+
+    parameter: Tensor
+    gradient: Tensor
+    mean: Tensor
+    square: Tensor
+    step: Tensor
+
+
+def adam_step(
+    each: Sequence[Learned],
+    loss: Tensor,
+    counters: Tensor,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    max_norm: float,
+) -> None:
+    """torch.optim.Adam's step along the gradients of `loss` (), their common norm clipped to max_norm unless that is 0.
+
+    If loss or norm is not finite, nothing changes but counters (4,): steps left out in all and in a row, loss, norm.
+    """
+    places: list[int] = []
+    for parameter, *others, step in each:
+        shape = parameter.shape
+        places += (_at(parameter), *(_at(other, shape) for other in others), _at(step, ()), parameter.numel())
+    native.adam_step(_at(loss, ()), _at(counters, (4,)), learning_rate, *betas, eps, max_norm, *places)
 
 
 class Network(NamedTuple):
