@@ -91,7 +91,6 @@ def variants(base: LearnerConfig) -> list[Variant]:
     policy, cgpo = base.policy, base.cgpo
     steps = policy.denoising_steps
     few, many = max(1, round(steps / 4)), round(3 * steps / 4)
-    eq_19 = ("cgpo.entropy_reduction=mean",)
     every = [
         Variant("none", "no guidance: the target is one unguided sample", ("cgpo.guidance.type=none",)),
         Variant("naive", "guidance that adds the scaled gradient", ("cgpo.guidance.type=naive",)),
@@ -129,16 +128,31 @@ def variants(base: LearnerConfig) -> list[Variant]:
         ),
         Variant("vbase_zero", "no base value: weights are the target's own value", ("cgpo.vbase=zero",)),
         Variant("vbase_sampled", "base value is the mean over 16 samples", ("cgpo.vbase=sampled",)),
-        Variant("entropy_mean", "entropy term as Eq 19 prints it", eq_19),
         *(
             Variant(f"target_candidates_{count}", f"K_t = {count}", (f"cgpo.critic.target_candidates={count}",))
             for count in (1, 4)
             if count != cgpo.critic.target_candidates
         ),
-        # Alone, K_b = 1 would act on raw samples of which the entropy term makes one in eight a random action.
+        *_entropy_variants(base),
+    ]  # fmt: skip
+    return every
+
+
+def _entropy_variants(base: LearnerConfig) -> list[Variant]:
+    """The entropy term, and K_b, by which its random actions are left out."""
+    policy, cgpo = base.policy, base.cgpo
+    if cgpo.entropy_reduction == "mean":
+        entropy = Variant("entropy_concat", "entropy term as in QVPO's code", ("cgpo.entropy_reduction=concat",))
+        eq_19 = Variant(BASE, "", ())
+    else:
+        entropy = Variant("entropy_mean", "entropy term as Eq 19 prints it", ("cgpo.entropy_reduction=mean",))
+        eq_19 = entropy
+    return [
+        entropy,
+        # Raw samples, of which the other entropy term would make one in eight a random action.
         Variant(
             "behavior_candidates_1", "K_b = 1, with the entropy term of Eq 19",
-            ("policy.behavior_candidates=1", *eq_19), against="entropy_mean",
+            ("policy.behavior_candidates=1", *eq_19.overrides), against=eq_19.name,
         ),
         *(
             Variant(f"behavior_candidates_{count}", f"K_b = {count}", (f"policy.behavior_candidates={count}",))
@@ -146,7 +160,6 @@ def variants(base: LearnerConfig) -> list[Variant]:
             if count != policy.behavior_candidates
         ),
     ]  # fmt: skip
-    return every
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

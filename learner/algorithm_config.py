@@ -102,7 +102,8 @@ class CgpoConfig:
     """N_e: uniform actions per state."""
     entropy_reduction: Literal["concat", "mean"] = "concat"
     """concat: mean over target and uniform rows together (QVPO's code: uniform mass N_e lambda relative to the target);
-    mean: the literal Eq 19 (uniform mass lambda), required for acting without a published critic."""
+    mean: the literal Eq 19 (uniform mass lambda), required for acting without a published critic, and what the MuJoCo
+    presets have (benchmarks/results/mujoco.md shows both)."""
     entropy_anneal_steps: int = 1_000_000
     """lambda falls linearly to a tenth over this many actor updates; 0 keeps it constant."""
     bc_warmup_steps: int = 0

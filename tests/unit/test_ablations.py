@@ -65,7 +65,9 @@ def test_a_value_that_the_base_has_is_no_variant() -> None:
 
 
 def test_all_that_is_to_be_compared_has_a_variant() -> None:
-    overrides = {override for variant in variants(base_config(Options())) for override in variant.overrides}
+    every = [variants(base_config(Options(preset=preset))) for preset in PRESETS]
+    assert "cgpo.entropy_reduction=concat" in {each for variant in every[0] for each in variant.overrides}
+    overrides = {override for variant in every[2] for override in variant.overrides}
     assert overrides >= {
         "cgpo.guidance.type=none", "cgpo.guidance.type=naive", "cgpo.guidance.best_of=64", "cgpo.critic.ddqn=false",
         "policy.drop_quantiles=0", "cgpo.critic.type=twin_scalar", "cgpo.vbase=zero", "cgpo.vbase=sampled",
