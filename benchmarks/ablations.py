@@ -27,6 +27,7 @@ from benchmarks.mujoco.groups import Group, group_curves
 from benchmarks.mujoco.settings import full_task_name, parse_seeds, resolve_config
 from benchmarks.mujoco.sweep import ALONE, make_run, split_arguments
 from benchmarks.mujoco.table import commands_of, markdown_table, spread
+from benchmarks.point_reach import NOISY_TASK as NOISY_REACH
 from benchmarks.point_reach import TASK as POINT_REACH
 from learner.cluster import SweepConfig, SweepRun, run_sweep
 from learner.config import LearnerConfig
@@ -68,14 +69,20 @@ class Plan:
     """Further options of benchmarks.mujoco."""
 
 
+_SMALL = "benchmarks/reduced_point_reach.toml"
 _PLANS = {
     POINT_REACH: Plan(
-        preset="benchmarks/reduced_point_reach.toml",
+        preset=_SMALL,
         steps=4_000,
         more=("--evaluation-every", "250", "--episodes", "50", "--more-candidates", ""),
     ),
+    NOISY_REACH: Plan(
+        preset=_SMALL,
+        steps=4_000,
+        more=("--evaluation-every", "500", "--more-candidates", ""),
+    ),
     "Pendulum-v1": Plan(
-        preset="benchmarks/reduced_point_reach.toml",
+        preset=_SMALL,
         steps=6_000,
         more=("--evaluation-every", "500", "--more-candidates", ""),
     ),
@@ -170,16 +177,17 @@ class Options:
     """What is compared."""
 
     task: str = POINT_REACH
-    """Gymnasium's name; without a version v4. The default and Pendulum-v1 take less than a minute a run on an idle
-    core, the paper's tasks, such as HalfCheetah-v4, half an hour."""
+    """Gymnasium's name; without a version v4. The small ones (the default, benchmarks.point_reach:NoisyReach-v0 and
+    Pendulum-v1) take less than a minute a run on an idle core, the paper's, such as HalfCheetah-v4, half an hour."""
     only: tuple[str, ...] = ()
     """Names from --list; what they are compared with is run too. Without it all of them."""
     seeds: str = "0-4"
     """Such as 0-4 or 0,3. Fewer than four of each cannot tell a difference from chance."""
     steps: int = 0
-    """Environment steps of each run; 0 takes 4,000 of the default task, 6,000 of Pendulum-v1, 100,000 of any other."""
+    """Environment steps of each run; 0 takes 4,000 of the default task and NoisyReach, 6,000 of Pendulum-v1, 100,000 of
+    any other."""
     preset: str = ""
-    """The base, a preset of CGPO; without one the task's, which is reduced_mujoco for all but the two small ones."""
+    """The base, a preset of CGPO; without one the task's, which is reduced_mujoco for all but the small ones."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE [KEY=VALUE ...]")] = ()
     """Values of the preset that are set differently for all."""
     out: Path = Path("runs/ablations")

@@ -26,7 +26,7 @@ from benchmarks.mujoco.settings import resolve_config
 from benchmarks.mujoco.sweep import _INSTEAD, split_arguments
 from benchmarks.mujoco.sweep import Options as SweepOptions
 from benchmarks.mujoco.sweep import make_runs as make_sweep_runs
-from benchmarks.point_reach import TASK
+from benchmarks.point_reach import NOISY_TASK, TASK
 from policy.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -280,24 +280,43 @@ def test_without_the_base_there_is_no_table() -> None:
         render(options, chosen_variants(options), [curve_of(("cgpo.guidance.type=none",), 0, [1.0])])
 
 
-def test_the_cheap_task_rewards_whoever_moves_to_the_centre_and_stays() -> None:
-    env = gymnasium.make(TASK)
+@pytest.mark.parametrize(("task", "length", "ends"), [(TASK, 10, True), (NOISY_TASK, 50, False)])
+def test_the_cheap_tasks_reward_whoever_moves_to_the_centre_and_stays(task: str, length: int, ends: bool) -> None:
+    env = gymnasium.make(task)
     turn = env.unwrapped._turn  # type: ignore[attr-defined]
 
-    def total(policy: Any, episodes: int = 30) -> float:
-        returns = []
+    def mean_reward(policy: Any, episodes: int = 30) -> float:
+        rewards = []
         for seed in range(episodes):
             observation, _ = env.reset(seed=seed)
-            done, rewards = False, []
-            while not done:
-                observation, reward, done, truncated, _ = env.step(policy(observation).astype(np.float32))
-                assert not truncated
+            is_over = False
+            while not is_over:
+                observation, reward, terminated, truncated, _ = env.step(policy(observation).astype(np.float32))
                 rewards.append(float(reward))
-            assert len(rewards) == 10
-            returns.append(sum(rewards))
-        return float(np.mean(returns))
+                is_over = terminated or truncated
+            assert (terminated, truncated) == (ends, not ends)
+        assert len(rewards) == episodes * length
+        return float(np.mean(rewards))
 
-    best = total(lambda observation: np.clip(-4 * turn.T @ observation[:6], -1, 1))
-    assert best > 6
-    assert total(lambda _: np.zeros(6)) < 1.5
-    assert total(lambda observation: np.clip(-4 * observation[:6], -1, 1)) < best - 2  # its axes are not the point's
+    best = mean_reward(lambda observation: np.clip(-4 * turn.T @ observation[:6], -1, 1))
+    assert best > 0.6
+    assert mean_reward(lambda _: np.zeros(6)) < 0.15
+    assert mean_reward(lambda observation: np.clip(-4 * observation[:6], -1, 1)) < best - 0.2  # not the point's axes
+
+
+def test_a_large_action_is_noisy_and_dear_on_the_noisy_task() -> None:
+    env = gymnasium.make(NOISY_TASK)
+
+    def rewards(size: float) -> tuple[float, float]:
+        found = []
+        for seed in range(400):
+            env.reset(seed=seed)
+            env.unwrapped._point[:] = 0  # type: ignore[attr-defined]
+            observation, reward, *_ = env.step(np.full(6, size, dtype=np.float32))
+            found.append(float(reward) + 3 * float(np.mean(observation**2)))
+        return float(np.mean(found)), float(np.std(found))
+
+    assert rewards(0.0) == (1.0, 0.0)
+    mean, std = rewards(0.5)
+    assert mean == pytest.approx(1 - 0.2 * 0.25, abs=0.25)  # 3 standard errors
+    assert std == pytest.approx(1.5, rel=0.15)
