@@ -10,11 +10,7 @@ evaluation and resume holds here. Started again, it goes on; then it writes OUT/
 from the curves that it keeps beside that.
 """
 
-import math
-import statistics
 import sys
-from bisect import bisect_left, bisect_right
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +25,7 @@ from benchmarks.mujoco.sweep import ALONE, make_run, split_arguments
 from benchmarks.mujoco.table import commands_of, markdown_table, spread
 from benchmarks.point_reach import NOISY_TASK as NOISY_REACH
 from benchmarks.point_reach import TASK as POINT_REACH
+from benchmarks.significance import SIGNIFICANT, area, compare
 from learner.cluster import SweepConfig, SweepRun, run_sweep
 from learner.config import LearnerConfig
 from policy.cli import help_text, run_main
@@ -36,9 +33,7 @@ from policy.errors import ConfigError, unknown_name
 from policy.files import make_folder, replace_file
 
 BASE = "base"
-SIGNIFICANT = 0.05
-"""Chance below which a difference counts."""
-_COLUMNS = ("variant", "what", "seeds", "area", "against", "verdict", "last 10 %")
+_COLUMNS = ("variant", "what", "seeds", "area", "against", "verdict", "seed by seed", "last 10 %")
 _VERDICT = _COLUMNS.index("verdict")
 _INSTEAD = {
     **{name: name for name in ("--task", "--preset", "--seeds", "--steps", "--out", "--set")},
@@ -261,48 +256,6 @@ def make_runs(options: Options, chosen: Sequence[Variant], more: Sequence[str] =
 # --- table ------------------------------------------------------------------------------------------------------------
 
 
-def area(curve: Curve, candidates: int) -> float:
-    """Return the mean return of all evaluations: the area under the curve over its length."""
-    return statistics.fmean(value for _, value in curve.returns(candidates))
-
-
-def chance(values: Sequence[float], others: Sequence[float]) -> float:
-    """Return how often the ranks would be shared out this unevenly by chance alone: the exact rank-sum test, two-sided.
-
-    Of n values in all, each of the ways to choose which `len(values)` are the first is equally likely (Mann, Whitney).
-    """
-    pooled = sorted([*values, *others])
-    # Twice a rank, so that those of equal values, the mean of theirs, are whole numbers too.
-    rank = {value: bisect_left(pooled, value) + bisect_right(pooled, value) + 1 for value in pooled}
-    ways: list[Counter[int]] = [Counter({0: 1})] + [Counter() for _ in values]  # of each size: subsets by sum of ranks
-    for value in pooled:
-        for size in range(len(values), 0, -1):
-            ways[size] += Counter({total + rank[value]: count for total, count in ways[size - 1].items()})
-    centre = len(values) * (len(pooled) + 1)
-    off = abs(sum(rank[value] for value in values) - centre)
-    uneven = sum(count for total, count in ways[-1].items() if abs(total - centre) >= off)
-    return uneven / math.comb(len(pooled), len(values))
-
-
-def verdict(values: Sequence[float], others: Sequence[float]) -> str:
-    """Say whether values are better or worse than others more clearly than chance would often have it."""
-    if 2 / math.comb(len(values) + len(others), len(values)) >= SIGNIFICANT:
-        return "too few seeds"
-    probability = chance(values, others)
-    if probability >= SIGNIFICANT:
-        return f"not told apart ({probability:.0%})"
-    pairs_won = sum((value > other) - (value < other) for value in values for other in others)
-    return f"**{'better' if pairs_won > 0 else 'worse'}** ({probability:.1%})"
-
-
-def compare(group: Group, other: Group) -> str:
-    """Return the verdict on the area under the curve; none while not all have been evaluated at the same steps."""
-    curves = [(curve, each.headline) for each in (group, other) for curve in each.curves]
-    if len({tuple(step for step, _ in curve.returns(count)) for curve, count in curves}) > 1:
-        return "not at the same steps"
-    return verdict(*([area(curve, each.headline) for curve in each.curves] for each in (group, other)))
-
-
 def render(options: Options, chosen: Sequence[Variant], curves: Sequence[Curve]) -> str:
     """Return the document for the runs of one task that are there, finished or not."""
     preset = Path(options.base_preset).stem
@@ -335,6 +288,8 @@ def render(options: Options, chosen: Sequence[Variant], curves: Sequence[Curve])
         f"*Better* and *worse*: chance alone would make so large a difference in less than {SIGNIFICANT:.0%} of all",
         f"comparisons; how often, stands in brackets (exact two-sided rank-sum test over seeds). {_false_alarms(rows)}",
         "*Not told apart* is no proof that a part does not matter, only that these runs do not show it.",
+        "**Seed by seed**: the runs of a seed begin with the same networks and the same states, so they are also",
+        "compared in pairs: in how many the area is lower than in *against*, and how often a coin is as one-sided.",
         "",
         *markdown_table(_COLUMNS, rows),
     ]
@@ -361,13 +316,14 @@ def _false_alarms(rows: Sequence[Sequence[str]]) -> str:
 def _row(variant: Variant, groups: Mapping[str, Group]) -> list[str]:
     group, other = groups[variant.name], groups.get(variant.against)
     is_base = variant.name == BASE
+    compared = ("", "") if is_base else compare(group, other) if other else ("not run yet", "")
     return [
         variant.name,
         variant.what,
         f"{len(group.curves)}",
         spread([area(curve, group.headline) for curve in group.curves]),
         "" if is_base else variant.against,
-        "" if is_base else compare(group, other) if other else "not run yet",
+        *compared,
         spread(group.last_tenth(group.headline)),
     ]
 

@@ -13,20 +13,20 @@ from benchmarks.ablations import (
     BASE,
     Options,
     base_config,
-    chance,
     chosen_variants,
     make_runs,
     render,
     variants,
-    verdict,
 )
 from benchmarks.mujoco.__main__ import settings_of
 from benchmarks.mujoco.curves import Curve
+from benchmarks.mujoco.groups import Group
 from benchmarks.mujoco.settings import resolve_config
 from benchmarks.mujoco.sweep import _INSTEAD, split_arguments
 from benchmarks.mujoco.sweep import Options as SweepOptions
 from benchmarks.mujoco.sweep import make_runs as make_sweep_runs
 from benchmarks.point_reach import NOISY_TASK, TASK
+from benchmarks.significance import chance, compare, seed_by_seed, verdict
 from policy.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,6 +201,29 @@ def test_a_difference_counts_when_chance_rarely_makes_it(
     assert verdict(values, others) == expected
 
 
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ([(1, 2)] * 5, "lower in 5 of 5 (6.2%)"),  # two of the 32 ways
+        ([(1, 2)] * 9 + [(3, 2)], "lower in 9 of 10 (2.1%)"),  # 2 (1 + 10) of 1024
+        ([(3, 2)] * 6 + [(2, 2)], "lower in 0 of 6 (3.1%)"),
+        ([(1, 2), (2, 1)], "lower in 1 of 2 (100.0%)"),
+        ([(2, 2)], "no pair differs"),
+        ([], "no pair differs"),
+    ],
+)
+def test_pairs_of_one_seed_are_compared_by_the_sign_test(pairs: list[tuple[float, float]], expected: str) -> None:
+    assert seed_by_seed(pairs) == expected
+
+
+def test_only_runs_of_one_seed_make_a_pair() -> None:
+    groups = [
+        Group(tuple(curve_of((), seed, [value]) for seed, value in enumerate(values, start)))
+        for start, values in ((0, [1.0, 2.0, 3.0]), (1, [2.5, 2.5, 9.0]))
+    ]
+    assert compare(*groups) == ("too few seeds", "lower in 1 of 2 (100.0%)")  # 2 < 2.5, 3 > 2.5
+
+
 def test_a_task_without_a_version_is_the_one_that_the_runs_have() -> None:
     options = Options(task="HalfCheetah", only=("none",), seeds="0")
     assert options.task == "HalfCheetah-v4"
@@ -265,8 +288,8 @@ def test_the_table_sets_each_variant_beside_the_base() -> None:
     curves.append(dataclasses.replace(curve_of((), 9, [7000.0]), preset="paper_mujoco"))  # of another comparison
     document = render(options, chosen_variants(options), curves)
     lines = table_of(document)
-    assert lines["base"].endswith("| 5 | 60.0 ± 7.9 |  |  | 120 ± 15.8 |")
-    assert lines["none"].endswith("| 26.0 ± 0.8 | base | **worse** (0.8%) | 52.0 ± 1.6 |")
+    assert lines["base"].endswith("| 5 | 60.0 ± 7.9 |  |  |  | 120 ± 15.8 |")
+    assert lines["none"].endswith("| 26.0 ± 0.8 | base | **worse** (0.8%) | lower in 5 of 5 (6.2%) | 52.0 ± 1.6 |")
     assert "| base | not told apart (69%) |" in lines["naive"]
     assert "| base | not at the same steps |" in lines["no_ddqn"]
     assert "Not run yet: x0_gradient." in document
