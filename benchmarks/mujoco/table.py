@@ -205,7 +205,8 @@ def commands_of(curves: Iterable[Curve]) -> list[str]:
         f"{command.replace('{seeds}', ','.join(sorted(own, key=lambda seed: (len(seed), seed))))}   # {place}"
         for (command, place), own in seeds.items()
     ]
-    return ["Commands of these runs, as last started:", "", "```", *lines, "```"]
+    said = "Commands of these runs, as last started, for the presets of the revision at their ends:"
+    return [said, "", "```", *lines, "```"]
 
 
 def _place(curve: Curve) -> str:
