@@ -171,19 +171,23 @@ def intervention_figures(episodes: Iterable[EpisodeReport]) -> dict[str, float]:
     return {"steps": steps, "fraction": steps / max(1, sum(episode.length for episode in training))}
 
 
-def typical_duration_s(episodes: Sequence[EpisodeReport], pace: float) -> float:
-    """Return what the latest episodes that the policy drove alone would take on average at another pace, in wall time.
+def typical_duration_s(episodes: Sequence[EpisodeReport], pace: float, next_pace: float) -> float:
+    """Return what the latest episodes that the policy drove alone, at `pace`, would take on average at next_pace.
 
-    Those tell how long it takes, or how long it fails. Before there are any, training episodes or demonstrations serve;
-    0 without episodes. pace as actor.rate.RateKeeper's: at 0 nothing is waited for. At others it is rather too much:
-    work that fits into the control periods is counted beside them.
+    Wall time, 0 without episodes. Those tell how long it takes, or how long it fails; before there are any, training
+    episodes or demonstrations serve. Paces as actor.rate.RateKeeper's: at 0 nothing is waited for.
     """
     training = [episode for episode in episodes if episode.kind == "training"]
     alone = [episode for episode in training if episode.intervention_steps == 0]
     recent = (alone or training or episodes)[-_RECENT_EPISODES:]
-    busy_s = sum(episode.duration_s - episode.slept_s for episode in recent)
-    periods_s = sum(episode.robot_s for episode in recent) / pace if pace > 0 else 0.0
-    return (busy_s + periods_s) / max(1, len(recent))
+    return sum(_duration_s(episode, pace, next_pace) for episode in recent) / max(1, len(recent))
+
+
+def _duration_s(episode: EpisodeReport, pace: float, next_pace: float) -> float:
+    """The same episode at another pace: its periods last as long as the work in them or as that pace wants."""
+    work_s = max(0.0, episode.robot_s / pace - episode.slept_s) if pace > 0 else 0.0
+    periods_s = episode.robot_s / next_pace if next_pace > 0 else 0.0
+    return episode.duration_s - episode.slept_s - work_s + max(work_s, periods_s)
 
 
 def percentiles(values: Sequence[float] | Sequence[int]) -> dict[str, float]:

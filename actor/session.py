@@ -340,8 +340,8 @@ class Session:
 
     def _reserve_s(self) -> float:
         """Return the time to keep for the final evaluation, judged by the latest episodes of this process."""
-        typical_s = typical_duration_s(self._episodes[self._episodes_before :], self._config.eval_pace)
-        return _RESERVE_MARGIN * self._config.eval_episodes * typical_s
+        config, episodes = self._config, self._episodes[self._episodes_before :]
+        return _RESERVE_MARGIN * config.eval_episodes * typical_duration_s(episodes, config.pace, config.eval_pace)
 
     def _next_interim_evaluation(self) -> int | None:
         every = self._config.eval_every_steps

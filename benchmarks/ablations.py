@@ -288,8 +288,9 @@ def render(options: Options, chosen: Sequence[Variant], curves: Sequence[Curve])
         f"*Better* and *worse*: chance alone would make so large a difference in less than {SIGNIFICANT:.0%} of all",
         f"comparisons; how often, stands in brackets (exact two-sided rank-sum test over seeds). {_false_alarms(rows)}",
         "*Not told apart* is no proof that a part does not matter, only that these runs do not show it.",
-        "**Seed by seed**: the runs of a seed begin with the same networks and the same states, so they are also",
-        "compared in pairs: in how many the area is lower than in *against*, and how often a coin is as one-sided.",
+        "**Seed by seed** judges nothing, but is to be looked at: runs of a seed begin in the same states, with",
+        "the same networks where they have one shape, so they make pairs. In how many of them the area is lower",
+        "than in *against*, and how often a coin is as one-sided.",
         "",
         *markdown_table(_COLUMNS, rows),
     ]

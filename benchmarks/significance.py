@@ -63,6 +63,6 @@ def seed_by_seed(pairs: Sequence[tuple[float, float]]) -> str:
     lower, higher = sum(value < other for value, other in pairs), sum(value > other for value, other in pairs)
     count = lower + higher
     if not count:
-        return "no pair differs"
+        return "no pair differs" if pairs else "no pair"
     tail = sum(math.comb(count, fewer) for fewer in range(min(lower, higher) + 1))
     return f"lower in {lower} of {count} ({min(1, 2 * tail / 2**count):.1%})"

@@ -57,13 +57,17 @@ class GuardedAdam(Adam):
         gradients, loss = average_over_ranks(gradients, loss)
         # Both steps read gradients in the parameter's memory order, whatever their strides say.
         gradients = [None if gradient is None else gradient.contiguous() for gradient in gradients]
-        if self._is_compiled and is_due is None and is_native_used():
-            self._compiled_step(gradients, loss, max_norm)
+        learned = self._learned(gradients) if self._is_compiled and is_due is None and is_native_used() else []
+        if learned:
+            group, loss = self.param_groups[0], loss.detach().to(torch.float32)
+            how = {name: group[name] for name in ("betas", "eps")}
+            adam_step(learned, loss, self._counters, learning_rate=group["lr"], max_norm=max_norm, **how)
         else:
             self._fused_step(gradients, loss, max_norm, is_due)
         torch.autograd.graph.increment_version(self._parameters)  # both leave that out
 
-    def _compiled_step(self, gradients: Sequence[Tensor | None], loss: Tensor, max_norm: float) -> None:
+    def _learned(self, gradients: Sequence[Tensor | None]) -> list[Learned]:
+        """Each parameter that has a gradient, with its moments."""
         learned = []
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             if gradient is None:
@@ -71,11 +75,10 @@ class GuardedAdam(Adam):
             state = self.state[parameter]
             if not state:  # as Adam makes it
                 zeros = (torch.zeros_like(parameter, requires_grad=False) for _ in range(2))
-                state.update(zip(("step", "exp_avg", "exp_avg_sq"), (torch.zeros(()), *zeros), strict=True))
+                step = torch.zeros((), dtype=torch.float32)
+                state.update(zip(("step", "exp_avg", "exp_avg_sq"), (step, *zeros), strict=True))
             learned.append(Learned(parameter, gradient, state["exp_avg"], state["exp_avg_sq"], state["step"]))
-        group = self.param_groups[0]
-        how = {name: group[name] for name in ("betas", "eps")}
-        adam_step(learned, loss.detach(), self._counters, learning_rate=group["lr"], max_norm=max_norm, **how)
+        return learned
 
     def _fused_step(
         self, gradients: Sequence[Tensor | None], loss: Tensor, max_norm: float, is_due: Tensor | None

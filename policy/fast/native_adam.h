@@ -15,7 +15,7 @@ typedef struct {
     double learning_rate, beta_1, beta_2, eps, max_norm; /* max_norm 0: gradients are not clipped */
 } AdamSettings;
 
-/* In float, as PyTorch sums it: a gradient whose square is none is infinite there too. */
+/* Squares in float, as PyTorch has them: of a gradient beyond 1e19 they are infinite. */
 VECTORISED static double sum_of_squares(const float *x, Py_ssize_t count) {
     enum { AT_ONCE = 4096 };
     double total = 0.0;

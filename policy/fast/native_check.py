@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from policy.critic_network import conservative_value
 from policy.fast import native_kernels
@@ -189,21 +189,33 @@ def _denoise() -> Iterator[Trial]:
 
 
 def _adam_step() -> Trial:
-    """Of tensors longer and shorter than a processor computes at once, clipped, a few times."""
-    parameters = [_random(_ROWS, _WIDTH), _random(1)]
-    gradients = [10 * parameter + 1 for parameter in parameters]
-    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
-    expected, counters = [nn.Parameter(parameter.clone()) for parameter in parameters], torch.zeros(4)
-    adam = torch.optim.Adam(expected, 0.1, (0.8, 0.9), 1e-5)
-    learned = [
-        native_kernels.Learned(*pair, torch.zeros_like(pair[0]), torch.zeros_like(pair[0]), torch.zeros(()))
-        for pair in zip(parameters, gradients, strict=True)
-    ]
-    for parameter, gradient in zip(expected, gradients, strict=True):
-        parameter.grad = gradient / norm
-    for _ in range(3):
-        adam.step()
+    """Of tensors longer and shorter than a processor computes at once, clipped, along a gradient that changes.
+
+    Written out: torch.optim would load a compiler into a process that only acts.
+    """
+    rate, beta_1, beta_2, eps, max_norm = 0.1, 0.8, 0.9, 1e-5, 1.0
+    starts = [_random(_ROWS, _WIDTH), _random(1)]
+    gradients, counters = [10 * start for start in starts], torch.zeros(4)
+    kept, expected = ([(x.clone(), *torch.zeros(2, *x.shape), torch.zeros(())) for x in starts] for _ in range(2))
+    for step in (1, 2, 3):
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        for (parameter, mean, square, steps), gradient in zip(expected, gradients, strict=True):
+            mean.lerp_(max_norm * gradient / norm, 1 - beta_1)
+            square.lerp_((max_norm * gradient / norm).square(), 1 - beta_2)
+            root = (square / (1 - beta_2**step)).sqrt()
+            parameter.sub_(rate / (1 - beta_1**step) * mean / (root + eps))
+            steps.add_(1)
+        learned = [native_kernels.Learned(own[0], g, *own[1:]) for own, g in zip(kept, gradients, strict=True)]
         native_kernels.adam_step(
-            learned, torch.tensor(2.0), counters, learning_rate=0.1, betas=(0.8, 0.9), eps=1e-5, max_norm=1.0
+            learned,
+            torch.tensor(2.0),
+            counters,
+            learning_rate=rate,
+            betas=(beta_1, beta_2),
+            eps=eps,
+            max_norm=max_norm,
         )
-    return Trial("adam_step", (*parameters, counters), (*expected, torch.tensor([0.0, 0.0, 2.0, norm])))
+        for gradient in gradients:
+            gradient.add_(1.0)
+    answers, right = ([part for own in each for part in own] for each in (kept, expected))
+    return Trial("adam_step", (*answers, counters), (*right, torch.tensor([0.0, 0.0, 2.0, norm])))

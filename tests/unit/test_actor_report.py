@@ -110,14 +110,18 @@ def test_the_typical_duration_is_that_of_the_policy_alone() -> None:
     alone = [
         dataclasses.replace(REPORT, kind="training", duration_s=float(i), intervention_steps=0) for i in range(1, 31)
     ]
-    assert typical_duration_s([], pace=0.0) == 0.0
-    assert typical_duration_s([demonstration], pace=0.0) == 1.0
-    assert typical_duration_s([demonstration, helped], pace=0.0) == 3.0
-    assert typical_duration_s([demonstration, *alone, helped], pace=0.0) == 20.5  # 11 to 30, the latest twenty
+    assert typical_duration_s([], 0.0, 0.0) == 0.0
+    assert typical_duration_s([demonstration], 0.0, 0.0) == 1.0
+    assert typical_duration_s([demonstration, helped], 0.0, 0.0) == 3.0
+    assert typical_duration_s([demonstration, *alone, helped], 0.0, 0.0) == 20.5  # 11 to 30, the latest twenty
 
 
-@pytest.mark.parametrize(("pace", "expected_s"), [(0.0, 1.5), (1.0, 11.5), (20.0, 2.0)])
-def test_the_typical_duration_is_that_of_the_pace(pace: float, expected_s: float) -> None:
-    """10 s of the robot at twice real time, of which 4 s were slept: without a pace only the work is left."""
-    report = dataclasses.replace(REPORT, duration_s=5.5, slept_s=4.0, robot_s=10.0)
-    assert typical_duration_s([report], pace) == pytest.approx(expected_s)
+@pytest.mark.parametrize(
+    ("pace", "next_pace", "expected_s"),
+    [(2.0, 0.0, 1.5), (2.0, 1.0, 10.5), (2.0, 2.0, 5.5), (2.0, 20.0, 1.5), (2.0, 4.0, 3.0), (0.0, 1.0, 11.5)],
+)
+def test_the_typical_duration_is_that_of_the_pace(pace: float, next_pace: float, expected_s: float) -> None:
+    """10 s of the robot, at twice real time in 5 s, of which 4 s were slept; half a second was the reset's."""
+    slept_s = 4.0 if pace else 0.0
+    report = dataclasses.replace(REPORT, duration_s=1.5 + slept_s, slept_s=slept_s, robot_s=10.0)
+    assert typical_duration_s([report], pace, next_pace) == pytest.approx(expected_s)

@@ -147,5 +147,15 @@ def test_the_compiled_step_is_the_fused_one() -> None:
     torch.testing.assert_close(states[1], states[0], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("is_compiled", FORMS)
+def test_a_step_without_any_gradient_changes_nothing(is_compiled: bool) -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimiser = GuardedAdam([weight], 0.1, is_compiled=is_compiled)
+    optimiser.step_along([None], torch.tensor(1.0, dtype=torch.float64))
+    optimiser.step_along([torch.zeros(2)], torch.tensor(1.0, dtype=torch.float64))
+    assert torch.equal(weight, torch.ones(2))
+    assert optimiser.counters().tolist() == [0, 0, 1, 0]
+
+
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
