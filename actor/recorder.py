@@ -127,14 +127,14 @@ class Recorder:
         if self._must_stop():
             return False
         self._begin(is_redo)
-        start_s = time.monotonic()
+        start_s, slept_s = time.monotonic(), self._cell.env.rate.slept_s
         try:
             tally = self._drive()
         except InterruptionError as error:  # before its first step: nothing of it is recorded
             self._cell.recover_from(error, self._must_stop)
             return True
         decision = self._decide(tally)
-        self._conclude(decision, tally, time.monotonic() - start_s)
+        self._conclude(decision, tally, time.monotonic() - start_s, self._cell.env.rate.slept_s - slept_s)
         if tally.interruption is not None:
             self._cell.recover_from(tally.interruption, self._must_stop)
         return decision is Decision.REDO
@@ -170,7 +170,7 @@ class Recorder:
             return Decision.DISCARD
         return self._judge.decide(tally, self._cell.arbiter.episode_fault, self._wait)
 
-    def _conclude(self, decision: Decision, tally: EpisodeTally, duration_s: float) -> None:
+    def _conclude(self, decision: Decision, tally: EpisodeTally, duration_s: float, slept_s: float) -> None:
         """Offer the decision's mark, wait until all is on the disk, and only then count the episode."""
         episode = self._state.episode
         is_kept = decision in (Decision.KEEP, Decision.KEEP_AS_SUCCESS)
@@ -189,6 +189,7 @@ class Recorder:
             tally,
             stage=None,
             duration_s=duration_s,
+            slept_s=slept_s,
             control_rate_hz=self._task.control_rate_hz,
             backlog=self._spool.pending,
         )
