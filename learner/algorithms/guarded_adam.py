@@ -24,8 +24,8 @@ class SkippedSteps(NamedTuple):
 class GuardedAdam(Adam):
     """Adam that changes neither parameters nor moments when the loss or the norm of its gradient is not finite.
 
-    That is decided where the tensors are, by the fused kernel's own switch (the one that torch.amp uses): training on a
-    GPU never waits for the answer. skipped_steps() reads it.
+    That is decided where the tensors are, by the compiled step or the fused kernel's own switch (the one that torch.amp
+    uses): training on a GPU never waits for the answer. skipped_steps() reads it.
     """
 
     def __init__(
