@@ -191,6 +191,8 @@ class Options:
     """Where to write the table (default: OUT/ablations_TASK.md)."""
     list: bool = False
     """Print the variants and what they change, and run nothing."""
+    render: bool = False
+    """Write the table from the curves that are kept beside it, and run nothing."""
     sweep: Annotated[SweepConfig, tyro.conf.arg(name="")] = field(default_factory=SweepConfig)
 
     def __post_init__(self) -> None:
@@ -351,10 +353,11 @@ def main() -> int:
         print(list_variants(options))
         return 0
     chosen = chosen_variants(options)
-    failed = run_sweep(make_runs(options, chosen, more), options.out / "logs", options.sweep)
+    failed = [] if options.render else run_sweep(make_runs(options, chosen, more), options.out / "logs", options.sweep)
     document = options.write or options.out / f"ablations_{options.short_task}.md"
     folder = document.with_suffix("")
-    keep(read_runs(options.out), folder)
+    if not options.render:
+        keep(read_runs(options.out), folder)
     make_folder(document.parent)
     replace_file(document, render(options, chosen, read_kept(folder)).encode())
     print(f"the table is in {document}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks.ablations import (
     Options,
     base_config,
     chosen_variants,
+    main,
     make_runs,
     render,
     variants,
@@ -295,6 +297,28 @@ def test_the_table_sets_each_variant_beside_the_base() -> None:
     assert "Not run yet: x0_gradient." in document
     assert "**1 of these runs are unfinished**" in document
     assert "up to 0.10 of these 2 would be expected to seem to; 1 does." in document  # 5 % of two verdicts
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("ablations", "--only none naive no_ddqn no_truncation vbase_zero"),
+        ("ablations_Pendulum-v1", "--task Pendulum-v1 --only none naive no_ddqn no_truncation vbase_zero"),
+        (
+            "ablations_NoisyReach-v0",
+            f"--task {NOISY_TASK} --only no_ddqn no_truncation --set cgpo.critic.target_candidates=16",
+        ),
+    ],
+)
+def test_the_tables_of_this_repository_follow_from_the_curves_beside_them(
+    name: str, arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = ROOT / "benchmarks/results"
+    shutil.copytree(results / name, tmp_path / name)
+    written = tmp_path / f"{name}.md"
+    monkeypatch.setattr("sys.argv", ["ablations", *arguments.split(), "--render", "--write", str(written)])
+    assert main() == 0
+    assert written.read_text() == (results / f"{name}.md").read_text()
 
 
 def test_without_the_base_there_is_no_table() -> None:
