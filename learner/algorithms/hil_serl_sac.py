@@ -22,7 +22,6 @@ from learner.algorithms.base import (
     update_ema,
 )
 from learner.algorithms.gripper import make_gripper
-from learner.algorithms.guarded_adam import GuardedAdam
 from learner.algorithms.state import Resumable, Stateful
 from learner.algorithms.temperature import Temperature
 from learner.losses import scalar_critic_loss
@@ -55,10 +54,13 @@ class HilSerlSac(Resumable):
         valued = [*self._critic.parameters(), *self._heads.parameters()]
         if self._gripper:
             valued += self._gripper.critic.parameters()
-        rates = self._config
-        self._actor_optimiser = GuardedAdam(self._actor.parameters(), rates.actor_learning_rate)
-        self._critic_optimiser = GuardedAdam(valued, rates.critic_learning_rate)
-        self._temperature_optimiser = GuardedAdam(self._temperature.parameters(), rates.temperature_learning_rate)
+        self._actor_optimiser = agents.optimiser(
+            self._actor.parameters(), lambda config: config.hil_serl_sac.actor_learning_rate
+        )
+        self._critic_optimiser = agents.optimiser(valued, lambda config: config.hil_serl_sac.critic_learning_rate)
+        self._temperature_optimiser = agents.optimiser(
+            self._temperature.parameters(), lambda config: config.hil_serl_sac.temperature_learning_rate
+        )
         self._critic_noise, self._actor_noise = (
             torch.Generator(agents.device).manual_seed(config.seed * 1000 + purpose) for purpose in range(2)
         )
