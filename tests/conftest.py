@@ -34,7 +34,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        item.add_marker(pytest.mark.flaky(reruns=3, reruns_delay=5, condition=functools.partial(_is_excused, item)))
+        item.add_marker(pytest.mark.flaky(reruns=5, reruns_delay=5, condition=functools.partial(_is_excused, item)))
 
 
 @pytest.hookimpl(tryfirst=True)
