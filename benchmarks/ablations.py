@@ -353,10 +353,11 @@ def main() -> int:
         print(list_variants(options))
         return 0
     chosen = chosen_variants(options)
-    failed = [] if options.render else run_sweep(make_runs(options, chosen, more), options.out / "logs", options.sweep)
     document = options.write or options.out / f"ablations_{options.short_task}.md"
     folder = document.with_suffix("")
+    failed = []
     if not options.render:
+        failed = run_sweep(make_runs(options, chosen, more), options.out / "logs", options.sweep)
         keep(read_runs(options.out), folder)
     make_folder(document.parent)
     replace_file(document, render(options, chosen, read_kept(folder)).encode())
